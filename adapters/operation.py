@@ -1,0 +1,145 @@
+"""The linear operation of a layer, free of any toolkit."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Padding = tuple[tuple[int, int], ...] | Literal["same"]
+
+_CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_PAD_MODE = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A convolution over `dimensions` spatial axes, or a linear layer when it is 0.
+
+    `padding` gives (before, after) of every axis, or "same": as much as keeps
+    `ceil(size / stride)` positions, the odd one after.
+    """
+
+    dimensions: int = 0
+    stride: tuple[int, ...] = ()
+    padding: Padding = ()
+    padding_mode: str = "zeros"
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def pad(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+        """Pad `x` [N, n, *size] as the operation does before it slides."""
+        sides = self.padding
+        if sides == "same":
+            sides = tuple(
+                _same(size, *axis)
+                for size, *axis in zip(
+                    x.shape[2:], kernel, self.stride, self.dilation, strict=True
+                )
+            )
+        if not any(map(any, sides)):
+            return x
+        flat = [side for axis in reversed(sides) for side in axis]
+        return F.pad(x, flat, mode=_PAD_MODE[self.padding_mode])
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Apply the bias-free operation with `weight` to `x`."""
+        if not self.dimensions:
+            return F.linear(x, weight)
+        convolve = _CONVOLUTION[self.dimensions]
+        return convolve(
+            self.pad(x, tuple(weight.shape[2:])),
+            weight,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    def pointwise(self) -> "Operation":
+        """The operation that mixes channels only, at this one's output."""
+        ones = (1,) * self.dimensions
+        none = ((0, 0),) * self.dimensions
+        return Operation(self.dimensions, ones, none, "zeros", ones, self.groups)
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """View `weight` [m, n/g, *kernel] as one matrix a group, [g, m/g, k]."""
+        return weight.reshape(self.groups, weight.shape[0] // self.groups, -1)
+
+
+def _same(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    outputs = math.ceil(size / stride)
+    total = max((outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def patches(
+    x: Tensor,
+    operation: Operation,
+    kernel: tuple[int, ...],
+    step: int = 1,
+    start: int = 0,
+) -> Tensor:
+    """Unfold `x` to the columns that the operation multiplies with its weight.
+
+    Args:
+        x: Input, [N, n, *size]; for a linear layer [..., n].
+        operation: The layer's operation.
+        kernel: Its kernel size, one number an axis.
+        step: Keep every `step`-th output position along each axis …
+        start: … from position `start mod step` of the last axis, `start // step mod
+            step` of the one before, and so on.
+
+    Returns:
+        [g, positions, k] with k = (n/g)·Π kernel, in the order of the flattened weight.
+    """
+    if not operation.dimensions:
+        return x.reshape(1, -1, x.shape[-1])[:, start % step :: step]
+    axes = operation.dimensions
+    x = operation.pad(x, kernel)
+    batch, channels, *size = x.shape
+    outer, channel, *inner = x.stride()
+    counts, strides, offset = [], [], x.storage_offset()
+    for axis in range(axes):
+        stride, dilation = operation.stride[axis], operation.dilation[axis]
+        outputs = (size[axis] - dilation * (kernel[axis] - 1) - 1) // stride + 1
+        first = start // step ** (axes - 1 - axis) % step % outputs
+        counts.append(-(-(outputs - first) // step))
+        strides.append(inner[axis] * stride * step)
+        offset += inner[axis] * stride * first
+    dilated = [i * d for i, d in zip(inner, operation.dilation, strict=True)]
+    groups = operation.groups
+    per_group = channels // groups
+    # The windows are a view, [N, g, n/g, *positions, *kernel]: only the positions that
+    # are kept are ever copied.
+    view = x.as_strided(
+        [batch, groups, per_group, *counts, *kernel],
+        [outer, channel * per_group, channel, *strides, *dilated],
+        offset,
+    )
+    # -> [g, N, *positions, n/g, *kernel]
+    order = [1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes)]
+    return view.permute(order).reshape(groups, -1, per_group * math.prod(kernel))
+
+
+def positions(output: Tensor, operation: Operation) -> Tensor:
+    """Bring a layer's output (or its gradient) to [N, g, positions, m/g]."""
+    if not operation.dimensions:
+        rows = output.reshape(output.shape[0], 1, -1, output.shape[-1])
+        return rows
+    groups = operation.groups
+    flat = output.flatten(2)  # [N, m, positions]
+    return flat.unflatten(1, (groups, flat.shape[1] // groups)).transpose(2, 3)
+
+
+def first_nonfinite(x: Tensor) -> str | None:
+    """Name the first kind of non-finite value in `x`, or None."""
+    if torch.isfinite(x).all():
+        return None
+    return "NaN" if torch.isnan(x).any() else "inf"

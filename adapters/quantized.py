@@ -1,0 +1,53 @@
+"""Symmetric per-channel quantization of what an adapter stores."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Integers and their scales, `values · scale`; scale None means plain float32.
+
+    `values` is int8 [c, …]; `scale` float32 [c, 1, …], one a leading channel.
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    bits: int
+
+    def dequantize(self) -> Tensor:
+        """The float32 tensor."""
+        if self.scale is None:
+            return self.values
+        return self.values.float() * self.scale
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored values."""
+        return self.values.numel()
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of values and scales together."""
+        scales = 0 if self.scale is None else self.scale.numel()
+        return self.bits * self.parameters + FLOAT_BITS * scales
+
+
+def quantize(tensor: Tensor, bits: int) -> QuantizedTensor:
+    """Quantize to `bits` in the narrow range ±(2^(bits−1) − 1), one scale a channel.
+
+    The scale is the channel's largest magnitude over the largest level, so quantizing
+    the dequantized tensor again gives the same integers. 32 bits keep float32.
+    """
+    if bits == FLOAT_BITS:
+        return QuantizedTensor(tensor.float(), None, bits)
+    top = 2 ** (bits - 1) - 1
+    largest = tensor.double().flatten(1).abs().amax(1)
+    largest = torch.where(largest == 0, torch.ones_like(largest), largest)
+    scale = (largest / top).float().view(-1, *[1] * (tensor.ndim - 1))
+    values = (tensor.double() / scale.double()).round().clamp(-top, top)
+    return QuantizedTensor(values.to(torch.int8), scale, bits)

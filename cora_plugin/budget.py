@@ -1,0 +1,74 @@
+"""What a rank costs, in each unit of a budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cora_plugin.adapters.adapter import Kind, kind_of
+from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.config import Budget
+from cora_plugin.layer import QuantizedLayer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, stored bits (scales counted) and multiply-accumulates an image."""
+
+    parameters: int = 0
+    bits: int = 0
+    macs: int = 0
+
+    def of(self, unit: str) -> int:
+        """The number that a budget of `unit` limits."""
+        return {"params": self.parameters, "bits": self.bits, "macs": self.macs}[unit]
+
+
+def adapter_cost(
+    layer: QuantizedLayer, rank: int, adapter_bits: int, outputs: int
+) -> Cost:
+    """Cost of an adapter of `rank` beside a layer with `outputs` output positions."""
+    if rank == 0:
+        return Cost()
+    rows = layer.weight.shape[0]
+    groups = layer.operation.groups
+    kind = kind_of(tuple(layer.weight.shape), layer.operation, rank)
+    if kind is Kind.FULL:
+        parameters, scales = layer.weight.numel(), rows
+        macs = parameters
+    elif kind is Kind.SHARED_BASIS:
+        parameters, scales = rank * (rows + layer.columns), rank + rows
+        macs = layer.weight.numel()  # one convolution with the kernel BA
+    else:
+        parameters = rank * (rows + groups * layer.columns)
+        scales = groups * rank + rows
+        macs = parameters
+    if adapter_bits == FLOAT_BITS:
+        scales = 0
+    bits = adapter_bits * parameters + FLOAT_BITS * scales
+    return Cost(parameters, bits, macs * outputs)
+
+
+def ladder(
+    layer: QuantizedLayer, adapter_bits: int, outputs: int
+) -> tuple[tuple[int, ...], tuple[Cost, ...]]:
+    """Every rank worth having and its cost: factors while they are smaller than the
+    residual, then the residual itself.
+    """
+    shape = tuple(layer.weight.shape)
+    ranks = [
+        rank
+        for rank in range(layer.full_rank)
+        if kind_of(shape, layer.operation, rank) is not Kind.FULL
+    ]
+    ranks.append(layer.full_rank)
+    costs = (adapter_cost(layer, rank, adapter_bits, outputs) for rank in ranks)
+    return tuple(ranks), tuple(costs)
+
+
+def allowance(
+    budget: Budget, layers: Sequence[QuantizedLayer], outputs: Mapping[str, int]
+) -> float:
+    """The budget of a model as a number that `Cost.of(budget.unit)` may reach."""
+    whole = sum(layer.weight.numel() for layer in layers)
+    if budget.unit == "macs":
+        whole = sum(layer.weight.numel() * outputs[layer.name] for layer in layers)
+    return budget.amount * whole

@@ -1,0 +1,121 @@
+"""Which calibration images calibrate and which judge."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.operation import first_nonfinite
+
+
+class ImageSplit:
+    """Splits the images as they stream by and keeps two small samples of them.
+
+    The images pass a single time, so a shuffling or one-shot loader is as good as any.
+    Held-out images are never handed on; the sample is drawn uniformly from those that
+    are (reservoir sampling). Both are the same under the same seed.
+
+    Args:
+        held_out: Share of the images that is held out, spread evenly.
+        sample_size: Number of images in the sample.
+        seed: Seeds the sample.
+    """
+
+    def __init__(self, held_out: float, sample_size: int, seed: int) -> None:
+        self._share = held_out
+        self._size = sample_size
+        self._random = torch.Generator().manual_seed(seed)
+        self._held: list[Tensor] = []
+        self._sample: list[Tensor] = []
+        self._items = 0
+        self._seen = 0
+        self._batch = 1
+        self.images = 0
+
+    def keep(self, item: Any) -> Tensor:
+        """Take what a loader yielded; return the images that calibrate, perhaps none.
+
+        Raises:
+            CoRaError: The item is not images, or holds NaN or inf.
+        """
+        batch = _images(item, self._items)
+        self._items += 1
+        self._batch = max(self._batch, len(batch))
+        counts = torch.arange(self._seen, self._seen + len(batch) + 1) * self._share
+        held = counts[1:].floor() > counts[:-1].floor()
+        self._seen += len(batch)
+        self._held += batch[held].clone().unbind()
+        kept = batch[~held]
+        for image in kept:
+            self._offer(image)
+        return kept
+
+    def close(self) -> None:
+        """Check, once all images have passed, that there were enough.
+
+        Raises:
+            CoRaError: None calibrate, or none are held out.
+        """
+        if not self.images:
+            raise CoRaError(
+                f"calibration data: {self._seen} images are too few to calibrate and "
+                "hold one out; pass at least a few dozen"
+            )
+        if not self._held:
+            raise CoRaError(
+                f"calibration data: {self._seen} images leave none to hold out at "
+                f"held_out={self._share}; pass more images or raise held_out"
+            )
+
+    def _offer(self, image: Tensor) -> None:
+        self.images += 1
+        if len(self._sample) < self._size:
+            self._sample.append(image.clone())
+            return
+        slot = int(torch.randint(self.images, (), generator=self._random))
+        if slot < self._size:
+            self._sample[slot] = image.clone()
+
+    def held_out(self) -> tuple[Tensor, ...]:
+        """The held-out images in batches."""
+        return _batches(self._held, self._batch)
+
+    def sample(self) -> tuple[Tensor, ...]:
+        """The sampled images in batches."""
+        return _batches(self._sample, self._batch)
+
+
+def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:
+    return torch.stack(images).split(size)
+
+
+def _images(item: Any, index: int) -> Tensor:
+    images = item[0] if isinstance(item, list | tuple) and item else item
+    if not isinstance(images, Tensor) or images.ndim < 2:
+        raise CoRaError(
+            f"calibration data: item {index} is {_describe(item)}; the loader should "
+            "yield batches of images [N, …], alone or first in a tuple such as "
+            "(images, targets)"
+        )
+    if not images.is_floating_point():
+        raise CoRaError(
+            f"calibration data: item {index} has dtype {images.dtype}; pass images "
+            "preprocessed to float as the model expects them"
+        )
+    kind = first_nonfinite(images)
+    if kind is not None:
+        raise CoRaError(
+            f"calibration data: item {index} holds {kind}; clean the images or the "
+            "preprocessing"
+        )
+    return images.detach()
+
+
+def _describe(item: Any) -> str:
+    if isinstance(item, Tensor):
+        return f"a tensor of shape {list(item.shape)}"
+    if isinstance(item, list | tuple):
+        kinds = ", ".join(type(part).__name__ for part in item)
+        return f"a {type(item).__name__} of ({kinds})"
+    return f"a {type(item).__name__}"

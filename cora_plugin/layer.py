@@ -1,0 +1,104 @@
+"""What a host hands over: one quantized layer, and the contract of a host."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from cora_plugin.adapters import Adapter, Operation
+from cora_plugin.adapters.adapter import full_rank, is_depthwise, residual_matrices
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer as the host quantized it; weights are [m, n/g, *kernel] or [m, n].
+
+    `weight_bits` is the bit width of the stored weight and `scale_bits` the bits of its
+    scales and zero points together.
+    """
+
+    name: str
+    weight: Tensor
+    dequantized: Tensor
+    operation: Operation
+    weight_bits: float
+    scale_bits: int
+
+    @property
+    def residual(self) -> Tensor:
+        """`E = W − Wq`, in float64."""
+        return self.weight.double() - self.dequantized.double()
+
+    @property
+    def matrices(self) -> Tensor:
+        """The residual as the matrices that are factored, [g, m/g, k]."""
+        return self.as_matrices(self.residual)
+
+    def as_matrices(self, weight: Tensor) -> Tensor:
+        """Any weight of this shape as those matrices; depthwise: one, [1, m, k]."""
+        return residual_matrices(weight, self.operation)
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size, empty for a linear layer."""
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def columns(self) -> int:
+        """k, the length of one unfolded input column of a group."""
+        return math.prod(self.weight.shape[1:])
+
+    @property
+    def full_rank(self) -> int:
+        """Largest useful rank a group."""
+        return full_rank(tuple(self.weight.shape), self.operation)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each group sees one input channel."""
+        return is_depthwise(tuple(self.weight.shape), self.operation)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of the quantized weight with its scales and zero points."""
+        return self.weight_bits * self.weight.numel() + self.scale_bits
+
+
+Observer = Callable[[str, Tensor, Tensor], None]
+"""Called as `observer(layer name, quantized input, output)` whenever a layer runs."""
+
+
+class Host(Protocol):
+    """A quantized model inside its toolkit; the algorithm knows no more than this."""
+
+    @property
+    def layers(self) -> Sequence[QuantizedLayer]:
+        """The layers that can carry an adapter, in execution or module order."""
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Quantized layers that cannot, and why."""
+
+    def prepared(self) -> AbstractContextManager[None]:
+        """Within it the model is in evaluation mode and ready to be run often."""
+
+    def run(self, images: Tensor) -> Tensor:
+        """The model's output in its present state, a plain tensor [N, classes, …]."""
+
+    def float_model(self) -> AbstractContextManager[None]:
+        """Within it `run` gives the float model's output."""
+
+    def float_weights(self) -> AbstractContextManager[None]:
+        """Within it weights are float while activations stay quantized."""
+
+    def observe(self, observer: Observer) -> AbstractContextManager[None]:
+        """Within it every run of a layer is reported to the observer."""
+
+    def insert(self, adapters: Mapping[str, Adapter]) -> None:
+        """Put adapters beside their layers; all of them or, on an error, none."""
+
+    def remove(self) -> None:
+        """Take every adapter out again."""

@@ -1,0 +1,162 @@
+"""CoRa in Brevitas' own idioms: a helper, a mode, a graph transform, a file."""
+
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+from brevitas.graph.base import GraphTransform
+from torch import Tensor, nn
+
+from cora_plugin.adapters import load_adapters, save_adapters
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.algorithm import CoRa, Run
+from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.brevitas.host import BrevitasHost, replaced
+from cora_plugin.integrations.brevitas.insert import (
+    insert_adapters,
+    read_adapters,
+    remove_adapters,
+)
+from cora_plugin.integrations.brevitas.layers import Reference
+from cora_plugin.report import Report
+
+
+def apply_cora(
+    calib_loader: Iterable[Any],
+    model: nn.Module,
+    config: Any = None,
+    reference: Reference | None = None,
+) -> Report:
+    """Give a quantized, calibrated model residual adapters, in place.
+
+    The same shape as Brevitas' `apply_gptq(calib_loader, model)`. It belongs after
+    calibration and after GPTQ, GPFQ, Qronos or learned rounding, and before
+    `apply_bias_correction`.
+
+    Args:
+        calib_loader: Yields `(images, targets)` or images [N, …], float.
+        model: The model, changed in place; after an error it is as it was.
+        config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+        reference: The float weights that were quantized, where the model has lost them:
+            `snapshot(model)` taken right after `quantize_model`, or the float model.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    return CoRa(config).apply(BrevitasHost(model, reference), calib_loader)
+
+
+class cora_mode:  # noqa: N801, as gptq_mode
+    """Context manager in the manner of `gptq_mode`.
+
+    >>> with torch.no_grad(), cora_mode(model, "budget=0.05") as cora:
+    ...     for images, _ in calib_loader:
+    ...         cora.model(images)
+    >>> print(cora.report)
+
+    Within it a call of the model adds a batch to the statistics and returns None; on
+    leaving, the adapters are inserted. After an error in the block the model is as it
+    was.
+
+    Args:
+        model: The quantized, calibrated model.
+        config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+        reference: As for `apply_cora`.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: Any = None, reference: Reference | None = None
+    ) -> None:
+        self.model = model
+        self.report: Report | None = None
+        self._algorithm = CoRa(config)
+        self._host = BrevitasHost(model, reference)
+        self._stack = ExitStack()
+        self._run: Run | None = None
+
+    def __enter__(self) -> "cora_mode":
+        """Begin to collect."""
+        with ExitStack() as stack:
+            stack.enter_context(self._host.prepared())
+            run = self._run = self._algorithm.start(self._host)
+            forward = self.model.forward
+
+            def collect(images: Tensor) -> None:
+                with replaced(self.model, "forward", forward):
+                    run.update(images)
+
+            stack.enter_context(replaced(self.model, "forward", collect))
+            self._stack = stack.pop_all()
+            self._forward = forward
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Insert the adapters, unless the block failed."""
+        with self._stack:
+            if error is None and self._run is not None:
+                with replaced(self.model, "forward", self._forward):
+                    self.report = self._run.finish()
+
+
+def remove_cora(model: nn.Module) -> nn.Module:
+    """Take every adapter out of a model, in place; what is left is the toolkit's."""
+    remove_adapters(model)
+    return model
+
+
+def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Write a model's adapters to a safetensors file.
+
+    Raises:
+        CoRaError: The model carries none.
+        OSError: The file cannot be written; no partial file is left.
+    """
+    adapters = read_adapters(model)
+    if not adapters:
+        raise CoRaError("the model carries no adapters to save; call apply_cora first")
+    save_adapters(path, adapters)
+
+
+def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """Put saved adapters into a freshly quantized model of the same recipe, in place.
+
+    Raises:
+        CoRaError: The file is not one of adapters, or does not fit the model, which
+            then is as it was.
+    """
+    insert_adapters(model, load_adapters(path)[0])
+    return model
+
+
+class CoRaTransform(GraphTransform):  # type: ignore[misc]
+    """CoRa as a Brevitas `GraphTransform`: `model = CoRaTransform(loader).apply(model)`.
+
+    Args:
+        calib_loader: As for `apply_cora`.
+        config: As for `apply_cora`.
+        reference: As for `apply_cora`.
+    """
+
+    def __init__(
+        self,
+        calib_loader: Iterable[Any],
+        config: Any = None,
+        reference: Reference | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = CoRaConfig.of(config)
+        self.report: Report | None = None
+        self._loader = calib_loader
+        self._reference = reference
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Change the model in place and return it; `report` then tells what was done."""
+        self.report = apply_cora(self._loader, model, self.config, self._reference)
+        return model

@@ -1,0 +1,188 @@
+"""Reads a Brevitas model: which layers are quantized, and their two weights."""
+
+from collections.abc import Mapping
+
+import brevitas.nn as qnn
+import torch
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor, nn
+
+from cora_plugin.adapters import Operation
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.layer import QuantizedLayer
+
+Reference = nn.Module | Mapping[str, Tensor]
+"""Float weights by layer name, or the float model that has them."""
+
+SUPPORTED = {
+    qnn.QuantLinear: 0,
+    qnn.QuantConv1d: 1,
+    qnn.QuantConv2d: 2,
+    qnn.QuantConv3d: 3,
+}
+"""Layer types and their spatial dimensions."""
+
+
+def unpack(value: Tensor | QuantTensor) -> Tensor:
+    """The dequantized tensor of a Brevitas QuantTensor, or the tensor itself."""
+    return value.value if isinstance(value, QuantTensor) else value
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the float weights of a model that was just quantized, by layer name.
+
+    Take it right after `quantize_model`, once BN merging and equalization have moved
+    the weights and before GPTQ, GPFQ or Qronos overwrite them; then pass it as
+    `reference`.
+    """
+    return {
+        name: layer.weight.detach().clone()
+        for name, layer in model.named_modules()
+        if isinstance(layer, QuantWeightBiasInputOutputLayer)
+    }
+
+
+def operation_of(layer: nn.Module) -> Operation:
+    """The convolution or linear operation of a supported layer."""
+    dimensions = SUPPORTED[_base(layer)]
+    if not dimensions:
+        return Operation()
+    padding = layer.padding
+    if layer.is_same_padded_strided or padding == "same":
+        sides = "same"
+    elif padding == "valid":
+        sides = ((0, 0),) * dimensions
+    else:
+        sides = tuple((side, side) for side in padding)
+    return Operation(
+        dimensions,
+        tuple(layer.stride),
+        sides,
+        layer.padding_mode,
+        tuple(layer.dilation),
+        layer.groups,
+    )
+
+
+def _base(layer: nn.Module) -> type[nn.Module]:
+    """The Brevitas type of a layer, looking through an adapter's subclass."""
+    kind = type(layer)
+    return kind if kind in SUPPORTED else getattr(kind, "cora_base", kind)
+
+
+def obstacle(layer: nn.Module) -> str | None:
+    """Why a quantized layer cannot carry an adapter, or None."""
+    if _base(layer) not in SUPPORTED:
+        return f"{type(layer).__name__} is not supported"
+    if not layer.weight_quant.is_quant_enabled:
+        return "its weight is not quantized"
+    return None
+
+
+@torch.no_grad()
+def read_layers(
+    model: nn.Module, reference: Reference | None
+) -> tuple[dict[str, QuantizedLayer], dict[str, str], dict[str, QuantTensor]]:
+    """Read every quantized layer of a model in evaluation mode.
+
+    Returns:
+        The layers that can carry an adapter, the reason for each that cannot, and the
+        quantized weight of all of them as Brevitas gives it.
+
+    Raises:
+        CoRaError: A layer's float weight cannot be had.
+    """
+    given = _reference_weights(reference)
+    layers: dict[str, QuantizedLayer] = {}
+    skipped: dict[str, str] = {}
+    quantized: dict[str, QuantTensor] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, QuantWeightBiasInputOutputLayer):
+            continue
+        if _inside_adapter(model, name):
+            continue
+        if layer.weight_quant.is_quant_enabled:
+            quantized[name] = layer.quant_weight()
+        reason = obstacle(layer)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        weight = quantized[name]
+        if (
+            not isinstance(weight, QuantTensor)
+            or weight.value.shape != layer.weight.shape
+        ):
+            skipped[name] = f"its weight is quantized to a {type(weight).__name__}"
+            continue
+        layers[name] = QuantizedLayer(
+            name,
+            _float_weight(name, layer, weight.value, given),
+            weight.value.detach(),
+            operation_of(layer),
+            float(weight.bit_width),
+            _scale_bits(weight),
+        )
+    return layers, skipped, quantized
+
+
+def _inside_adapter(model: nn.Module, name: str) -> bool:
+    parent, _, child = name.rpartition(".")
+    while parent:
+        if child == "cora":
+            return True
+        parent, _, child = parent.rpartition(".")
+    return False
+
+
+def _scale_bits(weight: QuantTensor) -> int:
+    scales = FLOAT_BITS * weight.scale.numel()
+    zero_point = weight.zero_point
+    if torch.count_nonzero(zero_point):
+        scales += round(float(weight.bit_width)) * zero_point.numel()
+    return scales
+
+
+def _reference_weights(reference: Reference | None) -> Mapping[str, Tensor] | None:
+    if isinstance(reference, nn.Module):
+        return {
+            name: module.weight.detach()
+            for name, module in reference.named_modules()
+            if isinstance(getattr(module, "weight", None), Tensor)
+        }
+    return reference
+
+
+def _float_weight(
+    name: str, layer: nn.Module, dequantized: Tensor, given: Mapping[str, Tensor] | None
+) -> Tensor:
+    """The weight that the host quantized: given, kept by GPTQ, or still in place."""
+    if given is not None:
+        weight = given.get(name)
+        if weight is None or weight.shape != dequantized.shape:
+            found = "no weight" if weight is None else f"shape {list(weight.shape)}"
+            raise CoRaError(
+                f"{name}: the reference has {found} where the quantized layer has "
+                f"shape {list(dequantized.shape)}; pass the model that was quantized "
+                "(after BN merging and equalization), or snapshot(model) taken right "
+                "after quantize_model"
+            )
+        weight = weight.to(dequantized)
+        if (weight - dequantized).norm() > weight.norm():
+            raise CoRaError(
+                f"{name}: the reference's weight has nothing to do with the quantized "
+                "one; BN merging and equalization move weights, so pass the model as "
+                "it was quantized, or snapshot(model) taken right after quantize_model"
+            )
+        return weight
+    kept = getattr(layer, "weight_orig", None)
+    weight = (layer.weight if kept is None else kept).detach().to(dequantized)
+    # At 16 bits and more a residual may vanish without anything being wrong.
+    if kept is None and weight.norm() and torch.equal(weight, dequantized):
+        raise CoRaError(
+            f"{name}: its float weight is gone, the layer holds its quantized weight; "
+            "pass reference=snapshot(model) taken right after quantize_model, or run "
+            "GPTQ and the like with create_weight_orig=True"
+        )
+    return weight
