@@ -77,9 +77,10 @@ def metric_root(metric: Tensor, damping: float, name: str) -> Root:
     dead = mean == 0
     shift = torch.where(dead, torch.ones_like(mean), damping * mean)
     if metric.ndim == 2:
-        # An input that is always zero would be divided by zero without damping.
-        floor = torch.finfo(torch.float64).tiny
-        return Root((metric + shift[:, None]).clamp_min(floor).sqrt())
+        damped = metric + shift[:, None]
+        # Without damping, an input that is always zero would magnify rounding.
+        floor = 1e-12 * damped.amax(1, keepdim=True)
+        return Root(damped.maximum(floor).sqrt())
     eye = torch.eye(metric.shape[-1], dtype=metric.dtype, device=metric.device)
     damped = metric + shift[:, None, None, None] * eye
     factor, info = torch.linalg.cholesky_ex(damped)
@@ -108,14 +109,19 @@ class Weighting:
     outputs: Root | None = None
 
     def apply(self, residual: Tensor) -> Tensor:
-        """`L E S` for `E` [g, m/g, k]."""
-        weighted = residual.double()
-        if self.inputs is not None:
-            weighted = self.inputs.times(weighted)
-        if self.outputs is not None:
-            # Cᵀ E = (Eᵀ C)ᵀ
-            weighted = self.outputs.times(weighted.mT).mT
-        return weighted
+        """`L E S` for `E` [g, m/g, k], in float64."""
+        return self.apply_outputs(self.apply_inputs(residual.double()))
+
+    def apply_inputs(self, residual: Tensor) -> Tensor:
+        """`E S`."""
+        return residual if self.inputs is None else self.inputs.times(residual)
+
+    def apply_outputs(self, residual: Tensor) -> Tensor:
+        """`L E`."""
+        if self.outputs is None:
+            return residual
+        # Cᵀ E = (Eᵀ C)ᵀ
+        return self.outputs.times(residual.mT).mT
 
     def undo_inputs(self, right: Tensor) -> Tensor:
         """`V S⁻¹` for `V` [g, r, k]."""
@@ -153,9 +159,9 @@ def truncate(
 ) -> tuple[Tensor, Tensor]:
     """Best factors of rank `rank` in the metric, `BA = L⁻¹ U_r Σ_r V_rᵀ S⁻¹`.
 
-    All singular values go to `A = Σ_r V_rᵀ S⁻¹`, whose filters have a scale each when
-    they are quantized; the columns of `B` then are of one size, as its rows' shared
-    scales want.
+    It is computed as a projection, by the eigenvectors of the smaller Gram matrix. The
+    sizes go to the rows of A, whose filters have a scale each when they are quantized;
+    the columns of B then are of one size, as its rows' shared scales want.
 
     Args:
         residual: `E`, [g, m/g, k].
@@ -178,12 +184,28 @@ def truncate(
         )
     if not torch.isfinite(residual).all():
         raise CoRaError(f"{name}: its residual holds NaN or inf; look at its weights")
-    weighted = weighting.apply(residual)
-    # U [g, m/g, K], Σ [g, K], Vᵀ [g, K, k]
-    left, values, right = torch.linalg.svd(weighted, full_matrices=False)
-    b = weighting.undo_outputs(left[..., :rank])
-    a = weighting.undo_inputs(values[:, :rank, None] * right[:, :rank])
-    return a, b
+    exact = residual.double()
+    weighted = weighting.apply(exact)  # X = L E S, [g, m/g, k]
+    if rows <= columns:
+        # X Xᵀ = U Σ² Uᵀ, hence BA = L⁻¹ U_r U_rᵀ L E: S need not be undone at all.
+        basis = _leading(weighted @ weighted.mT, rank)  # U_r [g, m/g, r]
+        a = basis.mT @ weighting.apply_outputs(exact)
+        return a, weighting.undo_outputs(basis)
+    # Xᵀ X = V Σ² Vᵀ, hence BA = E S V_r V_rᵀ S⁻¹: L need not be undone.
+    basis = _leading(weighted.mT @ weighted, rank)  # V_r [g, k, r]
+    b = weighting.apply_inputs(exact) @ basis
+    size = b.norm(dim=1, keepdim=True)  # [g, 1, r]
+    size = torch.where(size == 0, torch.ones_like(size), size)
+    return size.mT * weighting.undo_inputs(basis.mT), b / size
+
+
+def _leading(gram: Tensor, rank: int) -> Tensor:
+    """Orthonormal eigenvectors of the `rank` largest eigenvalues, [g, n, r].
+
+    Squaring the singular values mixes only directions whose share of the error is
+    below rounding, and a full rank is the whole space however they are mixed.
+    """
+    return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :rank]
 
 
 def weighted_error(residual: Tensor, weighting: Weighting) -> float:

@@ -104,10 +104,13 @@ class OutputSensitivity:
     g [m/g] is the gradient of the log-likelihood at one output position, with a label
     drawn from the model itself: the Fisher, hence the Gauss–Newton matrix of the KL
     divergence. A depthwise layer keeps the diagonal, [1, m]; others [g, m/g, m/g].
+    With `positions` > 0 at most that many a sample are summed, and scaled up.
     """
 
-    def __init__(self, layer: QuantizedLayer) -> None:
+    def __init__(self, layer: QuantizedLayer, positions: int) -> None:
         self._layer = layer
+        self._positions = positions
+        self._turn = 0
         outputs, groups = layer.weight.shape[0], layer.operation.groups
         shape = [1, outputs] if layer.depthwise else [groups, *[outputs // groups] * 2]
         self._sum = torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
@@ -116,11 +119,17 @@ class OutputSensitivity:
     def update(self, gradient: Tensor) -> None:
         """Add the gradient at one run's output, [N, m, *size] or [N, …, m]."""
         split = positions(gradient, self._layer.operation)  # [N, g, p, m/g]
+        total = split.shape[2]
+        step = math.ceil(total / self._positions) if self._positions else 1
+        split = split[:, :, self._turn % step :: step]
+        self._turn += 1
+        scale = total / split.shape[2]
         if self._layer.depthwise:
-            self._sum += split.double().square().sum((0, 2)).reshape(1, -1)
+            power = split.double().square().sum((0, 2))
+            self._sum += scale * power.reshape(1, -1)
             return
         rows = split.transpose(0, 1).flatten(1, 2).double()  # [g, N·p, m/g]
-        self._sum += rows.mT @ rows
+        self._sum += scale * (rows.mT @ rows)
 
     def mean(self, images: int) -> Tensor:
         """The curvature an image."""
@@ -226,7 +235,7 @@ class Collector:
         sensitivities: Mapping[str, Tensor] = {}
         if config.search == "spectral" or config.metric == "fisher":
             sensitivities = collect_sensitivities(
-                self._host, self._layers, self.split.sample(), config.seed
+                self._host, self._layers, self.split.sample(), config
             )
         return {
             name: LayerStatistics(
@@ -242,7 +251,7 @@ def collect_sensitivities(
     host: Host,
     layers: Sequence[QuantizedLayer],
     batches: Sequence[Tensor],
-    seed: int,
+    config: CoRaConfig,
 ) -> dict[str, Tensor]:
     """One backward pass of the float model over `batches`, labels sampled from it.
 
@@ -252,8 +261,10 @@ def collect_sensitivities(
     Raises:
         CoRaError: The gradients are not finite, or none reaches a layer.
     """
-    random = torch.Generator().manual_seed(seed)
-    running = {layer.name: OutputSensitivity(layer) for layer in layers}
+    random = torch.Generator().manual_seed(config.seed)
+    running = {
+        layer.name: OutputSensitivity(layer, config.positions) for layer in layers
+    }
     images = 0
 
     def watch(name: str, _: Tensor, output: Tensor) -> None:

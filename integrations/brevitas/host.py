@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
     adapted,
     insert_adapters,
@@ -68,6 +69,8 @@ class BrevitasHost:
                 layer = self._module(name)
                 quantize = _once(layer, weight)
                 stack.enter_context(replaced(layer, "quant_weight", quantize))
+            for quantizer, kernel in fused_activations(self.model):
+                stack.enter_context(replaced(quantizer, "forward", kernel))
             yield
 
     def run(self, images: Tensor) -> Tensor:
