@@ -47,7 +47,9 @@ def quantize(tensor: Tensor, bits: int) -> QuantizedTensor:
         return QuantizedTensor(tensor.float(), None, bits)
     top = 2 ** (bits - 1) - 1
     largest = tensor.double().flatten(1).abs().amax(1)
-    largest = torch.where(largest == 0, torch.ones_like(largest), largest)
+    # The scale of a channel of zeros, or of less than float32 can scale, is arbitrary.
+    smallest = top * torch.finfo(torch.float32).smallest_normal
+    largest = torch.where(largest < smallest, torch.ones_like(largest), largest)
     scale = (largest / top).float().view(-1, *[1] * (tensor.ndim - 1))
     values = (tensor.double() / scale.double()).round().clamp(-top, top)
     return QuantizedTensor(values.to(torch.int8), scale, bits)

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cora_plugin.adapters import quantize
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+tensors = st.builds(
+    lambda shape, seed, size: (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * size
+    ),
+    st.sampled_from([(1, 1), (5, 7), (4, 3, 2), (6, 2, 3, 3), (2, 1, 1, 1, 1)]),
+    st.integers(0, 1000),
+    st.sampled_from([1e-44, 1e-30, 1e-6, 1.0, 1e6, 1e30]),
+)
+
+
+@settings(deadline=None)
+@given(tensors, st.sampled_from(BITS))
+def test_quantizing_again_gives_the_same_integers(tensor, bits):
+    once = quantize(tensor, bits)
+    again = quantize(once.dequantize(), bits)
+    assert torch.equal(once.values, again.values)
+    torch.testing.assert_close(once.scale, again.scale)
+
+
+@settings(deadline=None)
+@given(tensors, st.sampled_from(BITS))
+def test_integers_stay_in_the_narrow_range_and_reach_it(tensor, bits):
+    stored = quantize(tensor, bits)
+    top = 2 ** (bits - 1) - 1
+    largest = stored.values.int().flatten(1).abs().amax(1)
+    assert stored.values.dtype is torch.int8
+    assert int(largest.max()) <= top
+    smallest = top * torch.finfo(torch.float32).smallest_normal
+    lost = tensor.flatten(1).abs().amax(1) < smallest
+    assert bool((torch.where(lost, 0, top) == largest).all())
+
+
+@settings(deadline=None)
+@given(tensors, st.sampled_from(BITS))
+def test_no_value_moves_by_more_than_half_a_step(tensor, bits):
+    stored = quantize(tensor, bits)
+    error = (tensor.double() - stored.dequantize().double()).abs()
+    assert bool((error <= 0.5001 * stored.scale.double()).all())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_channel_of_zeros_stays_zero_and_leaves_the_others_alone(bits):
+    tensor = torch.tensor([[0.0, 0.0], [0.5, -1.0]])
+    stored = quantize(tensor, bits)
+    assert torch.equal(stored.dequantize()[0], torch.zeros(2))
+    assert torch.equal(stored.values[1:], quantize(tensor[1:], bits).values)
+
+
+def test_each_channel_has_a_scale_of_its_own():
+    stored = quantize(torch.tensor([[1.0, -0.5], [1000.0, 500.0]]), 8)
+    assert stored.scale.shape == (2, 1)
+    expected = torch.tensor([[1.0, -0.5], [1000.0, 500.0]])
+    torch.testing.assert_close(stored.dequantize(), expected, rtol=0.01, atol=0)
+
+
+@settings(deadline=None)
+@given(tensors)
+def test_32_bits_keep_the_float_values(tensor):
+    stored = quantize(tensor, 32)
+    assert stored.scale is None
+    assert torch.equal(stored.dequantize(), tensor)
+
+
+def test_stored_bits_count_values_and_scales():
+    tensor = torch.randn(6, 2, 3, 3)
+    assert quantize(tensor, 4).parameters == tensor.numel()
+    assert quantize(tensor, 4).stored_bits == 4 * tensor.numel() + 32 * 6
+    assert quantize(tensor, 32).stored_bits == 32 * tensor.numel()
