@@ -103,6 +103,21 @@ def kind_of(weight_shape: tuple[int, ...], operation: Operation, rank: int) -> K
     return Kind.SHARED_BASIS if depthwise else Kind.LOW_RANK
 
 
+def factor_shapes(
+    kind: Kind, rank: int, weight_shape: tuple[int, ...], groups: int
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's stored tensors by name."""
+    rows, *inner = weight_shape
+    if kind is Kind.FULL:
+        return {"a": weight_shape}
+    if kind is Kind.SHARED_BASIS:
+        return {"a": (rank, math.prod(inner)), "b": (rows, rank)}
+    return {
+        "a": (groups * rank, *inner),
+        "b": (rows, rank, *[1] * (len(weight_shape) - 2)),
+    }
+
+
 def make_adapter(
     residual: Tensor,
     operation: Operation,

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cora_plugin.adapters.adapter import Adapter, Kind
+from cora_plugin.adapters.adapter import Adapter, Kind, factor_shapes
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.files import whole_file
-from cora_plugin.adapters.quantized import QuantizedTensor
+from cora_plugin.adapters.quantized import FLOAT_BITS, QuantizedTensor
 
 FORMAT = "cora-plugin adapters 1"
 
@@ -26,6 +27,7 @@ def save_adapters(
     """Write adapters by layer name; `notes` is JSON that travels in the header.
 
     Raises:
+        CoRaError: The notes are not JSON.
         OSError: The folder is missing, full or read-only; no partial file is left.
     """
     tensors: dict[str, Tensor] = {}
@@ -42,13 +44,16 @@ def save_adapters(
             tensors[f"{name}/{key}"] = tensor.values.contiguous()
             if tensor.scale is not None:
                 tensors[f"{name}/{key}.scale"] = tensor.scale.contiguous()
-    header = {
-        "format": FORMAT,
-        "layers": json.dumps(layers),
-        "notes": json.dumps(dict(notes or {})),
-    }
+    try:
+        text = json.dumps(dict(notes or {}))
+    except (TypeError, ValueError) as error:
+        raise CoRaError(f"notes: cannot be written as JSON: {error}") from error
+    header = {"format": FORMAT, "layers": json.dumps(layers), "notes": text}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
 
 
 def load_adapters(
@@ -65,7 +70,7 @@ def load_adapters(
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise CoRaError(f"{path}: not a readable safetensors file: {error}") from error
     if header.get("format") != FORMAT:
@@ -75,28 +80,53 @@ def load_adapters(
         )
     try:
         layers = json.loads(header["layers"])
-        adapters = {name: _read(name, row, tensors) for name, row in layers.items()}
         notes = json.loads(header["notes"])
-    except (KeyError, TypeError, ValueError) as error:
+        adapters = {name: _read(name, row, tensors) for name, row in layers.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CoRaError(f"{path}: its header and tensors disagree: {error}") from error
     return adapters, notes
 
 
 def _read(name: str, row: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
-    stored = {
-        key: QuantizedTensor(
-            tensors[f"{name}/{key}"], tensors.get(f"{name}/{key}.scale"), bits
-        )
-        for key, bits in row["bits"].items()
-    }
-    adapter = Adapter(
-        Kind(row["kind"]),
-        row["rank"],
-        stored["a"],
-        stored.get("b"),
-        tuple(row["weight_shape"]),
-        row["groups"],
-    )
-    if tuple(adapter.merged().shape) != adapter.weight_shape:
-        raise ValueError(f"{name} does not have shape {adapter.weight_shape}")
-    return adapter
+    """One adapter, once everything that the header says of it has been checked."""
+    try:
+        kind, bits = Kind(row["kind"]), dict(row["bits"])
+        rank, groups, shape = row["rank"], row["groups"], tuple(row["weight_shape"])
+        sizes = (rank, groups, *shape, *bits.values())
+        if not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f"{sizes} should be whole numbers above 0")
+        if len(shape) < 2 or shape[0] % groups:
+            raise ValueError(f"{groups} groups do not divide a weight {list(shape)}")
+        if kind is Kind.SHARED_BASIS and (groups == 1 or shape[1] != 1):
+            raise ValueError(f"a weight {list(shape)} is not depthwise")
+        expected = factor_shapes(kind, rank, shape, groups)
+        if bits.keys() != expected.keys():
+            raise ValueError(f"has {[*bits]} where it should have {[*expected]}")
+        stored = {
+            key: _read_tensor(f"{name}/{key}", tensors, expected[key], bits[key])
+            for key in expected
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    return Adapter(kind, rank, stored["a"], stored.get("b"), shape, groups)
+
+
+def _read_tensor(
+    key: str, tensors: dict[str, Tensor], shape: tuple[int, ...], bits: int
+) -> QuantizedTensor:
+    values, scale = tensors[key], tensors.get(f"{key}.scale")
+    if tuple(values.shape) != shape:
+        raise ValueError(f"{key} is {list(values.shape)}, not {list(shape)}")
+    if bits == FLOAT_BITS:
+        if scale is not None or values.dtype != torch.float32:
+            raise ValueError(f"{key} should be float32, without a scale")
+    else:
+        if scale is None or values.dtype != torch.int8 or scale.dtype != torch.float32:
+            raise ValueError(f"{key} should be int8 with scales in float32")
+        if not 2 <= bits <= 8 or int(values.int().abs().max()) >= 2 ** (bits - 1):
+            raise ValueError(f"{key} does not hold integers of {bits} bits")
+        if tuple(scale.shape) != (shape[0], *[1] * (len(shape) - 1)):
+            raise ValueError(f"{key} has scales of shape {list(scale.shape)}")
+    if not torch.isfinite(values if scale is None else scale).all():
+        raise ValueError(f"{key} holds NaN or inf")
+    return QuantizedTensor(values, scale, bits)

@@ -1,0 +1,213 @@
+import json
+import resource
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cora_plugin.adapters import (
+    Kind,
+    Operation,
+    load_adapters,
+    make_adapter,
+    save_adapters,
+)
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.factor import Weighting
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def adapters():
+    plain = Operation(2, (1, 1), "same", "zeros", (1, 1), 2)
+    depthwise = Operation(1, (1,), ((1, 1),), "zeros", (1,), 40)
+    plainly = Weighting()
+    made = {
+        "features.0.conv": make_adapter(randn(8, 4, 3, 3), plain, 2, plainly),
+        "depthwise": make_adapter(randn(40, 1, 5), depthwise, 2, plainly, 4),
+        "small": make_adapter(randn(6, 6), Operation(), 6, plainly),
+        "head": make_adapter(randn(9, 30), Operation(), 3, plainly, 32),
+    }
+    assert {a.kind for a in made.values()} == set(Kind)
+    return made
+
+
+@pytest.fixture
+def file(adapters, tmp_path):
+    path = tmp_path / "adapters.safetensors"
+    save_adapters(path, adapters)
+    return path
+
+
+def rewrite(path, tensors=None, **header):
+    """Write the file again with other tensors or header fields."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        stored = {key: file.get_tensor(key) for key in file.keys()}
+    stored.update(tensors or {})
+    kept = {key: tensor for key, tensor in stored.items() if tensor is not None}
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in header.items()}
+    save_file(kept, path, metadata=metadata | texts)
+
+
+def layers_in(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["layers"])
+
+
+def test_adapters_come_back_exactly(adapters, tmp_path):
+    notes = {"model": "lite0", "kl": 0.25, "seen": [1, 2]}
+    save_adapters(tmp_path / "a.safetensors", adapters, notes)
+    loaded, loaded_notes = load_adapters(tmp_path / "a.safetensors")
+    assert loaded_notes == notes
+    assert list(loaded) == list(adapters)
+    for name, adapter in adapters.items():
+        other = loaded[name]
+        for field in ("kind", "rank", "weight_shape", "groups", "stored_bits"):
+            assert getattr(other, field) == getattr(adapter, field)
+        for key, tensor in adapter.tensors.items():
+            assert torch.equal(other.tensors[key].values, tensor.values)
+            assert other.tensors[key].values.dtype == tensor.values.dtype
+            if tensor.scale is None:
+                assert other.tensors[key].scale is None
+            else:
+                assert torch.equal(other.tensors[key].scale, tensor.scale)
+        assert torch.equal(other.merged(), adapter.merged())
+
+
+def test_integers_take_a_byte_in_the_file(tmp_path):
+    adapter = make_adapter(randn(256, 256), Operation(), 32, Weighting())
+    save_adapters(tmp_path / "a.safetensors", {"fc": adapter})
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert size < adapter.stored_bits / 8 + 1000
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for path in (tmp_path / "nothing.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match=str(path)):
+            load_adapters(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a" * 50, bytes(100), b"\xff" * 64])
+def test_a_corrupt_file_is_refused(content, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CoRaError, match=r"a\.safetensors: not a readable"):
+        load_adapters(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(share, file):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CoRaError, match=r"adapters\.safetensors: not a readable"):
+        load_adapters(file)
+
+
+def test_a_foreign_safetensors_file_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"conv.weight": torch.ones(3)}, path)
+    with pytest.raises(CoRaError, match="pass a file that save_adapters wrote"):
+        load_adapters(path)
+    save_file({"conv.weight": torch.ones(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(CoRaError, match="pass a file that save_adapters wrote"):
+        load_adapters(path)
+
+
+def test_another_version_of_the_format_is_refused(file):
+    rewrite(file, format="cora-plugin adapters 99")
+    with pytest.raises(CoRaError, match="adapters 99"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize("layers", ["not json", "[]", "3", '{"head": 3}', '{"a": {}}'])
+def test_a_header_that_is_not_of_adapters_is_refused(layers, file):
+    rewrite(file, layers=layers)
+    with pytest.raises(CoRaError, match="header and tensors disagree"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "round"),
+        ("kind", "full"),
+        ("kind", "shared-basis"),
+        ("rank", 2),
+        ("rank", "three"),
+        ("rank", 3.0),
+        ("rank", 0),
+        ("rank", -1),
+        ("weight_shape", [9, 31]),
+        ("weight_shape", [30, 9]),
+        ("weight_shape", 9),
+        ("weight_shape", [9]),
+        ("groups", 2),
+        ("groups", 0),
+        ("bits", {"a": 32}),
+        ("bits", {"a": 8, "b": 8}),
+        ("bits", {"a": 32, "b": 16}),
+        ("bits", [32, 32]),
+        ("bits", {"a": "many", "b": 32}),
+    ],
+)
+def test_a_header_that_contradicts_its_tensors_is_refused(field, value, file):
+    layers = layers_in(file)
+    layers["head"][field] = value
+    rewrite(file, layers=layers)
+    with pytest.raises(CoRaError, match=r"header and tensors disagree.*head"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor"),
+    [
+        ("head/a", None),
+        ("head/b", torch.zeros(9, 4)),
+        ("head/b", torch.full((9, 3), float("nan"))),
+        ("small/a", torch.zeros(6, 6)),
+        ("small/a.scale", None),
+        ("depthwise/a", torch.full((2, 5), 100, dtype=torch.int8)),
+        ("small/a.scale", torch.ones(1, 6)),
+        ("small/a.scale", torch.full((6, 1), float("inf"))),
+        ("depthwise/a.scale", torch.ones(3, 1)),
+        ("features.0.conv/a", torch.zeros(8, 4, 3, 3, dtype=torch.int8)),
+        ("features.0.conv/b", torch.zeros(8, 2, 1, 1)),
+    ],
+)
+def test_tensors_that_do_not_fit_the_header_are_refused(key, tensor, file):
+    rewrite(file, {key: tensor})
+    name = key.split("/")[0]
+    with pytest.raises(CoRaError, match=f"header and tensors disagree.*{name}"):
+        load_adapters(file)
+
+
+def test_a_missing_folder_is_named(adapters, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        save_adapters(tmp_path / "nowhere" / "a.safetensors", adapters)
+
+
+def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(file):
+    before = file.read_bytes()
+    large = make_adapter(randn(300, 300), Operation(), 20, Weighting())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a disk that is full
+    try:
+        with pytest.raises(OSError):
+            save_adapters(file, {"fc": large})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_notes_that_are_not_json_leave_the_old_file_and_no_other(adapters, file):
+    before = file.read_bytes()
+    with pytest.raises(CoRaError, match="notes"):
+        save_adapters(file, adapters, {"model": object()})
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
