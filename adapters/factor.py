@@ -1,9 +1,9 @@
 """Closed-form factors: metric-weighted truncation of a residual.
 
 With `S Sᵀ = M` the metric of the inputs and `Lᵀ L = G` that of the outputs, the best
-rank-r `BA` in `tr(G (E − BA) M (E − BA)ᵀ)` is `L⁻¹ [L E S]_r S⁻¹`, `[·]_r` the truncated
-SVD. `G = I` gives LQER (arXiv 2402.02446) and QERA (arXiv 2410.06040, theorems 1 and 2),
-`M = I` too gives ZeroQuant-V2's LoRC (arXiv 2303.08302).
+rank-r `BA` in `tr(G (E − BA) M (E − BA)ᵀ)` is `L⁻¹ [L E S]_r S⁻¹`, where `[·]_r` is the
+truncated SVD. `G = I` gives LQER (arXiv 2402.02446) and QERA (arXiv 2410.06040), and
+`M = I` as well gives ZeroQuant-V2's LoRC (arXiv 2303.08302).
 """
 
 from dataclasses import dataclass

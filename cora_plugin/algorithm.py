@@ -62,12 +62,12 @@ class CoRa:
             return run.finish()
 
     def start(self, host: Host) -> "Run":
-        """Begin on a prepared host whose caller feeds the images one batch at a time."""
+        """Begin on a prepared host; the caller feeds the images, batch by batch."""
         return Run(self.config, host)
 
 
 class Run:
-    """One application of CoRa to one model: `update` with every batch, then `finish`."""
+    """One application to one model: `update` with every batch, then `finish`."""
 
     def __init__(self, config: CoRaConfig, host: Host) -> None:
         self.config = config
@@ -193,12 +193,13 @@ class Run:
                 )
             )
         _check_budget(config, candidates, spent, allowed)
-        ranks = dict(pinned) | SEARCH[config.search](candidates, allowed - spent)
+        chosen = SEARCH[config.search](candidates, allowed - spent)
+        plan = {**pinned, **chosen}
         used = sum(
-            adapter_cost(e, ranks[e.name], bits, positions[e.name]).of(unit)
+            adapter_cost(e, plan[e.name], bits, positions[e.name]).of(unit)
             for e in targets
         )
-        return Plan(ranks, spectra, used, allowed)
+        return Plan(plan, spectra, used, allowed)
 
     def _factor(
         self, plan: Plan, statistics: Mapping[str, LayerStatistics]

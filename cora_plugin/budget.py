@@ -50,8 +50,9 @@ def adapter_cost(
 def ladder(
     layer: QuantizedLayer, adapter_bits: int, outputs: int
 ) -> tuple[tuple[int, ...], tuple[Cost, ...]]:
-    """Every rank worth having and its cost: factors while they are smaller than the
-    residual, then the residual itself.
+    """Every rank worth having, and its cost.
+
+    Factors are, while they are smaller than the residual; then the residual itself is.
     """
     shape = tuple(layer.weight.shape)
     ranks = [

@@ -29,6 +29,7 @@ class ImageSplit:
         self._held: list[Tensor] = []
         self._sample: list[Tensor] = []
         self._items = 0
+        self._shape: list[int] | None = None
         self._seen = 0
         self._batch = 1
         self.images = 0
@@ -37,9 +38,16 @@ class ImageSplit:
         """Take what a loader yielded; return the images that calibrate, perhaps none.
 
         Raises:
-            CoRaError: The item is not images, or holds NaN or inf.
+            CoRaError: The item is not images of one shape, or holds NaN or inf.
         """
         batch = _images(item, self._items)
+        shape = list(batch.shape[1:])
+        if self._shape not in (None, shape):
+            raise CoRaError(
+                f"calibration data: item {self._items} has images of shape {shape}, "
+                f"those before had {self._shape}; resize or crop them to one shape"
+            )
+        self._shape = shape
         self._items += 1
         self._batch = max(self._batch, len(batch))
         counts = torch.arange(self._seen, self._seen + len(batch) + 1) * self._share

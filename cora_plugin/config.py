@@ -11,7 +11,7 @@ import yaml
 
 from cora_plugin.adapters.errors import CoRaError
 
-METRICS = ("svd", "lqer", "qera-approx", "qera-exact", "fisher")
+METRICS = ("svd", "lqer", "qera-approx", "qera-exact")
 SEARCHES = ("uniform", "spectral")
 UNITS = ("params", "bits", "macs")
 
@@ -33,6 +33,7 @@ class Budget:
             raise CoRaError(
                 f"budget: unit {self.unit!r} is unknown; use one of {', '.join(UNITS)}"
             )
+        _number("budget", self.amount)
         if not (math.isfinite(self.amount) and self.amount > 0):
             raise CoRaError(
                 f"budget: {self.amount} is not a positive amount; pass for example "
@@ -50,7 +51,7 @@ class Budget:
                 raise ValueError
             number = parts[0]
             percent = number.endswith("%")
-            amount = float(number.rstrip("%")) / (100 if percent else 1)
+            amount = float(number.removesuffix("%")) / (100 if percent else 1)
         except ValueError:
             raise CoRaError(
                 f"budget: {value!r} is not an amount with a unit; pass for example "
@@ -60,7 +61,7 @@ class Budget:
 
     def __str__(self) -> str:
         """The text that `parse` reads."""
-        return f"{self.amount:g} {self.unit}"
+        return f"{float(self.amount)!r} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,12 @@ class CoRaConfig:
         search: How ranks are chosen. `spectral` spends the budget where it removes most
             of the loss; `uniform` gives every layer the same fraction of its full rank.
         metric: Metric of the closed form: `svd` (none), `lqer` (diag E|u|²),
-            `qera-approx` (diag E[u²]), `qera-exact` (E[u uᵀ]), `fisher` (qera-exact
-            with the outputs weighted by the loss's curvature as well).
+            `qera-approx` (diag E[u²]), `qera-exact` (E[u uᵀ]).
         adapter_bits: Bit width that adapters are stored in: 2 to 8, or 32 for float.
         ranks: Ranks pinned by hand, a layer name or glob each; 0 leaves a layer alone.
         damping: Added to each metric's diagonal, relative to its mean.
         held_out: Share of the calibration images that judge each step and train none.
-        sensitivity_images: Images of the backward pass of `spectral` and `fisher`.
+        sensitivity_images: Images of the backward pass of `spectral`.
         positions: Output positions an image that statistics keep at most a layer; 0
             keeps all.
         max_metric: Largest k of a whole `E[u uᵀ]`; layers above it use diagonal blocks
@@ -96,7 +96,7 @@ class CoRaConfig:
     damping: float = 1e-4
     held_out: float = 0.2
     sensitivity_images: int = 64
-    positions: int = 1024
+    positions: int = 64
     max_metric: int = 4608
     seed: int = 0
 

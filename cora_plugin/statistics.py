@@ -162,8 +162,7 @@ class LayerStatistics:
         moment = self.moments.get(_MOMENT.get(config.metric, ""))
         if config.metric == "lqer" and moment is not None:
             moment = moment.square()  # E|u| is the root of its metric
-        sensitivity = self.sensitivity if config.metric == "fisher" else None
-        return weighting(layer, moment, sensitivity, config.damping)
+        return weighting(layer, moment, None, config.damping)
 
     def observed(self, layer: QuantizedLayer, config: CoRaConfig) -> Weighting:
         """The metric that errors are measured in: the best that was collected."""
@@ -177,7 +176,6 @@ _MOMENT = {
     "lqer": "absolute",
     "qera-approx": "square",
     "qera-exact": "second",
-    "fisher": "second",
 }
 
 
@@ -233,7 +231,7 @@ class Collector:
             for name, by_kind in self._running.items()
         }
         sensitivities: Mapping[str, Tensor] = {}
-        if config.search == "spectral" or config.metric == "fisher":
+        if config.search == "spectral":
             sensitivities = collect_sensitivities(
                 self._host, self._layers, self.split.sample(), config
             )
@@ -301,9 +299,9 @@ def weighting(
 ) -> Weighting:
     """The metrics of a layer's residual, from its statistics.
 
-    A depthwise layer has a metric a channel, `R_c`, but one basis. With `R_c ≈ w_c² R̄`,
-    `w_c² = tr R_c / k`, its channels are weighted by `w_c` and share `R̄ = Σ R_c / Σ w_c²`
-    — the closest separable metric of that form, which has a closed form.
+    A depthwise layer has a metric a channel, `R_c`, but one basis. It is taken as
+    `R_c ≈ w_c² R̄` with `w_c² = tr R_c / k` and `R̄ = Σ R_c / Σ w_c²`: its channels are
+    weighted by `w_c` and share `R̄`, which keeps the closed form.
 
     Args:
         layer: The layer.

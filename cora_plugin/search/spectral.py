@@ -10,8 +10,8 @@ def spectral(candidates: Sequence[Candidate], budget: float) -> dict[str, int]:
     """Greedy allocation by gain over cost, within `budget`.
 
     Each layer's choices are reduced to the upper concave hull of gain over cost, where
-    the marginal gain only falls; greedy steps along the hulls are optimal up to the last
-    step. What then is left is filled with the single rungs that still fit.
+    the marginal gain only falls; greedy steps along the hulls are optimal up to the
+    last step. What then is left is filled with the single rungs that still fit.
     """
     rung = {c.name: 0 for c in candidates}
     left = budget

@@ -136,7 +136,7 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
 
 
 class CoRaTransform(GraphTransform):  # type: ignore[misc]
-    """CoRa as a Brevitas `GraphTransform`: `model = CoRaTransform(loader).apply(model)`.
+    """CoRa as a `GraphTransform`: `model = CoRaTransform(loader).apply(model)`.
 
     Args:
         calib_loader: As for `apply_cora`.
@@ -157,6 +157,6 @@ class CoRaTransform(GraphTransform):  # type: ignore[misc]
         self._reference = reference
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Change the model in place and return it; `report` then tells what was done."""
+        """Change the model in place and return it; `report` tells what was done."""
         self.report = apply_cora(self._loader, model, self.config, self._reference)
         return model

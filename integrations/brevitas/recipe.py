@@ -1,0 +1,113 @@
+"""Stock Brevitas PTQ for ConvNets, as its ImageNet example runs it."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from brevitas.export.inference import quant_inference_mode
+from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
+from brevitas.inject import value
+from torch import Tensor, nn
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.brevitas.layers import unpack
+
+
+def quantize_ptq(
+    model: nn.Module,
+    calib_loader: Iterable[Any],
+    weight_bits: int = 4,
+    act_bits: int = 8,
+    depthwise_bits: int | None = None,
+    first_last_bits: int = 8,
+    equalize_iters: int = 20,
+) -> nn.Module:
+    """Quantize a copy of a float ConvNet with Brevitas' layerwise backend.
+
+    Per-channel MSE weight scales, asymmetric static activations at the 99.999th
+    percentile, 32-bit biases, batch norms merged, weights equalized, ReLU6 kept; the
+    first and last layer of an ImageNet model (3 input channels, 1,000 features) at
+    `first_last_bits`, as Brevitas' own `quantize_model` has it.
+
+    Args:
+        model: The float model, untouched.
+        calib_loader: Yields `(images, targets)`; walked twice.
+        weight_bits: Weight bit width.
+        act_bits: Activation bit width.
+        depthwise_bits: Weight bit width of depthwise convolutions; None: as the others.
+        first_last_bits: Bit width of the first and last layer, activations too.
+        equalize_iters: Iterations of weight equalization.
+
+    Raises:
+        CoRaError: The loader is empty.
+    """
+    from brevitas_examples.imagenet_classification.ptq.ptq_common import (
+        calibrate,
+        create_quant_maps,
+    )
+
+    def ends(module: nn.Module) -> bool:
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels == 3
+        return isinstance(module, nn.Linear) and module.out_features == 1000
+
+    @value  # type: ignore[untyped-decorator]
+    def weight_bit_width(module: nn.Module) -> int:
+        if ends(module):
+            return first_last_bits
+        depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+        if depthwise_bits is not None and depthwise and module.weight.shape[1] == 1:
+            return depthwise_bits
+        return weight_bits
+
+    @value  # type: ignore[untyped-decorator]
+    def act_bit_width(module: nn.Module) -> int:
+        return first_last_bits if ends(module) else act_bits
+
+    prepared = preprocess_for_quantize(
+        copy.deepcopy(model).eval(),
+        equalize_iters=equalize_iters,
+        equalize_merge_bias=True,
+        merge_bn=True,
+        relu6_to_relu=False,
+    )
+    _, layer_map, _, _ = create_quant_maps(
+        dtype=torch.float32,
+        device="cpu",
+        bias_bit_width=32,
+        weight_bit_width=weight_bit_width,
+        weight_param_method="mse",
+        weight_scale_type="float_scale",
+        weight_quant_type="sym",
+        weight_quant_granularity="per_channel",
+        weight_narrow_range=False,
+        weight_quant_format="int",
+        act_quant_format="int",
+        act_scale_type="float_scale",
+        act_param_method="stats",
+        act_quant_type="asym",
+        act_quant_granularity="per_tensor",
+        act_quant_percentile=99.999,
+        act_scale_computation_type="static",
+        act_bit_width=act_bit_width,
+    )
+    quantized: nn.Module = layerwise_quantize(prepared, compute_layer_map=layer_map)
+    quantized.eval()
+    first = next(iter(calib_loader), None)
+    if first is None:
+        raise CoRaError(
+            "calibration data: the loader is empty; pass a few dozen images"
+        )
+    with torch.no_grad():
+        quantized(first[0])  # initialises the activation scales
+    calibrate(calib_loader, quantized)
+    return quantized.eval()
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
+    """Outputs of a quantized model [N, classes] in Brevitas' inference mode."""
+    with quant_inference_mode(model.eval(), cache_quant_weight=True):
+        model(images[:1])  # caches scales and weights
+        return torch.cat([unpack(model(batch)) for batch in images.split(batch_size)])
