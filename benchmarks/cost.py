@@ -1,0 +1,101 @@
+"""Time and memory of CoRa, stage by stage, against a calibration pass of the float net.
+
+python benchmarks/cost.py --model lite0 --toolkit brevitas
+
+Times are ratios to one pass of the float network over the calibration images, measured
+in the same run. Memory is the peak of the process's resident set above what it held
+before CoRa began (Linux).
+"""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from data import load
+from rich.console import Console
+from rich.table import Table
+from toolkits import TOOLKITS, quiet
+
+from cora_plugin.adapters.files import whole_file
+
+STAGES = ("layers", "statistics", "guard", "search", "factors", "insert", "report")
+
+
+def main() -> None:
+    """Run the benchmark that the arguments describe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
+    )
+    parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
+    parser.add_argument("--weight-bits", type=int, default=4)
+    parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--depthwise-bits", type=int)
+    parser.add_argument("--equalize-iters", type=int, default=20)
+    parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    toolkit = TOOLKITS[options.toolkit]
+    with quiet():
+        task = load(options.model)
+        model = toolkit.quantize(task.net, task.loader(), options)
+    task.float_logits(task.calibration[:32])  # warm up
+    passes = [_seconds(lambda: task.float_logits(task.calibration)) for _ in range(3)]
+    one = min(passes)
+    before = _resident("VmRSS")
+    _reset_peak()
+    start = time.perf_counter()
+    with quiet():
+        report = toolkit.adapt(model, task.loader(), options.cora)
+    total = time.perf_counter() - start
+    peak = _resident("VmHWM") - before
+
+    row: dict[str, Any] = {
+        "model": task.name,
+        "toolkit": options.toolkit,
+        "float_pass_seconds": one,
+        "passes": total / one,
+        "peak_bytes": peak,
+        **{stage: report.seconds[stage] / one for stage in STAGES},
+    }
+    table = Table(title=f"CoRa on {task.name}, {options.toolkit}: {options.cora}")
+    table.add_column("stage")
+    table.add_column("float passes", justify="right")
+    for stage in (*STAGES, "passes"):
+        name = "all" if stage == "passes" else stage
+        table.add_row(name, f"{row[stage]:.2f}", end_section=stage == STAGES[-1])
+    console = Console()
+    console.print(table)
+    console.print(
+        f"one float pass over {len(task.calibration)} images: {one:.2f} s; "
+        f"peak memory above the start: {peak / 2**30:.2f} GiB"
+    )
+    if options.json:
+        with whole_file(options.json) as temporary:
+            Path(temporary).write_text(json.dumps(row, indent=2))
+
+
+def _seconds(work: Any) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"{field}:\s+(\d+) kB", status)
+    if found is None:
+        raise RuntimeError(f"/proc/self/status has no {field}")
+    return int(found.group(1)) * 1024
+
+
+if __name__ == "__main__":
+    main()
