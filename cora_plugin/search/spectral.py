@@ -49,7 +49,8 @@ def _hull(candidate: Candidate) -> list[int]:
     """Rungs on the upper concave hull of (cost, gain)."""
     hull: list[int] = []
     for index in range(len(candidate.ranks)):
-        while len(hull) > 1 and _rate(candidate, hull[-2], hull[-1]) <= _rate(
+        # Not <=, or steps of one rate would merge into one that fits less often.
+        while len(hull) > 1 and _rate(candidate, hull[-2], hull[-1]) < _rate(
             candidate, hull[-1], index
         ):
             hull.pop()
