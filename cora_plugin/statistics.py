@@ -58,17 +58,25 @@ class InputMoments:
     @torch.no_grad()
     def update(self, x: Tensor, output: Tensor) -> None:
         """Add the quantized input `x` of one run of the layer, with its output."""
-        operation = self._layer.operation
-        axes = operation.dimensions
-        spatial = math.prod(output.shape[2:] if axes else output.shape[1:-1])
-        self.outputs = max(self.outputs, spatial)
-        step = 1
-        if self._positions and spatial > self._positions:
-            step = math.ceil((spatial / self._positions) ** (1 / max(axes, 1)))
-        kept = max(1, spatial // step ** max(axes, 1))
-        width = operation.groups * self._layer.columns * kept
-        for part in x.split(max(1, CHUNK // width)):
-            self._add(patches(part, operation, self._layer.kernel, step, self._turn))
+        operation, kernel = self._layer.operation, self._layer.kernel
+        sizes = list(output.shape[2:])
+        if not operation.dimensions:
+            sizes = [math.prod(output.shape[1:-1])]
+        outputs, axes = math.prod(sizes), len(sizes)
+        self.outputs = max(self.outputs, outputs)
+        width = operation.groups * self._layer.columns  # values at one position
+        if self._positions:
+            step = math.ceil((outputs / self._positions) ** (1 / axes))
+            starts = [self._turn]
+        else:
+            # All positions, as sparse grids of which the windows of each one fit.
+            step = math.ceil((outputs * width / CHUNK) ** (1 / axes))
+            step = min(step, max(sizes))
+            starts = list(range(math.prod(min(step, size) for size in sizes)))
+        kept = math.prod(-(-size // step) for size in sizes)
+        for part in x.split(max(1, CHUNK // (width * kept))):
+            for start in starts:
+                self._add(patches(part, operation, kernel, step, start))
         self._turn += 1
 
     def _add(self, columns: Tensor) -> None:
