@@ -92,26 +92,30 @@ def patches(
         x: Input, [N, n, *size]; for a linear layer [..., n].
         operation: The layer's operation.
         kernel: Its kernel size, one number an axis.
-        step: Keep every `step`-th output position along each axis …
-        start: … from position `start mod step` of the last axis, `start // step mod
-            step` of the one before, and so on.
+        step: Keep every `step`-th output position along each axis (one of it, if it is
+            shorter) …
+        start: … from an offset that, as `start` counts up, takes every value of the
+            last axis, then the next of the axis before, and so on.
 
     Returns:
         [g, positions, k] with k = (n/g)·Π kernel, in the order of the flattened weight.
     """
     if not operation.dimensions:
-        return x.reshape(1, -1, x.shape[-1])[:, start % step :: step]
+        rows = x.reshape(len(x), -1, x.shape[-1])
+        every = min(step, rows.shape[1])
+        return rows[:, start % every :: every].reshape(1, -1, x.shape[-1])
     axes = operation.dimensions
     x = operation.pad(x, kernel)
     batch, channels, *size = x.shape
     outer, channel, *inner = x.stride()
-    counts, strides, offset = [], [], x.storage_offset()
-    for axis in range(axes):
+    counts, strides, offset = [0] * axes, [0] * axes, x.storage_offset()
+    for axis in reversed(range(axes)):
         stride, dilation = operation.stride[axis], operation.dilation[axis]
         outputs = (size[axis] - dilation * (kernel[axis] - 1) - 1) // stride + 1
-        first = start // step ** (axes - 1 - axis) % step % outputs
-        counts.append(-(-(outputs - first) // step))
-        strides.append(inner[axis] * stride * step)
+        every = min(step, outputs)
+        start, first = divmod(start, every)
+        counts[axis] = -(-(outputs - first) // every)
+        strides[axis] = inner[axis] * stride * every
         offset += inner[axis] * stride * first
     dilated = [i * d for i, d in zip(inner, operation.dilation, strict=True)]
     groups = operation.groups
