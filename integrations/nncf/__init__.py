@@ -1,0 +1,1 @@
+"""CoRa for NNCF."""

@@ -1,0 +1,164 @@
+"""Exports: OpenVINO IR, ONNX with QuantizeLinear/DequantizeLinear, torch.export.
+
+None of them touches the model.
+"""
+
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from nncf.torch.function_hook import get_hook_storage
+from nncf.torch.quantization.layers import BaseQuantizer
+from torch import Tensor, nn
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.files import whole_file
+from cora_plugin.integrations.nncf.layers import check_model
+
+
+def export_openvino(
+    model: nn.Module,
+    example_input: Tensor,
+    path: str | os.PathLike[str],
+    compress_to_fp16: bool = True,
+) -> None:
+    """Write a model, adapters included, as OpenVINO IR: `path` and its `.bin`.
+
+    Weights of 4 bits and fewer are stored as packed i4, 8-bit weights and adapters as
+    i8.
+
+    Args:
+        model: The quantized model.
+        example_input: Input that the model is traced with, [N, …].
+        path: The `.xml` file.
+        compress_to_fp16: Store what is not quantized as float16.
+
+    Raises:
+        CoRaError: The path does not end in .xml, or the model is not one of NNCF's.
+        OSError: A file cannot be written; what was there before is left.
+    """
+    import openvino
+
+    target = Path(path)
+    if target.suffix != ".xml":
+        raise CoRaError(f"{path}: OpenVINO IR is a .xml and a .bin; name the .xml file")
+    check_model(model)
+    with (
+        whole_file(target) as xml,
+        whole_file(target.with_suffix(".bin")) as binary,
+        _quiet_tracing(),
+    ):
+        converted = openvino.convert_model(_copy(model), example_input=example_input)
+        written = Path(xml).with_suffix(".bin")
+        try:
+            openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
+            os.replace(written, binary)
+        finally:
+            written.unlink(missing_ok=True)
+
+
+def export_onnx(
+    model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]
+) -> None:
+    """Write a model, adapters included, as ONNX of standard operators (opset 21).
+
+    Weights are integers behind a DequantizeLinear: int4 at 4 bits and fewer, else int8;
+    adapters likewise. The batch size is free.
+
+    Args:
+        model: The quantized model.
+        example_input: Input that the model is traced with, [N, …].
+        path: The ONNX file.
+
+    Raises:
+        CoRaError: The model is not one of NNCF's.
+        OSError: The file cannot be written; what was there before is left.
+    """
+    import onnx
+
+    from cora_plugin.integrations.nncf.qdq import fake_quantize_to_qdq
+
+    check_model(model)
+    with whole_file(path) as temporary, _quiet_tracing():
+        torch.onnx.export(
+            _copy(model),
+            (example_input,),
+            temporary,
+            dynamo=False,
+            opset_version=TRACED_OPSET,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+        )
+        onnx.save(fake_quantize_to_qdq(onnx.load(temporary)), temporary)
+
+
+TRACED_OPSET = 20
+"""The last that torch's tracing exporter writes; from it to 21 operators only widen."""
+
+
+def exportable(model: nn.Module) -> nn.Module:
+    """A copy whose quantizers are plain torch, which `torch.export` can follow."""
+    check_model(model)
+    copied = _copy(model)
+    storage = get_hook_storage(copied)
+    for name, module in list(storage.named_modules(remove_duplicate=False)):
+        if isinstance(module, BaseQuantizer):
+            storage.set_submodule(name, StaticQuantizer(module))
+    return copied
+
+
+def export_program(
+    model: nn.Module, example_input: Tensor
+) -> torch.export.ExportedProgram:
+    """Run `torch.export` on a model, adapters included."""
+    with torch.no_grad():
+        return torch.export.export(exportable(model), (example_input,))
+
+
+class StaticQuantizer(nn.Module):
+    """What an NNCF quantizer does, in operators that any exporter knows."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: Any) -> None:
+        super().__init__()
+        self.enabled = quantizer.is_enabled_quantization()
+        with torch.no_grad():
+            low, high = quantizer.get_input_low_input_high()
+            self.levels = int(quantizer.levels)
+            scale = (high - low) / (self.levels - 1)
+            self.register_buffer("scale", scale.clone())
+            self.register_buffer("zero_point", torch.round(-low / scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input on the quantizer's grid."""
+        if not self.enabled:
+            return x
+        levels = torch.round(x / self.scale) + self.zero_point
+        return (levels.clamp(0, self.levels - 1) - self.zero_point) * self.scale
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet_tracing() -> Iterator[None]:
+    """Silence the tracers' warnings about Python branches: ours are static."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

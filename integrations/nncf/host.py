@@ -1,0 +1,206 @@
+"""A model quantized by NNCF as the algorithm sees it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from nncf.torch.quantization.layers import BaseQuantizer
+from torch import Tensor, nn
+
+from cora_plugin.adapters import Adapter
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.nncf.insert import (
+    OURS,
+    adapted,
+    hook_input,
+    hook_output,
+    insert_adapters,
+    insert_shifts,
+    remove_hooks,
+)
+from cora_plugin.integrations.nncf.layers import (
+    Reading,
+    Reference,
+    check_model,
+    parameters_of,
+    read_layers,
+)
+from cora_plugin.integrations.nncf.swap import (
+    evaluation,
+    parameter_values,
+    replaced,
+    without_gradients,
+)
+from cora_plugin.layer import Observer, QuantizedLayer
+
+
+class NNCFHost:
+    """Fulfils `cora_plugin.layer.Host` for a torch model that NNCF quantized.
+
+    Args:
+        model: What `nncf.quantize` returned.
+        example_input: An input, for NNCF traces the model to find its layers.
+        reference: The float model that was quantized. It is needed where NNCF corrected
+            biases, which it does not keep, or where training moved the weights.
+
+    Raises:
+        CoRaError: The model is of another backend, not quantized, or already carries
+            adapters.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_input: Any, reference: Reference | None = None
+    ) -> None:
+        check_model(model)
+        carried = adapted(model)
+        if carried:
+            raise CoRaError(
+                f"{next(iter(carried))}: already carries an adapter; call "
+                "remove_cora(model) first"
+            )
+        self.model = model
+        self._example = example_input
+        self._reference = reference
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The model's quantized layers as they were when first asked for."""
+        with evaluation(self.model):
+            return read_layers(self.model, self._example, self._reference)
+
+    @cached_property
+    def moved(self) -> Mapping[str, Tensor]:
+        """The reference's parameters that differ from the model's, by name."""
+        if self._reference is None:
+            return {}
+        given = parameters_of(self._reference)
+        own = dict(self.model.named_parameters())
+        return {
+            name: value.detach().to(own[name])
+            for name, value in given.items()
+            if name in own
+            and value.shape == own[name].shape
+            and not torch.equal(value.to(own[name]), own[name])
+        }
+
+    @property
+    def layers(self) -> Sequence[QuantizedLayer]:
+        """The layers that can carry an adapter, in execution order."""
+        return list(self.reading.layers.values())
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Quantized layers that cannot, and why."""
+        return self.reading.skipped
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Evaluation mode, no parameter gradients, each weight quantized only once."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluation(self.model))
+            stack.enter_context(without_gradients(self.model))
+            for quantizer, (_, quantized) in self.reading.weights.items():
+                stack.enter_context(replaced(quantizer, _constant(quantized)))
+            yield
+
+    def run(self, images: Tensor) -> Tensor:
+        """The model's output, a plain tensor on the model's device."""
+        first = next(self.model.parameters())
+        output = self.model(images.to(first.device, first.dtype))
+        if isinstance(output, tuple | list) and len(output) == 1:
+            output = output[0]
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            raise CoRaError(
+                f"the model's output is {type(output).__name__}, not logits [N, "
+                "classes, …]; wrap the model so that its forward returns one tensor"
+            )
+        return output
+
+    @contextmanager
+    def float_model(self) -> Iterator[None]:
+        """Float weights, float activations."""
+        with ExitStack() as stack:
+            stack.enter_context(self.float_weights())
+            for module in self.model.modules():
+                if isinstance(module, BaseQuantizer) and (
+                    module not in self.reading.weights
+                ):
+                    stack.enter_context(replaced(module, _identity))
+            yield
+
+    @contextmanager
+    def float_weights(self) -> Iterator[None]:
+        """Float weights, quantized activations."""
+        with ExitStack() as stack:
+            stack.enter_context(parameter_values(self.model, self.moved))
+            for quantizer, (weight, _) in self.reading.weights.items():
+                stack.enter_context(replaced(quantizer, _constant(weight)))
+            for module in self.model.modules():
+                if isinstance(module, OURS):
+                    stack.enter_context(replaced(module, _identity))
+            yield
+
+    @contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Report every run of a layer: its quantized input and its output."""
+        with ExitStack() as stack:
+            for name in self.reading.layers:
+                node = self.reading.nodes[name]
+                watch = _Watch(name, observer)
+                stack.callback(hook_input(self.model, node, watch.tap).remove)
+                stack.callback(hook_output(self.model, node, watch, ()).remove)
+            yield
+
+    def insert(self, adapters: Mapping[str, Adapter]) -> None:
+        """Put adapters beside their layers; all or, after an error, none."""
+        reading = self.reading
+        insert_adapters(self.model, reading.layers, reading.nodes, adapters)
+
+    def shift(self, values: Mapping[str, Tensor]) -> None:
+        """Add a constant a channel, [m], to the outputs of layers."""
+        reading = self.reading
+        insert_shifts(self.model, reading.layers, reading.nodes, values)
+
+    def remove(self) -> None:
+        """Take every adapter out again."""
+        remove_hooks(self.model)
+
+
+class _Watch(nn.Module):
+    """First post-hook of a layer: reports what went in and what came out."""
+
+    def __init__(self, name: str, observer: Observer) -> None:
+        super().__init__()
+        self._name = name
+        self._observer = observer
+        self.tap = _Tap()
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The output as it is."""
+        x, self.tap.x = self.tap.x, None
+        assert x is not None
+        # Not traced: the statistics are none of NNCF's business, and cost time there.
+        with torch._C.DisableTorchFunction():
+            self._observer(self._name, x, y)
+        return y
+
+
+class _Tap(nn.Module):
+    """Last pre-hook of a layer's input."""
+
+    x: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input as it is."""
+        self.x = x
+        return x
+
+
+def _constant(value: Tensor) -> Callable[[Any], Tensor]:
+    return lambda _: value
+
+
+def _identity(x: Any) -> Any:
+    return x

@@ -1,0 +1,257 @@
+"""Reads a model quantized by NNCF: its quantized layers and their two weights."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from nncf.torch.function_hook import get_hook_storage, is_wrapped
+from nncf.torch.function_hook.hook_storage import decode_hook_name
+from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+from nncf.torch.graph import operator_metatypes as om
+from nncf.torch.model_graph_manager import get_const_node
+from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer
+from torch import Tensor, nn
+
+from cora_plugin.adapters import Operation
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.integrations.nncf.swap import replaced
+from cora_plugin.layer import QuantizedLayer
+
+Reference = nn.Module | Mapping[str, Tensor]
+"""The float model that was quantized, or its parameters by name."""
+
+DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
+"""Functions whose layers can carry an adapter, and their spatial dimensions."""
+
+WEIGHTED = {*om.CONVOLUTION_METATYPES, *om.MATMUL_METATYPES, om.PTDeformConv2dMetatype}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The quantized layers of a model.
+
+    `nodes` gives NNCF's operation by layer name, `skipped` the reason for each layer
+    that cannot carry an adapter, and `weights` the float and the quantized weight that
+    each weight quantizer took and gave, those of skipped layers included.
+    """
+
+    layers: Mapping[str, QuantizedLayer]
+    nodes: Mapping[str, str]
+    skipped: Mapping[str, str]
+    weights: Mapping[BaseQuantizer, tuple[Tensor, Tensor]]
+
+
+def check_model(model: Any) -> None:
+    """Refuse what is not a torch model quantized by NNCF, and say what is.
+
+    Raises:
+        CoRaError: The model is of another backend, or not quantized.
+    """
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    if not isinstance(model, nn.Module) or isinstance(model, torch.fx.GraphModule):
+        raise CoRaError(
+            f"the model is a {kind}; of NNCF's backends, the adapters support PyTorch "
+            "(torch.nn.Module) only, not OpenVINO, ONNX or TorchFX: quantize the "
+            "torch.nn.Module and export it afterwards"
+        )
+    if not is_wrapped(model):
+        raise CoRaError(
+            f"the model ({kind}) was not quantized by NNCF; pass what nncf.quantize "
+            "returned"
+        )
+
+
+@torch.no_grad()
+def read_layers(
+    model: nn.Module, example_input: Any, reference: Reference | None = None
+) -> Reading:
+    """Read every quantized layer of a model in evaluation mode.
+
+    Args:
+        model: The quantized model.
+        example_input: What NNCF traces it with: a tensor, a tuple of arguments or a
+            mapping of keywords.
+        reference: Where the float weights are, if not in the model.
+
+    Raises:
+        CoRaError: The reference does not fit the model.
+    """
+    hooks = _quantizer_hooks(model)
+    seen: dict[BaseQuantizer, tuple[Tensor, Tensor]] = {}
+    with ExitStack() as stack:
+        for quantizer in set(hooks.values()):
+            stack.enter_context(replaced(quantizer, _recording(quantizer, seen)))
+        graph = build_nncf_graph(model, example_input)
+    given = None if reference is None else parameters_of(reference)
+    nodes = [node for node in graph.topological_sort() if node.metatype in WEIGHTED]
+    found: dict[str, tuple[Any, BaseQuantizer, int]] = {}
+    computed = []
+    for node in nodes:
+        for port in node.metatype.weight_port_ids:
+            quantizer = hooks.get((node.node_name, port))
+            if quantizer is None or quantizer not in seen:
+                continue
+            if port in node.layer_attributes.constant_port_ids:
+                found[node.node_name] = (node, quantizer, port)
+            elif node.metatype not in om.MATMUL_METATYPES:
+                computed.append(node.node_name)
+    names = _layer_names(model, list(found))
+    layers: dict[str, QuantizedLayer] = {}
+    skipped = dict.fromkeys(computed, "its weight is computed, not stored")
+    for node_name, (node, quantizer, port) in found.items():
+        name = names[node_name]
+        weight, dequantized = seen[quantizer]
+        reason = _obstacle(node, quantizer, weight, dequantized)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        if given is not None:
+            parameter = get_const_node(node, port, graph).layer_attributes.name
+            weight = _given_weight(name, parameter, dequantized, given)
+            seen[quantizer] = (weight, dequantized)
+        layers[name] = QuantizedLayer(
+            name,
+            weight,
+            dequantized,
+            operation_of(node),
+            float(quantizer.num_bits),
+            _scale_bits(quantizer),
+        )
+    constant = {quantizer for _, quantizer, _ in found.values()}
+    return Reading(
+        layers,
+        {names[node_name]: node_name for node_name in found},
+        skipped,
+        {quantizer: seen[quantizer] for quantizer in constant},
+    )
+
+
+def parameters_of(reference: Reference) -> Mapping[str, Tensor]:
+    """The parameters of a reference by name."""
+    if isinstance(reference, nn.Module):
+        return {name: p.detach() for name, p in reference.named_parameters()}
+    return reference
+
+
+def operation_of(node: Any) -> Operation:
+    """The convolution or linear operation of a node of NNCF's graph."""
+    dimensions = DIMENSIONS[node.node_type]
+    if not dimensions:
+        return Operation()
+    arguments = _arguments(node)
+    padding = arguments.get("padding", 0)
+    sides: Any = "same"
+    if padding == "valid":
+        sides = ((0, 0),) * dimensions
+    elif padding != "same":
+        sides = tuple((side, side) for side in _each(padding, dimensions))
+    return Operation(
+        dimensions,
+        _each(arguments.get("stride", 1), dimensions),
+        sides,
+        "zeros",
+        _each(arguments.get("dilation", 1), dimensions),
+        arguments.get("groups", 1),
+    )
+
+
+def _arguments(node: Any) -> dict[str, Any]:
+    """The arguments of a call of torch.nn.functional.conv…, by name."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    attributes = node.layer_attributes
+    given: dict[str, Any] = dict(zip(names, attributes.op_args, strict=False))
+    return given | attributes.op_kwargs
+
+
+def _each(value: Any, dimensions: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * dimensions
+    sizes = tuple(value)
+    return sizes * dimensions if len(sizes) == 1 else sizes
+
+
+def _quantizer_hooks(model: nn.Module) -> dict[tuple[str, int], BaseQuantizer]:
+    """The quantizers in front of operations, by operation and port."""
+    found = {}
+    storage = get_hook_storage(model)
+    for hook_name, hook in storage.named_hooks(remove_duplicate=False):
+        kind, node, port = decode_hook_name(hook_name)
+        if kind == "pre_hooks" and isinstance(hook, BaseQuantizer):
+            found[node, port] = hook
+    return found
+
+
+def _recording(quantizer: Any, seen: dict[Any, tuple[Tensor, Tensor]]) -> Any:
+    forward = quantizer.forward
+
+    def record(x: Any) -> Any:
+        y = forward(x)
+        if isinstance(x, Tensor):
+            # A quantizer that is disabled hands on the parameter itself.
+            seen[quantizer] = (x.detach(), y.detach())
+        return y
+
+    return record
+
+
+def _layer_names(model: nn.Module, nodes: list[str]) -> dict[str, str]:
+    """A module's path where one plain layer makes one call; else NNCF's own name."""
+    modules = dict(model.named_modules())
+    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    paths = {node: node.rsplit("/", 2)[0].replace("/", ".") for node in nodes}
+    calls = list(paths.values())
+    return {
+        node: path
+        if calls.count(path) == 1 and isinstance(modules.get(path), plain)
+        else node
+        for node, path in paths.items()
+    }
+
+
+def _obstacle(
+    node: Any, quantizer: BaseQuantizer, weight: Tensor, dequantized: Tensor
+) -> str | None:
+    """Why a quantized layer cannot carry an adapter, or None."""
+    if node.node_type not in DIMENSIONS:
+        return f"{node.node_type} is not supported"
+    if not quantizer.is_enabled_quantization():
+        return "its weight is not quantized"
+    dimensions = DIMENSIONS[node.node_type]
+    if weight.ndim != dimensions + 2 or weight.shape != dequantized.shape:
+        return f"its weight has shape {list(weight.shape)}"
+    return None
+
+
+def _scale_bits(quantizer: Any) -> int:
+    scales = 1
+    for size in quantizer.scale_shape:
+        scales *= size
+    bits = FLOAT_BITS * scales
+    if isinstance(quantizer, AsymmetricQuantizer):
+        bits += quantizer.num_bits * scales
+    return bits
+
+
+def _given_weight(
+    name: str, parameter: str, dequantized: Tensor, given: Mapping[str, Tensor]
+) -> Tensor:
+    """The float weight that a reference holds for a layer."""
+    weight = given.get(parameter)
+    if weight is None or weight.shape != dequantized.shape:
+        found = "no parameter" if weight is None else f"shape {list(weight.shape)}"
+        raise CoRaError(
+            f"{name}: the reference has {found} where the quantized model has "
+            f"{parameter} of shape {list(dequantized.shape)}; pass the float model "
+            "that was quantized"
+        )
+    weight = weight.to(dequantized)
+    if (weight - dequantized).norm() > weight.norm():
+        raise CoRaError(
+            f"{name}: the reference's {parameter} has nothing to do with the quantized "
+            "weight; SmoothQuant and channel alignment move weights, so leave the "
+            "reference out: NNCF keeps the float weights in the quantized model"
+        )
+    return weight
