@@ -1,11 +1,13 @@
 """The demo: a real ConvNet, quantized until it breaks, repaired, exported, run."""
 
+import contextlib
 import copy
 import dataclasses
+import io
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,12 +148,14 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
     return torch.cat([torch.from_numpy(output) for output in outputs])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet(console: Console, what: str) -> Iterator[None]:
     """Say what is being waited for, in place of what the toolkits say."""
-    import warnings
-
-    with warnings.catch_warnings(), console.status(what):
+    with (
+        console.status(what),
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -1,0 +1,92 @@
+"""Every Python example of the README that needs Brevitas runs, as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cora_plugin.integrations.brevitas import apply_cora
+from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 16, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def float_net():
+    return net()
+
+
+@pytest.fixture
+def loader():
+    torch.manual_seed(1)
+    return DataLoader(TensorDataset(torch.randn(40, 3, 16, 16), torch.zeros(40)), 8)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [b for b in BLOCKS if "nncf" not in b],
+    ids=lambda block: next(x for x in block.splitlines() if "import" not in x and x),
+)
+def test_readme_example_runs(block, float_net, loader, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "calib_loader": loader,
+        "quant_model": quantize_ptq(float_net, loader),
+        "fresh_quant_model": quantize_ptq(float_net, loader),
+        "example_input": torch.randn(1, 3, 16, 16),
+        "classifier": None,
+    }
+    if "save_cora" in block:
+        apply_cora(loader, names["quant_model"], "budget=0.05")
+    exec(compile(block, str(README), "exec"), names)
+    if "load_cora" in block:
+        x = names["example_input"]
+        torch.testing.assert_close(
+            logits(names["fresh_quant_model"], x), logits(names["quant_model"], x)
+        )
+
+
+def test_examples_were_found():
+    assert len(BLOCKS) >= 5
+
+
+def test_the_recipe_leaves_the_float_model_alone(float_net, loader):
+    before = {name: value.clone() for name, value in float_net.state_dict().items()}
+    quantize_ptq(float_net, loader, weight_bits=4, depthwise_bits=8)
+    after = float_net.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_recipe_gives_each_kind_of_layer_its_bits(float_net, loader):
+    model = quantize_ptq(float_net, loader, weight_bits=3, depthwise_bits=6)
+    bits = [
+        int(layer.quant_weight().bit_width)
+        for layer in model.modules()
+        if hasattr(layer, "quant_weight")
+    ]
+    assert bits == [8, 6, 3, 3]
+
+
+def test_the_recipe_says_what_an_empty_loader_lacks(float_net):
+    with pytest.raises(ValueError, match="the loader is empty"):
+        quantize_ptq(float_net, [])
