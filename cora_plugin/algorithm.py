@@ -3,9 +3,11 @@
 import fnmatch
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, make_adapter
@@ -35,6 +37,13 @@ class Plan:
     allowed: float
 
 
+def ordinary_tensors() -> AbstractContextManager[Any]:
+    """Leave `torch.inference_mode`, whose tensors neither have gradients nor change."""
+    if torch.is_inference_mode_enabled():
+        return torch.inference_mode(False)
+    return nullcontext()
+
+
 class CoRa:
     """The algorithm that every host registers: residual adapters after PTQ.
 
@@ -55,7 +64,7 @@ class CoRa:
         Raises:
             CoRaError: Something that the caller can change is wrong.
         """
-        with host.prepared():
+        with ordinary_tensors(), host.prepared():
             run = self.start(host)
             for item in tqdm(loader, desc="moments", unit="batch", disable=None):
                 run.update(item)

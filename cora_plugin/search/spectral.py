@@ -1,6 +1,7 @@
 """Spend the budget where it removes most of the loss."""
 
 import heapq
+import math
 from collections.abc import Sequence
 
 from cora_plugin.search.candidates import Candidate
@@ -42,7 +43,9 @@ def spectral(candidates: Sequence[Candidate], budget: float) -> dict[str, int]:
 def _rate(candidate: Candidate, start: int, end: int) -> float:
     """Gain a unit of cost between two rungs."""
     price = candidate.costs[end] - candidate.costs[start]
-    return (candidate.gains[end] - candidate.gains[start]) / price
+    gain = candidate.gains[end] - candidate.gains[start]
+    # A shared basis runs as one convolution: all its ranks cost the same MACs.
+    return gain / price if price else math.copysign(math.inf, gain) if gain else 0.0
 
 
 def _hull(candidate: Candidate) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.algorithm import CoRa, Run
+from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas.host import BrevitasHost, replaced
 from cora_plugin.integrations.brevitas.insert import (
@@ -79,6 +79,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
     def __enter__(self) -> "cora_mode":
         """Begin to collect."""
         with ExitStack() as stack:
+            stack.enter_context(ordinary_tensors())
             stack.enter_context(self._host.prepared())
             run = self._run = self._algorithm.start(self._host)
             forward = self.model.forward
@@ -135,7 +136,7 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return model
 
 
-class CoRaTransform(GraphTransform):  # type: ignore[misc]
+class CoRaTransform(GraphTransform):
     """CoRa as a `GraphTransform`: `model = CoRaTransform(loader).apply(model)`.
 
     Args:

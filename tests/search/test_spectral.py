@@ -9,11 +9,12 @@ from cora_plugin.search import Candidate, spectral, uniform
 
 @st.composite
 def any_candidates(draw):
-    """Ascending costs and gains, concave or not."""
+    """Ascending costs and gains, concave or not; a further rank may cost nothing."""
     made = []
     for index in range(draw(st.integers(1, 4))):
         steps = draw(st.integers(1, 4))
-        costs = draw(st.lists(st.integers(1, 9), min_size=steps, max_size=steps))
+        costs = draw(st.lists(st.integers(0, 9), min_size=steps, max_size=steps))
+        costs[0] += 1
         gains = draw(st.lists(st.floats(0, 1), min_size=steps, max_size=steps))
         made.append(_candidate(index, costs, gains))
     return made
@@ -136,6 +137,13 @@ def test_a_jump_that_only_pays_whole_is_taken_whole():
     steep = Candidate("steep", (0, 1, 2, 9), (0, 4, 8, 9), (0.0, 0.1, 0.2, 9.0))
     flat = Candidate("flat", (0, 1, 2), (0, 4, 8), (0.0, 2.0, 3.0))
     assert spectral([steep, flat], 13) == {"steep": 9, "flat": 1}
+
+
+def test_ranks_that_cost_nothing_more_are_taken():
+    # A shared basis of any rank is one convolution, of the same MACs.
+    flat = Candidate("flat", (0, 1, 2, 3), (0, 7, 7, 7), (0.0, 1.0, 1.5, 1.6))
+    assert spectral([flat], 6) == {"flat": 0}
+    assert spectral([flat], 7) == {"flat": 3}
 
 
 def test_no_layer_to_choose_for_is_no_choice():
