@@ -1,1 +1,55 @@
-"""CoRa for NNCF."""
+"""CoRa for NNCF's PyTorch backend, inside `nncf.quantize` or after it.
+
+>>> from cora_plugin.integrations.nncf import CoRaQuantizationParameters, register
+>>> register()
+>>> quantized = nncf.quantize(
+...     model,
+...     dataset,
+...     advanced_parameters=CoRaQuantizationParameters(cora="budget=0.05"),
+... )
+>>> print(quantized.cora_report)
+"""
+
+from cora_plugin.integrations.nncf.algorithm import (
+    CoRaAlgorithm,
+    apply_cora,
+    load_cora,
+    remove_cora,
+    save_cora,
+)
+from cora_plugin.integrations.nncf.bits import allow_bits
+from cora_plugin.integrations.nncf.export import (
+    export_onnx,
+    export_openvino,
+    export_program,
+    exportable,
+)
+from cora_plugin.integrations.nncf.host import NNCFHost
+from cora_plugin.integrations.nncf.layer_bits import LayerBits
+from cora_plugin.integrations.nncf.recipe import quantize_ptq
+from cora_plugin.integrations.nncf.register import (
+    CoRaPipeline,
+    CoRaQuantizationParameters,
+    register,
+    unregister,
+)
+
+__all__ = [
+    "CoRaAlgorithm",
+    "CoRaPipeline",
+    "CoRaQuantizationParameters",
+    "LayerBits",
+    "NNCFHost",
+    "allow_bits",
+    "apply_cora",
+    "export_onnx",
+    "export_openvino",
+    "export_program",
+    "exportable",
+    "load_cora",
+    "quantize_ptq",
+    "register",
+    "remove_cora",
+    "save_cora",
+    "unregister",
+]

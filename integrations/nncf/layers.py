@@ -162,8 +162,8 @@ def _arguments(node: Any) -> dict[str, Any]:
     """The arguments of a call of torch.nn.functional.conv…, by name."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     attributes = node.layer_attributes
-    given: dict[str, Any] = dict(zip(names, attributes.op_args, strict=False))
-    return given | attributes.op_kwargs
+    given = dict(zip(names, attributes.op_args, strict=False))
+    return {**given, **attributes.op_kwargs}
 
 
 def _each(value: Any, dimensions: int) -> tuple[int, ...]:

@@ -1,0 +1,246 @@
+"""CoRa in NNCF's own idioms: an algorithm of its pipeline, a direct call, a file."""
+
+import base64
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import nncf
+import numpy as np
+import torch
+from nncf.common.graph.graph import NNCFGraph
+from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
+from nncf.common.utils.backend import BackendType
+from nncf.quantization.algorithms.algorithm import Algorithm
+from torch import Tensor, nn
+
+from cora_plugin.adapters import load_adapters, save_adapters
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.algorithm import CoRa
+from cora_plugin.calibration import ImageSplit
+from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.nncf.bias_correction import ObservedHost, correct_biases
+from cora_plugin.integrations.nncf.extension import load_extension
+from cora_plugin.integrations.nncf.host import NNCFHost
+from cora_plugin.integrations.nncf.insert import (
+    insert_adapters,
+    insert_shifts,
+    read_adapters,
+    remove_hooks,
+    shifts,
+)
+from cora_plugin.integrations.nncf.layers import Reference, check_model
+from cora_plugin.integrations.nncf.swap import kept_parameters
+from cora_plugin.report import Report
+
+log = logging.getLogger(__name__)
+
+
+def apply_cora(
+    model: nn.Module,
+    dataset: nncf.Dataset | Iterable[Any],
+    config: Any = None,
+    reference: Reference | None = None,
+    subset_size: int | None = None,
+    bias_correction: bool = True,
+) -> Report:
+    """Give a model that NNCF quantized residual adapters, in place.
+
+    Args:
+        model: What `nncf.quantize` returned, changed in place; after an error it is as
+            it was.
+        dataset: An `nncf.Dataset`, or batches of images [N, …], alone or first in a
+            tuple such as `(images, targets)`; walked once.
+        config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+        reference: The float model, needed only where NNCF corrected biases (as it does
+            by default) or training moved the weights; NNCF keeps float weights itself.
+        subset_size: Number of batches that are used at most; None is all.
+        bias_correction: Whether to correct biases after the adapters. It is taken back
+            unless it lowers the divergence on held-out images.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    if subset_size is not None and subset_size < 1:
+        raise CoRaError(f"subset_size: {subset_size} uses no data; pass 1 or more")
+    config = CoRaConfig.of(config)
+    check_model(model)
+    load_extension()
+    batches = islice(_batches(dataset), subset_size)
+    first = next(batches, None)
+    if first is None:
+        raise CoRaError(
+            "calibration data: the dataset is empty; pass a few dozen images"
+        )
+    split = ImageSplit(config.held_out, 0, config.seed)
+    split.keep(first)
+    images = first[0] if isinstance(first, list | tuple) else first
+    host = ObservedHost(NNCFHost(model, images, reference))
+    with host.prepared(), kept_parameters(model, host.moved):
+        run = CoRa(config).start(host)
+        run.update(first)
+        for batch in batches:
+            split.keep(batch)
+            run.update(batch)
+        report = run.finish()
+        if not bias_correction:
+            return report
+        try:
+            steps = correct_biases(host, host.inputs.means(), split.held_out())
+        except BaseException:
+            host.remove()
+            raise
+    kept = [step.after for step in steps if step.kept]
+    return replace(
+        report,
+        steps=(*report.steps, *steps),
+        after=kept[-1] if kept else report.after,
+    )
+
+
+def _batches(dataset: nncf.Dataset | Iterable[Any]) -> Iterator[Any]:
+    """What `CoRa` reads; an NNCF dataset's items are the arguments of the model."""
+    if not isinstance(dataset, nncf.Dataset):
+        yield from dataset
+        return
+    for index, item in enumerate(dataset.get_inference_data()):
+        if isinstance(item, dict):
+            item = tuple(item.values())
+        if isinstance(item, tuple) and len(item) != 1:
+            kinds = ", ".join(type(part).__name__ for part in item)
+            raise CoRaError(
+                f"calibration data: item {index} of the nncf.Dataset is ({kinds}), "
+                f"which NNCF passes on as {len(item)} arguments of the model; pick the "
+                "images: nncf.Dataset(loader, lambda item: item[0])"
+            )
+        yield item
+
+
+class CoRaAlgorithm(Algorithm):
+    """CoRa as a step of an NNCF pipeline, after the quantizers are placed.
+
+    Args:
+        config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+        subset_size: Number of the dataset's items that are used at most.
+        bias_correction: As for `apply_cora`.
+    """
+
+    def __init__(
+        self,
+        config: Any = None,
+        subset_size: int | None = None,
+        bias_correction: bool = True,
+    ) -> None:
+        self.config = CoRaConfig.of(config)
+        self.report: Report | None = None
+        self.dataset: nncf.Dataset | None = None
+        self._subset_size = subset_size
+        self._bias_correction = bias_correction
+
+    @property
+    def available_backends(self) -> list[BackendType]:
+        """PyTorch."""
+        return [BackendType.TORCH]
+
+    def get_statistic_points(
+        self, model: Any, graph: NNCFGraph
+    ) -> StatisticPointsContainer:
+        """None: NNCF's collectors hold activations, CoRa streams its own moments."""
+        return StatisticPointsContainer()
+
+    def apply(
+        self,
+        model: Any,
+        graph: NNCFGraph,
+        statistic_points: StatisticPointsContainer | None = None,
+        dataset: nncf.Dataset | None = None,
+    ) -> Any:
+        """Change NNCF's wrapped model in place; `report` then tells what was done.
+
+        The torch model keeps the report as its attribute `cora_report`.
+
+        Raises:
+            CoRaError: Something that the caller can change is wrong.
+        """
+        dataset = dataset or self.dataset
+        if dataset is None:
+            raise CoRaError(
+                "CoRaAlgorithm: it needs the calibration dataset; call apply(…, "
+                "dataset=…), or run it in a CoRaPipeline"
+            )
+        self.report = apply_cora(
+            model.model,
+            dataset,
+            self.config,
+            subset_size=self._subset_size,
+            bias_correction=self._bias_correction,
+        )
+        model.reset_graph()
+        model.model.cora_report = self.report
+        log.info("%s", self.report)
+        return model
+
+
+def remove_cora(model: nn.Module) -> nn.Module:
+    """Take every adapter out of a model, in place; what is left is the toolkit's."""
+    check_model(model)
+    remove_hooks(model)
+    return model
+
+
+def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Write a model's adapters, and what corrects its biases, to a safetensors file.
+
+    Raises:
+        CoRaError: The model carries none.
+        OSError: The file cannot be written; no partial file is left.
+    """
+    check_model(model)
+    adapters = read_adapters(model)
+    if not adapters:
+        raise CoRaError("the model carries no adapters to save; call apply_cora first")
+    corrections = {name: _encode(hook.shift) for name, hook in shifts(model).items()}
+    save_adapters(path, adapters, {"shifts": corrections})
+
+
+def load_cora(
+    path: str | os.PathLike[str], model: nn.Module, example_input: Any
+) -> nn.Module:
+    """Put saved adapters into a freshly quantized model of the same recipe, in place.
+
+    Args:
+        path: The file.
+        model: The quantized model.
+        example_input: An input, for NNCF traces the model to find its layers.
+
+    Raises:
+        CoRaError: The file is not one of adapters, or does not fit the model, which
+            then is as it was.
+    """
+    adapters, notes = load_adapters(path)
+    host = NNCFHost(model, example_input)
+    reading = host.reading
+    corrections = {n: _decode(text) for n, text in notes.get("shifts", {}).items()}
+    for name, values in corrections.items():
+        layer = reading.layers.get(name)
+        if layer is None or len(values) != len(layer.weight):
+            raise CoRaError(
+                f"{name}: the file corrects {len(values)} biases of a layer that the "
+                "model does not have; quantize it by the recipe the adapters were made "
+                "for"
+            )
+    insert_adapters(model, reading.layers, reading.nodes, adapters)
+    insert_shifts(model, reading.layers, reading.nodes, corrections)
+    return model
+
+
+def _encode(shift: Tensor) -> str:
+    values = shift.detach().reshape(-1).float().cpu().numpy().astype("<f4")
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").copy())

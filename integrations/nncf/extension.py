@@ -1,0 +1,79 @@
+"""NNCF's C++ extension: loaded without its time limit, never waited for in vain."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.utils.cpp_extension as cpp_extension
+from nncf.torch.extensions import EXTENSION_LOAD_TIMEOUT_ENV_VAR
+from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
+
+from cora_plugin.adapters.errors import CoRaError
+
+log = logging.getLogger(__name__)
+
+STALE = 900.0
+"""Age of a build's lock, in seconds, at which nobody can be at work behind it."""
+
+
+def load_extension() -> None:
+    """Load what NNCF would load at its first quantizer, compiling it if need be.
+
+    The compilation takes over a minute, more than NNCF allows itself; a limit that is
+    set in the environment is respected.
+
+    Raises:
+        CoRaError: An interrupted build has left its lock, behind which torch would wait
+            for ever.
+    """
+    if QuantizedFunctionsCPU._loaded_namespace is not None:
+        return
+    folder = Path(QuantizedFunctionsCPU._loader.get_build_dir())
+    # Elsewhere torch's lock is the kernel's, which ends with its holder.
+    if hasattr(cpp_extension, "FileBaton"):
+        await_lock(folder / "lock")
+    if not any(folder.glob("*.so")):
+        log.warning(
+            "NNCF compiles its C++ extension, once, into %s: a minute or two", folder
+        )
+    with _no_time_limit():
+        QuantizedFunctionsCPU.get("Quantize_forward")
+
+
+def await_lock(lock: Path, stale: float = STALE, pause: float = 1.0) -> None:
+    """Wait for another process's build to finish.
+
+    Args:
+        lock: The file that stands while it builds.
+        stale: Age in seconds at which the build is taken for dead.
+        pause: Seconds between two looks.
+
+    Raises:
+        CoRaError: The build is dead.
+    """
+    while True:
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            return
+        if age > stale:
+            raise CoRaError(
+                f"NNCF's extension: the lock {lock} is {age / 60:.0f} minutes old, "
+                f"left by a build that was interrupted; delete it: rm -rf {lock.parent}"
+            )
+        time.sleep(pause)
+
+
+@contextmanager
+def _no_time_limit() -> Iterator[None]:
+    if EXTENSION_LOAD_TIMEOUT_ENV_VAR in os.environ:
+        yield
+        return
+    os.environ[EXTENSION_LOAD_TIMEOUT_ENV_VAR] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(EXTENSION_LOAD_TIMEOUT_ENV_VAR, None)

@@ -1,0 +1,160 @@
+"""Other bit widths for a model's sensitive layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from nncf import Dataset
+from nncf.common.graph.graph import NNCFGraph, NNCFNode
+from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
+from nncf.common.utils.backend import BackendType
+from nncf.quantization.algorithms.algorithm import Algorithm
+from nncf.torch.function_hook import get_hook_storage
+from nncf.torch.graph import operator_metatypes as om
+from nncf.torch.model_graph_manager import get_const_data_on_port
+from nncf.torch.quantization.layers import BaseQuantizer
+from torch import Tensor, nn
+
+from cora_plugin.adapters.adapter import is_depthwise
+from cora_plugin.integrations.nncf.bits import check_bits, set_bits
+from cora_plugin.integrations.nncf.layers import DIMENSIONS, WEIGHTED, operation_of
+
+Neighbours = Callable[[NNCFNode], list[NNCFNode]]
+
+
+class LayerBits(Algorithm):
+    """Other bit widths for sensitive layers, right after NNCF placed its quantizers.
+
+    Args:
+        first_last: Bits of the first and the last layer's weight and of the activations
+            that only they read; None leaves them.
+        depthwise: Bits of depthwise convolutions' weights; None leaves them.
+    """
+
+    def __init__(
+        self, first_last: int | None = None, depthwise: int | None = None
+    ) -> None:
+        if first_last is not None:
+            check_bits("first_last_bits", first_last)
+        if depthwise is not None:
+            check_bits("depthwise_bits", depthwise)
+        self.first_last = first_last
+        self.depthwise = depthwise
+
+    @property
+    def available_backends(self) -> list[BackendType]:
+        """PyTorch."""
+        return [BackendType.TORCH]
+
+    def get_statistic_points(
+        self, model: Any, graph: NNCFGraph
+    ) -> StatisticPointsContainer:
+        """None are needed."""
+        return StatisticPointsContainer()
+
+    def apply(
+        self,
+        model: Any,
+        graph: NNCFGraph,
+        statistic_points: StatisticPointsContainer | None = None,
+        dataset: Dataset | None = None,
+    ) -> Any:
+        """Change the quantizers of NNCF's wrapped model, in place."""
+        net = model.model
+        ends = _ends(graph)
+        for node in graph.topological_sort():
+            if not _is_layer(node):
+                continue
+            for quantizer, weight in _weights(net, graph, node):
+                if self.depthwise is not None and _is_depthwise(node, weight):
+                    set_bits(quantizer, self.depthwise, weight)
+                if self.first_last is not None and node in ends:
+                    set_bits(quantizer, self.first_last, weight)
+            if self.first_last is not None and node in ends:
+                quantizer = _input_quantizer(net, graph, node)
+                if quantizer is not None:
+                    set_bits(quantizer, self.first_last)
+        return model
+
+
+def _is_layer(node: NNCFNode) -> bool:
+    return node.metatype in WEIGHTED and bool(node.layer_attributes.constant_port_ids)
+
+
+def _is_depthwise(node: NNCFNode, weight: Tensor) -> bool:
+    if node.node_type not in DIMENSIONS:
+        return False
+    return is_depthwise(tuple(weight.shape), operation_of(node))
+
+
+def _weights(
+    net: nn.Module, graph: NNCFGraph, node: NNCFNode
+) -> list[tuple[BaseQuantizer, Tensor]]:
+    """A layer's weight quantizers and what they quantize."""
+    found = []
+    for port in node.layer_attributes.constant_port_ids:
+        for hook in _hooks(get_hook_storage(net).pre_hooks, node, port):
+            weight = get_const_data_on_port(net, graph, node, port)
+            found.append((hook, weight))
+    return found
+
+
+def _hooks(place: nn.ModuleDict, node: NNCFNode, port: int) -> list[BaseQuantizer]:
+    """The quantizers in one place of the model."""
+    key = f"{node.node_name.replace('.', ':')}__{port}"
+    if key not in place:
+        return []
+    return [hook for hook in place[key].children() if isinstance(hook, BaseQuantizer)]
+
+
+def _ends(graph: NNCFGraph) -> list[NNCFNode]:
+    """The layers that no other layer comes before, or after."""
+    layers = [node for node in graph.get_all_nodes() if _is_layer(node)]
+    both: tuple[Neighbours, ...] = (graph.get_previous_nodes, graph.get_next_nodes)
+    return [
+        node
+        for node in layers
+        if not all(any(map(_is_layer, _reached(node, way, _never))) for way in both)
+    ]
+
+
+def _reached(
+    start: NNCFNode, way: Neighbours, stop: Callable[[NNCFNode], bool]
+) -> list[NNCFNode]:
+    """Every node that a way leads to, not beyond those that stop it."""
+    found: dict[int, NNCFNode] = {}
+    waiting = list(way(start))
+    while waiting:
+        node = waiting.pop()
+        if node.node_id not in found:
+            found[node.node_id] = node
+            if not stop(node):
+                waiting += way(node)
+    return list(found.values())
+
+
+def _never(_: NNCFNode) -> bool:
+    return False
+
+
+def _input_quantizer(
+    net: nn.Module, graph: NNCFGraph, layer: NNCFNode
+) -> BaseQuantizer | None:
+    """The quantizer of a layer's input, if no other layer reads what it quantizes."""
+    storage = get_hook_storage(net)
+    edges = graph.get_input_edges(layer)
+    nodes = [e.from_node for e in edges if e.input_port_id == 0]
+    while len(nodes) == 1 and nodes[0].node_type not in om.QUANTIZE_NODE_TYPES:
+        if _is_layer(nodes[0]):
+            return None
+        nodes = graph.get_previous_nodes(nodes[0])
+    if len(nodes) != 1:
+        return None
+    readers = _reached(nodes[0], graph.get_next_nodes, _is_layer)
+    if [node for node in readers if _is_layer(node)] != [layer]:
+        return None
+    own = _hooks(storage.pre_hooks, layer, 0)
+    if own:
+        return own[0]
+    producers = graph.get_previous_nodes(nodes[0])
+    behind = [_hooks(storage.post_hooks, producer, 0) for producer in producers]
+    return behind[0][0] if len(behind) == 1 and behind[0] else None

@@ -1,0 +1,121 @@
+"""NNCF's PTQ for ConvNets at low bit widths, by its own means."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import nncf
+from nncf.quantization.advanced_parameters import (
+    AdvancedBiasCorrectionParameters,
+    QuantizationParameters,
+)
+from nncf.quantization.range_estimator import (
+    AggregatorType,
+    RangeEstimatorParameters,
+    RangeEstimatorParametersSet,
+    StatisticsCollectorParameters,
+    StatisticsType,
+)
+from torch import nn
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.nncf.bits import allow_bits, check_bits
+from cora_plugin.integrations.nncf.extension import load_extension
+from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters, register
+
+ACTIVATION_RANGES = {
+    "default": RangeEstimatorParameters(),
+    "minmax": RangeEstimatorParametersSet.MINMAX,
+    "mean-quantile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+    "histogram": RangeEstimatorParametersSet.HISTOGRAM,
+}
+"""NNCF's estimators of activation ranges."""
+
+
+def quantize_ptq(
+    model: nn.Module,
+    calib_loader: Iterable[Any],
+    weight_bits: int = 4,
+    act_bits: int = 8,
+    depthwise_bits: int | None = 8,
+    first_last_bits: int | None = 8,
+    bias_correction: bool = False,
+    weight_quantile: float | None = None,
+    act_range: str = "mean-quantile",
+    cora: Any = None,
+) -> nn.Module:
+    """Quantize a copy of a float ConvNet by `nncf.quantize`.
+
+    Symmetric weights with a scale a channel, asymmetric activations (the mixed preset).
+
+    Args:
+        model: The float model, untouched.
+        calib_loader: Yields images [N, …], or tuples that begin so; walked several
+            times.
+        weight_bits: Weight bit width, 2 to 8.
+        act_bits: Activation bit width, 2 to 8.
+        depthwise_bits: Weight bit width of depthwise convolutions; None: as the others.
+        first_last_bits: Bit width of the first and last layer, activations too; None:
+            as the others.
+        bias_correction: Run NNCF's fast bias correction on every layer, whatever the
+            size of the correction. With `cora`: correct biases after the adapters.
+        weight_quantile: Share of a channel's weights that may be clipped at its range;
+            None clips none.
+        act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`.
+        cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    check_bits("weight_bits", weight_bits)
+    check_bits("act_bits", act_bits)
+    if act_range not in ACTIVATION_RANGES:
+        known = ", ".join(ACTIVATION_RANGES)
+        raise CoRaError(f"act_range: {act_range!r} is unknown; use one of {known}")
+    if isinstance(model, nn.Sequential):
+        raise CoRaError(
+            "the model is a bare nn.Sequential, which would call the module that NNCF "
+            "adds to it as a layer; wrap it in a module of your own"
+        )
+    load_extension()
+    parameters = CoRaQuantizationParameters(
+        cora=cora,
+        first_last_bits=first_last_bits,
+        depthwise_bits=depthwise_bits,
+        disable_bias_correction=not bias_correction,
+        # The default skips what it deems too large, at low bits nearly every layer.
+        bias_correction_params=AdvancedBiasCorrectionParameters(threshold=float("inf")),
+        weights_quantization_params=QuantizationParameters(num_bits=weight_bits),
+        activations_quantization_params=QuantizationParameters(num_bits=act_bits),
+        activations_range_estimator_params=ACTIVATION_RANGES[act_range],
+        weights_range_estimator_params=_weight_range(weight_quantile),
+        overflow_fix=nncf.OverflowFix.DISABLE,
+    )
+    dataset = nncf.Dataset(calib_loader, _images)
+    with register(), allow_bits(weight_bits, act_bits):
+        quantized: nn.Module = nncf.quantize(
+            model,
+            dataset,
+            preset=nncf.QuantizationPreset.MIXED,
+            advanced_parameters=parameters,
+        )
+    return quantized
+
+
+def _images(item: Any) -> Any:
+    return item[0] if isinstance(item, list | tuple) else item
+
+
+def _weight_range(quantile: float | None) -> RangeEstimatorParameters:
+    if quantile is None:
+        return RangeEstimatorParameters()
+    clipped = StatisticsCollectorParameters(
+        statistics_type=StatisticsType.ABS_QUANTILE,
+        aggregator_type=AggregatorType.MAX,
+        quantile_outlier_prob=quantile,
+    )
+    return RangeEstimatorParameters(
+        min=StatisticsCollectorParameters(
+            statistics_type=StatisticsType.MIN, aggregator_type=AggregatorType.MIN
+        ),
+        max=clipped,
+    )
