@@ -40,6 +40,7 @@ class Root:
         groups, blocks, size, _ = self.factor.shape
         rows = matrix.shape[1]
         split = matrix.reshape(groups, rows, blocks, size).transpose(1, 2)
+        out: Tensor
         if solve:
             out = torch.linalg.solve_triangular(
                 self.factor, split, upper=False, left=False
@@ -91,8 +92,8 @@ def metric_root(metric: Tensor, damping: float, name: str) -> Root:
     failed = (info > 0) | ~(pivots.amin(-1) > 1e-9 * largest)
     for index in failed.nonzero().tolist():
         values, vectors = torch.linalg.eigh(damped[tuple(index)])
-        floor = max(float(shift[index[0]]), 1e-12 * float(values[-1]))
-        half = vectors * values.clamp_min(floor).sqrt()
+        least = max(float(shift[index[0]]), 1e-12 * float(values[-1]))
+        half = vectors * values.clamp_min(least).sqrt()
         # half · halfᵀ = M and half = Rᵀ Qᵀ, hence Rᵀ is a triangular root.
         factor[tuple(index)] = torch.linalg.qr(half.T, mode="r").R.T
     return Root(factor)
@@ -150,7 +151,7 @@ def removed_error(residual: Tensor, weighting: Weighting) -> Tensor:
         weighted = weighted.mT
     # Eigenvalues of the small Gram matrix are σ² and cost a fraction of an SVD. What
     # squaring loses, σ below 1e-8 of the largest, is far under what a search looks at.
-    values = torch.linalg.eigvalsh(weighted @ weighted.mT).clamp_min(0)
+    values: Tensor = torch.linalg.eigvalsh(weighted @ weighted.mT).clamp_min(0)
     return values.sum(0).flip(0)
 
 
@@ -205,7 +206,8 @@ def _leading(gram: Tensor, rank: int) -> Tensor:
     Squaring the singular values mixes only directions whose share of the error is
     below rounding, and a full rank is the whole space however they are mixed.
     """
-    return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., :rank]
+    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    return vectors.flip(-1)[..., :rank]
 
 
 def weighted_error(residual: Tensor, weighting: Weighting) -> float:

@@ -139,7 +139,8 @@ def positions(output: Tensor, operation: Operation) -> Tensor:
         return rows
     groups = operation.groups
     flat = output.flatten(2)  # [N, m, positions]
-    return flat.unflatten(1, (groups, flat.shape[1] // groups)).transpose(2, 3)
+    split: Tensor = flat.unflatten(1, (groups, flat.shape[1] // groups))
+    return split.transpose(2, 3)
 
 
 def first_nonfinite(x: Tensor) -> str | None:

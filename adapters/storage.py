@@ -41,9 +41,9 @@ def save_adapters(
             "bits": {key: t.bits for key, t in adapter.tensors.items()},
         }
         for key, tensor in adapter.tensors.items():
-            tensors[f"{name}/{key}"] = tensor.values.contiguous()
+            tensors[f"{name}/{key}"] = _own(tensor.values)
             if tensor.scale is not None:
-                tensors[f"{name}/{key}.scale"] = tensor.scale.contiguous()
+                tensors[f"{name}/{key}.scale"] = _own(tensor.scale)
     try:
         text = json.dumps(dict(notes or {}))
     except (TypeError, ValueError) as error:
@@ -54,6 +54,11 @@ def save_adapters(
             save_file(tensors, temporary, metadata=header)
         except SafetensorError as error:
             raise OSError(f"cannot write {path}: {error}") from error
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A contiguous copy: safetensors refuses tensors that share memory."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def load_adapters(

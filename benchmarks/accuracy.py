@@ -136,7 +136,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--depthwise-bits", type=int)
-    parser.add_argument("--equalize-iters", type=int, default=20)
+    parser.add_argument("--equalize-iters", type=int, default=0)
     parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
     parser.add_argument("--recipes", type=_names, default=["ptq"], help="ptq,gptq")
     parser.add_argument("--methods", type=_names, default=list(METHODS))

@@ -86,6 +86,11 @@ class Run:
             self._layers = _checked(host)
             self._pinned = self._match_ranks()
         self._targets = [e for e in self._layers if self._pinned.get(e.name) != 0]
+        if not self._targets:
+            raise CoRaError(
+                "ranks: every layer is pinned to rank 0, so there is nothing to do; "
+                "leave the plugin off, or leave some layer free"
+            )
         self._collector = Collector(host, self._targets, config)
 
     def update(self, item: Any) -> None:
@@ -181,7 +186,7 @@ class Run:
         positions = {name: each.outputs for name, each in statistics.items()}
         counted = targets if unit == "macs" else self._layers
         allowed = allowance(config.budget, counted, positions)
-        spectra, candidates, spent = {}, [], 0
+        spectra, candidates, spent, most = {}, [], 0, 0
         for layer in targets:
             gains = removed_error(
                 layer.matrices, statistics[layer.name].observed(layer, config)
@@ -189,6 +194,7 @@ class Run:
             spectra[layer.name] = tuple(gains.tolist())
             total = [0.0, *gains.cumsum(0).tolist()]
             here = positions[layer.name]
+            most += adapter_cost(layer, layer.full_rank, bits, here).of(unit)
             if layer.name in pinned:
                 spent += adapter_cost(layer, pinned[layer.name], bits, here).of(unit)
                 continue
@@ -201,7 +207,7 @@ class Run:
                     tuple(total[rank] for rank in ranks),
                 )
             )
-        _check_budget(config, candidates, spent, allowed)
+        _check_budget(config, candidates, spent, allowed, most)
         chosen = SEARCH[config.search](candidates, allowed - spent)
         plan = {**pinned, **chosen}
         used = sum(
@@ -293,15 +299,19 @@ def _check_budget(
     candidates: Sequence[Candidate],
     spent: float,
     allowed: float,
+    most: float,
 ) -> None:
-    """Refuse a budget that nothing fits in, or that nothing could use up."""
+    """Refuse a budget that nothing fits in, or that nothing could use up.
+
+    `most` is the cost of every residual whole, of pinned layers too: pinned ranks may
+    leave some of a budget unspent.
+    """
     budget, scale = config.budget, config.budget.amount / allowed
     if spent > allowed:
         raise CoRaError(
             f"budget: the pinned ranks alone cost {spent * scale:.4g} {budget.unit}, "
             f"more than {budget}; lower the ranks or raise the budget"
         )
-    most = spent + sum(c.costs[-1] for c in candidates)
     if allowed > most:
         raise CoRaError(
             f"budget: {budget} is more than there is to buy; every residual whole "

@@ -55,14 +55,16 @@ def ladder(
     Factors are, while they are smaller than the residual; then the residual itself is.
     """
     shape = tuple(layer.weight.shape)
-    ranks = [
-        rank
-        for rank in range(layer.full_rank)
-        if kind_of(shape, layer.operation, rank) is not Kind.FULL
-    ]
-    ranks.append(layer.full_rank)
-    costs = (adapter_cost(layer, rank, adapter_bits, outputs) for rank in ranks)
-    return tuple(ranks), tuple(costs)
+    whole = adapter_cost(layer, layer.full_rank, adapter_bits, outputs)
+    rungs = {0: Cost()}
+    for rank in range(1, layer.full_rank):
+        cost = adapter_cost(layer, rank, adapter_bits, outputs)
+        # Factors have more scales: they may be larger with fewer parameters.
+        factors = kind_of(shape, layer.operation, rank) is not Kind.FULL
+        if factors and cost.bits < whole.bits:
+            rungs[rank] = cost
+    rungs[layer.full_rank] = whole
+    return tuple(rungs), tuple(rungs.values())
 
 
 def allowance(

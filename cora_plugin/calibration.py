@@ -95,7 +95,8 @@ class ImageSplit:
 
 
 def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:
-    return torch.stack(images).split(size)
+    batches: tuple[Tensor, ...] = torch.stack(images).split(size)
+    return batches
 
 
 def _images(item: Any, index: int) -> Tensor:

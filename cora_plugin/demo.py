@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from rich.console import Console
@@ -26,6 +26,7 @@ from cora_plugin.report import Report
 CALIBRATION_IMAGES = 192
 CROPS_PER_PHOTO = 5
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -58,7 +59,11 @@ def run_demo(output: Path, settings: str, weight_bits: int, act_bits: int) -> No
     quantized, seconds = _timed(
         console,
         f"Brevitas PTQ at {name}",
-        lambda: quantize_ptq(net, loader, weight_bits, act_bits),
+        quantize_ptq,
+        net,
+        loader,
+        weight_bits,
+        act_bits,
     )
     plain = logits(quantized, images)
     best: tuple[nn.Module, Report] | None = None
@@ -73,7 +78,10 @@ def run_demo(output: Path, settings: str, weight_bits: int, act_bits: int) -> No
         report, spent = _timed(
             console,
             f"adapters: {label}",
-            lambda model=model, chosen=chosen: apply_cora(loader, model, chosen),
+            apply_cora,
+            loader,
+            model,
+            chosen,
         )
         rows.append((f"+ {label}", logits(model, images), report, spent))
         best = model, report
@@ -85,9 +93,7 @@ def run_demo(output: Path, settings: str, weight_bits: int, act_bits: int) -> No
     model, report = best
 
     path = output / "lite0.onnx"
-    _timed(
-        console, f"exporting {path}", lambda: export_onnx_qcdq(model, images[:1], path)
-    )
+    _timed(console, f"exporting {path}", export_onnx_qcdq, model, images[:1], path)
     exported = _run_onnx(path, images)
     report.to_json(output / "report.json")
     report.plot(output / "report.png")
@@ -165,11 +171,16 @@ def _quiet(console: Console, what: str) -> Iterator[None]:
 
 
 def _timed(
-    console: Console, what: str, work: Callable[[], Result]
+    console: Console,
+    what: str,
+    work: Callable[Arguments, Result],
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
 ) -> tuple[Result, float]:
+    """Do some work; return what it returns, and its seconds."""
     start = time.perf_counter()
     with _quiet(console, what):
-        result = work()
+        result = work(*args, **kwargs)
     seconds = time.perf_counter() - start
     console.print(f"{what}: {seconds:.0f} s")
     return result, seconds

@@ -22,6 +22,8 @@ SKIMAGE_PHOTOS = (
     "motorcycle_left.png",
     "rocket.jpg",
 )
+# Measured on Lite0 W4A8 with adapters: smaller or larger crops, more of scikit-image's
+# pictures, or more crops of them change the KL to float by less than 0.003.
 CALIBRATION_SCALES = (0.4, 1.0)
 TEST_SCALES = (0.75, 1.0)
 

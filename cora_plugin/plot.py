@@ -59,8 +59,11 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
         positive = np.where(values > 0, values, np.nan)
         index = np.arange(height) * len(values) // height
         image[:, column] = np.log10(positive[index])
+    top = np.nanmax(image, initial=-np.inf)
     drawn = below.imshow(
         image,
+        # What is far below everything else is all the same.
+        vmin=top - 8 if np.isfinite(top) else None,
         aspect="auto",
         origin="lower",
         extent=(-0.5, len(rows) - 0.5, 0, 1),

@@ -21,7 +21,7 @@ from cora_plugin.integrations.brevitas.layers import SUPPORTED, operation_of, un
 class QuantBranch(nn.Module):
     """An adapter as Brevitas layers, whose weights export as integers."""
 
-    def __init__(self, layer: nn.Module, adapter: Adapter) -> None:
+    def __init__(self, layer: Any, adapter: Adapter) -> None:
         super().__init__()
         self.adapter = adapter
         self.kind = adapter.kind
@@ -49,7 +49,7 @@ class QuantBranch(nn.Module):
         if self.kind is Kind.SHARED_BASIS:
             rows = self.b(self.a(self.identity))  # [k, m]
             return self.operation(x, rows.t().reshape(self.weight_shape))
-        y = self.a(x)
+        y: Tensor = self.a(x)
         return self.b(y) if self.kind is Kind.LOW_RANK else y
 
 
@@ -100,7 +100,7 @@ _ADAPTED = {
 }
 
 
-def adapted(model: nn.Module) -> dict[str, nn.Module]:
+def adapted(model: nn.Module) -> dict[str, Any]:
     """The layers of a model that carry an adapter, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _Adapted)}
 
@@ -129,6 +129,12 @@ def insert_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
             raise CoRaError(
                 f"{name}: the adapter is for a weight of shape "
                 f"{list(adapter.weight_shape)}, the layer's is {list(shape)}"
+            )
+        groups = getattr(layer, "groups", 1)
+        if groups != adapter.groups:
+            raise CoRaError(
+                f"{name}: the adapter is for {adapter.groups} groups, the layer has "
+                f"{groups}"
             )
         branches.append((layer, QuantBranch(layer, adapter)))
     for layer, branch in branches:
@@ -167,7 +173,7 @@ def _arguments(bits: int) -> dict[str, Any]:
 
 
 def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
-    layer.weight.data.copy_(weight)
+    layer.get_parameter("weight").data.copy_(weight)
     return layer
 
 
@@ -176,7 +182,7 @@ def _quant_linear(weight: Tensor, bits: int) -> nn.Module:
     return _with_weight(qnn.QuantLinear(columns, rows, **_arguments(bits)), weight)
 
 
-def _like(layer: nn.Module, weight: Tensor, bits: int) -> nn.Module:
+def _like(layer: Any, weight: Tensor, bits: int) -> nn.Module:
     """A layer that slides as `layer` does, with other filters."""
     kind = type(layer)
     if not SUPPORTED[kind]:
@@ -195,7 +201,7 @@ def _like(layer: nn.Module, weight: Tensor, bits: int) -> nn.Module:
     return _with_weight(made, weight)
 
 
-def _pointwise(layer: nn.Module, weight: Tensor, bits: int) -> nn.Module:
+def _pointwise(layer: Any, weight: Tensor, bits: int) -> nn.Module:
     kind = type(layer)
     if not SUPPORTED[kind]:
         return _quant_linear(weight, bits)
