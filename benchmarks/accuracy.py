@@ -4,27 +4,18 @@ python benchmarks/accuracy.py --model lite0 --toolkit brevitas --budget 0.05
 """
 
 import argparse
-import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from data import Task, load
+from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import TOOLKITS, quiet
-from torch import Tensor, nn
+from toolkits import METHODS, TOOLKITS, Variant, quiet
+from torch import Tensor
 
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.divergence import divergence
-
-METHODS: dict[str, dict[str, str]] = {
-    "svd uniform": {"search": "uniform", "metric": "svd"},
-    "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
-    "spectral": {"search": "spectral", "metric": "qera-exact"},
-}
-COLUMNS = ("recipe", "method", "top1", "agreement", "kl", "equivalent_bits", "seconds")
 
 
 def main() -> None:
@@ -32,98 +23,61 @@ def main() -> None:
     options = _options()
     with quiet():
         task = load(options.model)
-    toolkit = TOOLKITS[options.toolkit]
-    rows: list[dict[str, Any]] = []
     console = Console()
     reference = task.float_logits(task.test)
+    rows: list[dict[str, Any]] = []
 
-    def add(
-        recipe: str, method: str, logits: Tensor, bits: float, seconds: float
-    ) -> None:
+    def add(toolkit: str, variant: Variant, logits: Tensor) -> None:
         distance = divergence(reference, logits)
-        rows.append(
-            {
-                "model": task.name,
-                "toolkit": options.toolkit,
-                "weights": f"W{options.weight_bits}A{options.act_bits}",
-                "depthwise_bits": options.depthwise_bits,
-                "recipe": recipe,
-                "method": method,
-                "top1": task.top1(logits),
-                "agreement": distance.agreement,
-                "kl": distance.kl,
-                "equivalent_bits": bits,
-                "seconds": seconds,
-            }
+        row = {
+            "model": task.name,
+            "toolkit": toolkit,
+            "weights": f"W{options.weight_bits}A{options.act_bits}",
+            "depthwise_bits": options.depthwise_bits or options.weight_bits,
+            "recipe": variant.recipe,
+            "method": variant.method,
+            "top1": task.top1(logits),
+            "agreement": distance.agreement,
+            "kl": distance.kl,
+            "equivalent_bits": variant.equivalent_bits,
+            "seconds": variant.seconds,
+        }
+        rows.append(row)
+        console.print(
+            f"{toolkit} {variant.recipe}, {variant.method}: top-1 {row['top1']:.1%}, "
+            f"KL {row['kl']:.4f}",
+            highlight=False,
         )
-        console.print({key: rows[-1][key] for key in COLUMNS})
 
-    add("float", "none", reference, 32.0, 0.0)
-    with quiet():
-        start = time.perf_counter()
-        quantized = toolkit.quantize(task.net, task.loader(), options)
-        ptq_seconds = time.perf_counter() - start
-    for recipe in options.recipes:
-        with quiet():
-            start = time.perf_counter()
-            base = toolkit.better(copy.deepcopy(quantized), task.loader(), recipe)
-            seconds = ptq_seconds + time.perf_counter() - start
-        bits = None
-        results = []
-        for method in options.methods:
-            with quiet():
-                model, start = copy.deepcopy(base), time.perf_counter()
-                settings = {"budget": options.budget, **METHODS[method]}
-                report = toolkit.adapt(model, task.loader(), settings)
-                spent = time.perf_counter() - start
-            bits = report.equivalent_bits_before
-            results.append((method, model, report.equivalent_bits, spent))
-        for method, model, here, spent in [("none", base, bits, seconds), *results]:
-            _both(add, toolkit, task, recipe, method, model, here, spent)
+    add("torch", Variant("float", "none", task.net, 32.0, 0.0), reference)
+    for name in options.toolkit:
+        toolkit = TOOLKITS[name]
+        for recipe in options.recipes or toolkit.recipes[:1]:
+            for variant in toolkit.variants(task.net, task.loader(), options, recipe):
+                with quiet():
+                    logits = toolkit.logits(variant.model, task.test)
+                add(name, variant, logits)
     console.print(_table(rows))
     if options.json:
         with whole_file(options.json) as temporary:
             Path(temporary).write_text(json.dumps(rows, indent=2))
 
 
-def _both(
-    add: Any,
-    toolkit: Any,
-    task: Task,
-    recipe: str,
-    method: str,
-    model: nn.Module,
-    bits: float,
-    seconds: float,
-) -> None:
-    """Add a model's row, and that of the model after bias correction."""
-    with quiet():
-        plain = toolkit.logits(model, task.test)
-    add(recipe, method, plain, bits, seconds)
-    with quiet():
-        start = time.perf_counter()
-        corrected = toolkit.correct_bias(copy.deepcopy(model), task.loader())
-        spent = time.perf_counter() - start
-        logits = toolkit.logits(corrected, task.test)
-    add(f"{recipe}+bc", method, logits, bits, seconds + spent)
-
-
 def _table(rows: list[dict[str, Any]]) -> Table:
     first = rows[0]
-    title = f"{first['model']}, {first['toolkit']}, {first['weights']}"
-    if first["depthwise_bits"]:
-        title += f", depthwise {first['depthwise_bits']} bits"
-    table = Table("recipe", "method", title=title)
-    for heading in ("top-1", "agreement", "KL", "bits/weight", "seconds"):
+    title = f"{first['model']} {first['weights']}"
+    table = Table("toolkit", "recipe", "adapters", title=title)
+    for heading in ("top-1", "agreement", "KL", "bits", "seconds"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
+            row["toolkit"],
             row["recipe"],
             row["method"],
             f"{row['top1']:.1%}",
             f"{row['agreement']:.1%}",
             f"{row['kl']:.4f}",
-            f"{row['equivalent_bits']:.3f}",
+            f"{row['equivalent_bits']:.2f}",
             f"{row['seconds']:.0f}",
         )
     return table
@@ -131,30 +85,36 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("lite0", "squeezenet", "fashion"))
-    parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
+    parser.add_argument(
+        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
+    )
+    parser.add_argument(
+        "--toolkit", type=_one_of(TOOLKITS), default=["brevitas"], help="brevitas,nncf"
+    )
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
-    parser.add_argument("--depthwise-bits", type=int)
-    parser.add_argument("--equalize-iters", type=int, default=0)
+    parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
     parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
-    parser.add_argument("--recipes", type=_names, default=["ptq"], help="ptq,gptq")
-    parser.add_argument("--methods", type=_names, default=list(METHODS))
+    known = [name for toolkit in TOOLKITS.values() for name in toolkit.recipes]
+    parser.add_argument("--recipes", type=_one_of(known), help=f"of {', '.join(known)}")
+    parser.add_argument("--methods", type=_one_of(METHODS), default=list(METHODS))
     parser.add_argument("--json", type=Path)
-    parser.set_defaults(model="lite0")
-    options = parser.parse_args()
-    for method in options.methods:
-        if method not in METHODS:
-            parser.error(f"--methods: {method!r} is none of {', '.join(METHODS)}")
-    for recipe in options.recipes:
-        known = TOOLKITS[options.toolkit].recipes
-        if recipe not in known:
-            parser.error(f"--recipes: {recipe!r} is none of {', '.join(known)}")
-    return options
+    return parser.parse_args()
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _one_of(known: Any) -> Any:
+    """Read names, separated by commas, each one of the known."""
+
+    def names(text: str) -> list[str]:
+        found = [name.strip() for name in text.split(",")]
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"{name!r} is none of {', '.join(known)}"
+                )
+        return found
+
+    return names
 
 
 if __name__ == "__main__":

@@ -1,14 +1,38 @@
 """What the benchmarks ask of a toolkit, in the same words for each."""
 
 import contextlib
+import copy
 import io
+import time
 import warnings
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from cora_plugin import Report
+
+METHODS: dict[str, dict[str, str]] = {
+    "svd uniform": {"search": "uniform", "metric": "svd"},
+    "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
+    "spectral": {"search": "spectral", "metric": "qera-exact"},
+}
+"""Ways to choose adapters, by name; "none" is the toolkit alone."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A quantized model and how it came about; seconds are those of all its steps."""
+
+    recipe: str
+    method: str
+    model: nn.Module
+    equivalent_bits: float
+    seconds: float
 
 
 class Toolkit(Protocol):
@@ -17,16 +41,15 @@ class Toolkit(Protocol):
     recipes: tuple[str, ...]
 
     def quantize(self, net: nn.Module, loader: Any, options: Any) -> nn.Module:
-        """A quantized copy of a float network."""
-
-    def better(self, model: nn.Module, loader: Any, recipe: str) -> nn.Module:
-        """Apply one of `recipes`, which comes before the adapters."""
+        """A quantized copy of a float network, by the plainest recipe."""
 
     def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
         """Add adapters in place."""
 
-    def correct_bias(self, model: nn.Module, loader: Any) -> nn.Module:
-        """Apply the toolkit's bias correction, which comes last."""
+    def variants(
+        self, net: nn.Module, loader: Any, options: Any, recipe: str
+    ) -> Iterator[Variant]:
+        """The model after one of `recipes`, without adapters and with each method's."""
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Outputs of a quantized model."""
@@ -47,16 +70,7 @@ class Brevitas:
             options.weight_bits,
             options.act_bits,
             options.depthwise_bits,
-            equalize_iters=options.equalize_iters,
         )
-
-    def better(self, model: nn.Module, loader: Any, recipe: str) -> nn.Module:
-        """GPTQ with act order and quantized inputs, or nothing."""
-        from brevitas_examples.imagenet_classification.ptq.ptq_common import apply_gptq
-
-        if recipe == "gptq":
-            apply_gptq(loader, model, act_order=True, create_weight_orig=True)
-        return model
 
     def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
         """CoRa in place."""
@@ -64,14 +78,30 @@ class Brevitas:
 
         return apply_cora(loader, model, config)
 
-    def correct_bias(self, model: nn.Module, loader: Any) -> nn.Module:
-        """Brevitas' own bias correction."""
+    def variants(
+        self, net: nn.Module, loader: Any, options: Any, recipe: str
+    ) -> Iterator[Variant]:
+        """Each model as it is, and after Brevitas' bias correction."""
         from brevitas_examples.imagenet_classification.ptq.ptq_common import (
             apply_bias_correction,
+            apply_gptq,
         )
 
-        apply_bias_correction(loader, model)
-        return model
+        base, seconds = timed(self.quantize, net, loader, options)
+        if recipe == "gptq":
+            _, more = timed(
+                apply_gptq, loader, base, act_order=True, create_weight_orig=True
+            )
+            seconds += more
+        adapted = list(_adapted(self, base, loader, options))
+        bits = adapted[0][2].equivalent_bits_before if adapted else float("nan")
+        rows = [("none", base, bits, seconds)]
+        rows += [(name, m, r.equivalent_bits, s) for name, m, r, s in adapted]
+        for name, model, here, spent in rows:
+            yield Variant(recipe, name, model, here, spent)
+            corrected = copy.deepcopy(model)
+            _, more = timed(apply_bias_correction, loader, corrected)
+            yield Variant(f"{recipe}+bc", name, corrected, here, spent + more)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Outputs in Brevitas' inference mode."""
@@ -80,12 +110,89 @@ class Brevitas:
         return logits(model, images)
 
 
-TOOLKITS: dict[str, Toolkit] = {"brevitas": Brevitas()}
+class NNCF:
+    """`nncf.quantize` at low bits, with its range estimators and bias correction."""
+
+    recipes = ("ptq", "ptq-quantile", "ptq-histogram")
+    SETTINGS: Mapping[str, Mapping[str, Any]] = {
+        "ptq": {},
+        "ptq-quantile": {"weight_quantile": 0.01},
+        "ptq-histogram": {"act_range": "histogram"},
+    }
+
+    def quantize(
+        self, net: nn.Module, loader: Any, options: Any, **settings: Any
+    ) -> nn.Module:
+        """Symmetric weights a channel, asymmetric activations, no bias correction."""
+        from cora_plugin.integrations.nncf import quantize_ptq
+
+        return quantize_ptq(
+            net,
+            loader,
+            options.weight_bits,
+            options.act_bits,
+            options.depthwise_bits,
+            **settings,
+        )
+
+    def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
+        """CoRa in place, its guarded bias correction after it."""
+        from cora_plugin.integrations.nncf import apply_cora
+
+        return apply_cora(model, loader, config)
+
+    def variants(
+        self, net: nn.Module, loader: Any, options: Any, recipe: str
+    ) -> Iterator[Variant]:
+        """NNCF alone, with its fast bias correction on every layer, and adapters."""
+        settings = self.SETTINGS[recipe]
+        base, seconds = timed(self.quantize, net, loader, options, **settings)
+        adapted = list(_adapted(self, base, loader, options))
+        bits = adapted[0][2].equivalent_bits_before if adapted else float("nan")
+        yield Variant(recipe, "none", base, bits, seconds)
+        corrected, seconds = timed(
+            self.quantize, net, loader, options, bias_correction=True, **settings
+        )
+        yield Variant(f"{recipe}+bc", "none", corrected, bits, seconds)
+        for name, model, report, spent in adapted:
+            yield Variant(f"{recipe}+bc", name, model, report.equivalent_bits, spent)
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Outputs of the model."""
+        return torch.cat([model(batch) for batch in images.split(32)])
+
+
+TOOLKITS: dict[str, Toolkit] = {"brevitas": Brevitas(), "nncf": NNCF()}
+
+
+def _adapted(
+    toolkit: Toolkit, base: nn.Module, loader: Any, options: Any
+) -> Iterator[tuple[str, nn.Module, Report, float]]:
+    for method in options.methods:
+        model = copy.deepcopy(base)
+        settings = {"budget": options.budget, **METHODS[method]}
+        report, seconds = timed(toolkit.adapt, model, loader, settings)
+        yield method, model, report, seconds
+
+
+def timed(
+    work: Callable[..., Result], *args: Any, **kwargs: Any
+) -> tuple[Result, float]:
+    """Do some work without a sound; return its result and its seconds."""
+    with quiet():
+        start = time.perf_counter()
+        result = work(*args, **kwargs)
+        return result, time.perf_counter() - start
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the toolkits' progress bars and warnings out of the tables."""
-    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield

@@ -36,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
         help="what adapters to add, as flag text (%(default)s)",
     )
     demo.add_argument(
+        "--toolkit",
+        type=_toolkits,
+        default="brevitas",
+        help="brevitas, nncf, or both with a comma between (%(default)s)",
+    )
+    demo.add_argument(
         "--weight-bits", type=int, default=4, choices=range(2, 9), metavar="2..8"
     )
     demo.add_argument(
@@ -44,13 +50,28 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _toolkits(text: str) -> list[str]:
+    """Read names with commas between."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in ("brevitas", "nncf"):
+            raise argparse.ArgumentTypeError(f"{name!r} is neither brevitas nor nncf")
+    return names
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     options = parser().parse_args(argv)
     try:
         from cora_plugin.demo import run_demo
 
-        run_demo(options.output, options.cora, options.weight_bits, options.act_bits)
+        run_demo(
+            options.output,
+            options.cora,
+            options.weight_bits,
+            options.act_bits,
+            options.toolkit,
+        )
     except (CoRaError, ModuleNotFoundError, OSError) as error:
         print(f"cora-plugin: {error}", file=sys.stderr)
         return 2

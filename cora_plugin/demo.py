@@ -7,9 +7,10 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from rich.console import Console
@@ -30,80 +31,132 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def run_demo(output: Path, settings: str, weight_bits: int, act_bits: int) -> None:
-    """Print the demo's table; write `lite0.onnx`, `report.json` and `report.png`.
+@dataclass(frozen=True)
+class Toolkit:
+    """What the demo asks of a toolkit."""
+
+    title: str
+    quantize: Callable[[nn.Module, Any, int, int], nn.Module]
+    adapt: Callable[[nn.Module, Any, CoRaConfig], Report]
+    logits: Callable[[nn.Module, Tensor], Tensor]
+    export: Callable[[nn.Module, Tensor, Path], None]
+
+
+def _brevitas() -> Toolkit:
+    from cora_plugin.integrations.brevitas import apply_cora, export_onnx_qcdq
+    from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+
+    return Toolkit(
+        "Brevitas",
+        quantize_ptq,
+        lambda model, loader, config: apply_cora(loader, model, config),
+        logits,
+        export_onnx_qcdq,
+    )
+
+
+def _nncf() -> Toolkit:
+    from cora_plugin.integrations.nncf import apply_cora, export_onnx, quantize_ptq
+
+    return Toolkit("NNCF", quantize_ptq, apply_cora, _torch_logits, export_onnx)
+
+
+TOOLKITS = {"brevitas": _brevitas, "nncf": _nncf}
+
+
+def run_demo(
+    output: Path,
+    settings: str,
+    weight_bits: int,
+    act_bits: int,
+    toolkits: Sequence[str] = ("brevitas",),
+) -> None:
+    """Print the demo's table; write an ONNX file, a report and its picture.
 
     Args:
         output: The folder, made if need be.
         settings: What adapters to add, as `CoRaConfig` reads it.
-        weight_bits: Bit width that Brevitas quantizes weights to.
+        weight_bits: Bit width that weights are quantized to.
         act_bits: And activations.
+        toolkits: Keys of `TOOLKITS`, one after the other.
+
+    Raises:
+        CoRaError: The settings are wrong.
+        ModuleNotFoundError: A package of the demo is not installed.
+        OSError: The folder cannot be written to.
     """
     config = CoRaConfig.of(settings)
     output.mkdir(parents=True, exist_ok=True)
     console = Console()
-    with _quiet(console, "loading Brevitas, the network and the photos"):
-        from cora_plugin.integrations.brevitas import apply_cora, export_onnx_qcdq
-        from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
-
+    with _quiet(console, "loading the toolkit, the network and the photos"):
+        chosen = {name: TOOLKITS[name]() for name in toolkits}
         images, labels = test_images(CROPS_PER_PHOTO)
         calibration = calibration_images(CALIBRATION_IMAGES)
         net = plain_norms(static_padding(efficientnet_lite0(), images[:1]))
-        loader = DataLoader(
-            TensorDataset(calibration, torch.zeros(len(calibration))), batch_size=16
-        )
-    scores = _Scores(_float_logits(net, images), labels)
+        targets = torch.zeros(len(calibration), dtype=torch.long)
+        loader = DataLoader(TensorDataset(calibration, targets), batch_size=16)
+    scores = _Scores(_torch_logits(net, images), labels)
     scores.add("float", scores.reference, 32.0, 0.0)
-
-    name = f"W{weight_bits}A{act_bits}"
-    quantized, seconds = _timed(
-        console,
-        f"Brevitas PTQ at {name}",
-        quantize_ptq,
-        net,
-        loader,
-        weight_bits,
-        act_bits,
-    )
-    plain = logits(quantized, images)
-    best: tuple[nn.Module, Report] | None = None
-    rows: list[tuple[str, Tensor, Report, float]] = []
-    for label, variant in (
-        ("svd, uniform ranks", {"search": "uniform", "metric": "svd"}),
-        ("qera-exact, uniform ranks", {"search": "uniform", "metric": "qera-exact"}),
-        (f"{config.metric}, {config.search} ranks", {}),
-    ):
-        model = copy.deepcopy(quantized)
-        chosen = dataclasses.replace(config, **variant)  # type: ignore[arg-type]
-        report, spent = _timed(
+    lines = []
+    for name, toolkit in chosen.items():
+        precision = f"W{weight_bits}A{act_bits}"
+        quantized, seconds = _timed(
             console,
-            f"adapters: {label}",
-            apply_cora,
+            f"{toolkit.title} PTQ at {precision}",
+            toolkit.quantize,
+            net,
             loader,
-            model,
-            chosen,
+            weight_bits,
+            act_bits,
         )
-        rows.append((f"+ {label}", logits(model, images), report, spent))
-        best = model, report
-    scores.add(f"Brevitas {name}", plain, rows[0][2].equivalent_bits_before, seconds)
-    for label, out, report, spent in rows:
-        scores.add(label, out, report.equivalent_bits, spent)
-    if best is None:
-        return
-    model, report = best
+        plain = toolkit.logits(quantized, images)
+        rows = [
+            (title, *_adapted(console, toolkit, quantized, loader, variant, title))
+            for title, variant in _variants(config)
+        ]
+        bits = rows[0][2].equivalent_bits_before
+        scores.add(f"{toolkit.title} {precision}", plain, bits, seconds)
+        for title, model, report, spent in rows:
+            logits = toolkit.logits(model, images)
+            scores.add(f"+ {title}", logits, report.equivalent_bits, spent)
+        path = output / f"lite0-{name}.onnx"
+        _timed(console, f"exporting {path}", toolkit.export, model, images[:1], path)
+        report.to_json(path.with_suffix(".json"))
+        report.plot(path.with_suffix(".png"))
+        same = _run_onnx(path, images).argmax(1) == logits.argmax(1)
+        lines.append(
+            f"{path} ({path.stat().st_size / 1e6:.1f} MB), run by onnxruntime: torch's "
+            f"class for {same.double().mean():.1%} of the images; ranks and errors by "
+            f"layer beside it in .json and .png"
+        )
+    title = f"EfficientNet-Lite0, {len(images)} crops of labelled ImageNet photos"
+    console.print(scores.table(title))
+    for line in lines:
+        console.print(line, highlight=False)
 
-    path = output / "lite0.onnx"
-    _timed(console, f"exporting {path}", export_onnx_qcdq, model, images[:1], path)
-    exported = _run_onnx(path, images)
-    report.to_json(output / "report.json")
-    report.plot(output / "report.png")
-    console.print(scores.table(f"EfficientNet-Lite0, {len(images)} test images"))
-    same = (exported.argmax(1) == rows[-1][1].argmax(1)).float().mean()
-    console.print(
-        f"{path} ({path.stat().st_size / 1e6:.1f} MB) in onnxruntime: the class that "
-        f"torch gives for {same:.1%} of the images\n"
-        f"{output / 'report.json'}, {output / 'report.png'}: rank and error by layer"
-    )
+
+def _variants(config: CoRaConfig) -> list[tuple[str, CoRaConfig]]:
+    """Two that are known from the literature, and the one that was asked for."""
+    uniform = dataclasses.replace(config, search="uniform")
+    return [
+        ("svd, uniform", dataclasses.replace(uniform, metric="svd")),
+        ("qera-exact, uniform", dataclasses.replace(uniform, metric="qera-exact")),
+        (f"{config.metric}, {config.search}", config),
+    ]
+
+
+def _adapted(
+    console: Console,
+    toolkit: Toolkit,
+    quantized: nn.Module,
+    loader: Any,
+    config: CoRaConfig,
+    title: str,
+) -> tuple[nn.Module, Report, float]:
+    model = copy.deepcopy(quantized)
+    what = f"{toolkit.title}, adapters: {title}"
+    report, seconds = _timed(console, what, toolkit.adapt, model, loader, config)
+    return model, report, seconds
 
 
 class _Scores:
@@ -140,12 +193,12 @@ class _Scores:
 
 
 @torch.no_grad()
-def _float_logits(net: nn.Module, images: Tensor) -> Tensor:
+def _torch_logits(net: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([net(batch) for batch in images.split(32)])
 
 
 def _run_onnx(path: Path, images: Tensor) -> Tensor:
-    """Logits of an ONNX file exported for single images."""
+    """Logits of an ONNX file, image by image."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -182,5 +235,5 @@ def _timed(
     with _quiet(console, what):
         result = work(*args, **kwargs)
     seconds = time.perf_counter() - start
-    console.print(f"{what}: {seconds:.0f} s")
+    console.print(f"{what}: {seconds:.0f} s", highlight=False)
     return result, seconds
