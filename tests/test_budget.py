@@ -81,7 +81,7 @@ def test_the_ladder_never_offers_factors_as_large_as_the_residual(layer, bits):
     assert costs[-1].parameters == layer.weight.numel()
     assert all(cost.parameters < layer.weight.numel() for cost in costs[:-1])
     assert list(ranks) == sorted(set(ranks))
-    for unit in ("params", "macs"):
+    for unit in ("params", "bits", "macs"):
         spent = [cost.of(unit) for cost in costs]
         assert spent == sorted(spent)
 

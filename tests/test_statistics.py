@@ -141,7 +141,14 @@ def test_blocks_are_the_diagonal_blocks_of_whole_channels(max_size):
 
 @pytest.mark.parametrize(
     ("size", "positions"),
-    [((8, 8), 16), ((9, 7), 10), ((3, 100), 20), ((1, 40), 4), ((5, 5), 1), ((2, 2), 1)],
+    [
+        ((8, 8), 16),
+        ((9, 7), 10),
+        ((3, 100), 20),
+        ((1, 40), 4),
+        ((5, 5), 1),
+        ((2, 2), 1),
+    ],
 )
 def test_a_full_turn_of_batches_visits_every_position_alike(size, positions):
     layer = layer_of(conv((1, 1)), 2, math.prod(size), 1, 1)

@@ -1,5 +1,6 @@
 """Reads a Brevitas model: which layers are quantized, and their two weights."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -182,10 +183,10 @@ def _float_weight(
     kept = getattr(layer, "weight_orig", None)
     held: Tensor = layer.weight if kept is None else kept
     weight = held.detach().to(dequantized)
-    # Not equality: GPTQ divides by the scale and multiplies again, which rounds. Even at
-    # 16 bits a residual is a hundred times this size.
-    residual = (weight - dequantized).norm()
-    if kept is None and weight.norm() and residual <= 1e-6 * weight.norm():
+    # Not equality: GPTQ divides by the scale and multiplies again, which rounds. Even
+    # at 16 bits a residual is ten times this size.
+    residual, size = (weight - dequantized).norm(), weight.norm()
+    if kept is None and 0 < size < math.inf and residual <= 1e-6 * size:
         raise CoRaError(
             f"{name}: its float weight is gone, the layer holds its quantized weight; "
             "pass reference=snapshot(model) taken right after quantize_model, or run "

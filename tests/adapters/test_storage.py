@@ -86,6 +86,13 @@ def test_integers_take_a_byte_in_the_file(tmp_path):
     assert size < adapter.stored_bits / 8 + 1000
 
 
+def test_layers_may_share_an_adapter(adapters, tmp_path):
+    twice = {"one": adapters["head"], "two": adapters["head"]}
+    save_adapters(tmp_path / "a.safetensors", twice)
+    loaded, _ = load_adapters(tmp_path / "a.safetensors")
+    assert torch.equal(loaded["two"].merged(), adapters["head"].merged())
+
+
 def test_a_missing_file_is_named(tmp_path):
     for path in (tmp_path / "nothing.safetensors", tmp_path):
         with pytest.raises(FileNotFoundError, match=str(path)):

@@ -1,0 +1,363 @@
+import copy
+from dataclasses import replace
+
+import brevitas.nn as qnn
+import pytest
+import torch
+from brevitas.quant import Int8WeightPerChannelFloat
+from brevitas_examples.imagenet_classification.ptq.ptq_common import apply_gptq
+from torch import nn
+
+from cora_plugin import CoRa, CoRaError, save_adapters
+from cora_plugin.adapters import Operation, make_adapter
+from cora_plugin.adapters.factor import Weighting
+from cora_plugin.integrations.brevitas import (
+    BrevitasHost,
+    CoRaTransform,
+    apply_cora,
+    cora_mode,
+    load_cora,
+    save_cora,
+    snapshot,
+)
+from cora_plugin.integrations.brevitas.insert import adapted
+
+
+class Untouched:
+    """Everything of a model that could have been changed, to be compared later."""
+
+    def __init__(self, model):
+        self._model = model
+        self._state = {k: v.clone() for k, v in model.state_dict().items()}
+        self._seen = self._look()
+
+    def _look(self):
+        modules = {
+            name: (
+                type(module),
+                module.training,
+                sorted(vars(module)),
+                sorted(module._parameters),
+                sorted(module._buffers),
+                sorted(module._modules),
+                len(module._forward_hooks) + len(module._forward_pre_hooks),
+                getattr(module, "return_quant_tensor", None),
+                getattr(module, "disable_quant", None),
+            )
+            for name, module in self._model.named_modules()
+        }
+        parameters = {
+            name: (id(p), p.requires_grad, p.grad)
+            for name, p in self._model.named_parameters()
+        }
+        return modules, parameters
+
+    def check(self):
+        modules, parameters = self._look()
+        for name, seen in self._seen[0].items():
+            assert modules[name] == seen, name
+        assert modules.keys() == self._seen[0].keys()
+        assert parameters == self._seen[1]
+        state = self._model.state_dict()
+        assert state.keys() == self._state.keys()
+        for name, value in self._state.items():
+            assert torch.equal(
+                torch.nan_to_num(state[name]), torch.nan_to_num(value)
+            ), name
+
+
+@pytest.fixture(params=["layerwise", "fx"])
+def model(request, prototypes):
+    """In training mode here and there, so that a lost flag is seen."""
+    model = copy.deepcopy(prototypes[request.param])
+    model.get_submodule("pointwise").train()
+    model.get_submodule("head").weight.requires_grad_(False)
+    return model
+
+
+def refuse(model, loader, config, match, **options):
+    """Every way to apply CoRa raises, and leaves the model as it was."""
+    untouched = Untouched(model)
+    with pytest.raises(CoRaError, match=match):
+        apply_cora(loader, model, config, **options)
+    untouched.check()
+    with pytest.raises(CoRaError, match=match):
+        CoRaTransform(loader, config, **options).apply(model)
+    untouched.check()
+    with (
+        pytest.raises(CoRaError, match=match),
+        cora_mode(model, config, **options) as mode,
+    ):
+        for item in loader:
+            mode.model(item)
+    untouched.check()
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        (lambda x: x * float("nan"), "item 2 holds NaN"),
+        (lambda x: x * float("inf"), "item 2 holds (NaN|inf)"),
+        (lambda x: (x * 255).to(torch.uint8), "item 2 has dtype torch.uint8"),
+        (lambda x: x.numpy(), "item 2 is a ndarray"),
+        (lambda x: {"images": x}, "item 2 is a dict"),
+        (lambda x: ["photo.jpg", x], "item 2 is a list"),
+        (lambda x: None, "item 2 is a NoneType"),
+        (lambda x: x[..., :8], "item 2 has images of shape"),
+    ],
+)
+def test_a_bad_item_is_refused_by_its_number(model, batches, bad, match):
+    items = [x for x, _ in batches]
+    items[2] = bad(items[2])
+    refuse(model, items, 0.1, f"calibration data: {match}")
+
+
+@pytest.mark.parametrize("loader", [[], [torch.zeros(0, 3, 16, 16)]])
+def test_an_empty_loader_is_refused(model, loader):
+    refuse(model, loader, 0.1, "calibration data: 0 images are too few")
+
+
+def test_too_few_images_are_refused(model, batches):
+    refuse(model, [batches[0][0][:3]], 0.1, "calibration data: 3 images leave none")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_layer(model, batches, value):
+    model.get_submodule("dilated").weight.data[3, 1, 0, 2] = value
+    refuse(model, batches_of(batches), 0.1, r"^dilated: its float weight holds")
+
+
+def batches_of(batches):
+    return [images for images, _ in batches]
+
+
+@pytest.mark.parametrize(
+    ("budget", "match"),
+    [
+        (0, "not a positive amount"),
+        (-0.05, "not a positive amount"),
+        ("0 bits", "not a positive amount"),
+        ("1.01 params", "more than there is to buy"),
+        ("100 bits", "more than there is to buy"),
+        ("5 macs", "more than there is to buy"),
+        ("1e-6 params", "buys no adapter; the cheapest costs"),
+        ("1e-6 bits", "buys no adapter; the cheapest costs"),
+        ("1e-6 macs", "buys no adapter; the cheapest costs"),
+    ],
+)
+def test_an_impossible_budget_is_refused(model, batches, budget, match):
+    refuse(model, batches_of(batches), {"budget": budget}, f"budget: .*{match}")
+
+
+def test_pinned_ranks_that_cost_more_than_the_budget_are_refused(model, batches):
+    config = {"budget": 0.01, "ranks": {"reflect": 8}}
+    refuse(model, batches_of(batches), config, "budget: the pinned ranks alone cost")
+
+
+@pytest.mark.parametrize("unit", ["params", "bits", "macs"])
+@pytest.mark.parametrize("search", ["uniform", "spectral"])
+def test_rank_zero_for_all_is_refused(prototypes, batches, unit, search):
+    model = copy.deepcopy(prototypes["layerwise"])
+    config = {"ranks": {"*": 0}, "budget": f"0.05 {unit}", "search": search}
+    refuse(model, batches_of(batches), config, "rank")
+
+
+@pytest.mark.parametrize("search", ["uniform", "spectral"])
+def test_ranks_pinned_for_all_layers_need_no_search(prototypes, batches, search):
+    model = copy.deepcopy(prototypes["layerwise"])
+    config = {"ranks": {"*": 2}, "budget": 0.9, "search": search}  # 0.9: a mere cap
+    report = apply_cora(batches, model, config)
+    assert {row.rank for row in report.layers} == {2}
+
+
+def test_a_rank_above_the_full_rank_is_refused_by_the_layer(model, batches):
+    config = {"ranks": {"*": 3, "dilated": 9}}
+    match = r"^dilated: rank 9 exceeds its full rank 8; .*r <= 8"
+    refuse(model, batches_of(batches), config, match)
+
+
+def test_a_pattern_that_fits_no_layer_is_refused_with_the_names(model, batches):
+    config = {"ranks": {"blocks.*": 3}}
+    refuse(model, batches_of(batches), config, r"ranks: 'blocks\.\*' .*stem, .*head")
+
+
+def test_a_model_that_is_not_quantized_is_refused(float_net, batches):
+    model = copy.deepcopy(float_net)
+    refuse(model, batches_of(batches), 0.1, "nothing in it is quantized")
+
+
+def test_a_model_of_unsupported_layers_is_refused_with_the_reasons(batches):
+    model = nn.Sequential()
+    model.add_module("up", qnn.QuantConvTranspose2d(3, 8, 2, stride=2))
+    model.add_module("flat", nn.Flatten())
+    refuse(model, batches_of(batches), 0.1, "up: QuantConvTranspose2d is not supported")
+
+
+def test_an_unsupported_layer_among_others_is_reported(prototypes, batches):
+    class Upsampled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = qnn.QuantConvTranspose2d(3, 3, 1)
+            self.net = copy.deepcopy(prototypes["layerwise"])
+
+        def forward(self, x):
+            return self.net(self.up(x))
+
+    report = apply_cora(batches, Upsampled().eval(), 0.1)
+    assert report.skipped == {"up": "QuantConvTranspose2d is not supported"}
+    assert "left alone: up: QuantConvTranspose2d" in str(report)
+
+
+def test_a_layer_that_calibration_never_reaches_is_refused_by_name(model, batches):
+    torch.manual_seed(0)
+    model.add_module(
+        "spare", qnn.QuantConv2d(4, 4, 3, weight_quant=Int8WeightPerChannelFloat)
+    )
+    refuse(model, batches_of(batches), 0.1, "^spare: calibration never reached")
+    report = apply_cora(batches, model, {"budget": 0.1, "ranks": {"spare": 0}})
+    assert "spare" in report.skipped
+
+
+def test_a_model_without_one_tensor_of_logits_is_refused(prototypes, batches):
+    class Pair(nn.Module):
+        def __init__(self, output):
+            super().__init__()
+            self.net = copy.deepcopy(prototypes["layerwise"])
+            self.output = output
+
+        def forward(self, x):
+            return self.output(self.net(x))
+
+    for output in (lambda y: (y, y), lambda y: {"logits": y}, lambda y: y.sum()):
+        refuse(Pair(output).eval(), batches_of(batches), 0.1, "the model's output is")
+
+
+def test_float_weights_that_gptq_overwrote_are_refused(model, batches):
+    apply_gptq(batches, model, act_order=True)
+    match = r"^stem: its float weight is gone.*snapshot.*create_weight_orig"
+    refuse(model, batches_of(batches), 0.1, match)
+
+
+def test_float_weights_that_were_merged_away_are_refused(model, batches):
+    for name, weight in snapshot(model).items():
+        layer = model.get_submodule(name)
+        assert layer.weight.shape == weight.shape
+        layer.eval()
+        layer.weight.data.copy_(layer.quant_weight().value)
+    refuse(model, batches_of(batches), 0.1, "its float weight is gone")
+
+
+def test_a_reference_of_another_model_is_refused_by_the_layer(model, batches):
+    loader, given = batches_of(batches), snapshot(model)
+    missing = {name: w for name, w in given.items() if name != "pointwise"}
+    refuse(model, loader, 0.1, "^pointwise: .*no weight", reference=missing)
+    cut = given | {"pointwise": given["pointwise"][1:]}
+    refuse(model, loader, 0.1, r"^pointwise: .*shape \[31,", reference=cut)
+    torch.manual_seed(0)
+    strange = given | {"pointwise": torch.randn_like(given["pointwise"]) * 9}
+    match = "^pointwise: .*nothing to do with"
+    refuse(model, loader, 0.1, match, reference=strange)
+    spoilt = given | {"pointwise": given["pointwise"] * float("nan")}
+    refuse(model, loader, 0.1, "^pointwise: .*NaN", reference=spoilt)
+
+
+def test_a_loader_that_fails_midway_leaves_the_model_as_it_was(model, batches):
+    def loader():
+        yield from batches[:2]
+        raise OSError("the disk is gone")
+
+    untouched = Untouched(model)
+    with pytest.raises(OSError, match="the disk is gone"):
+        apply_cora(loader(), model, 0.1)
+    untouched.check()
+    with pytest.raises(OSError, match="the disk is gone"), cora_mode(model) as mode:
+        for images, _ in loader():
+            mode.model(images)
+    untouched.check()
+    assert mode.report is None
+
+
+class FailingGuard(BrevitasHost):
+    """Cannot run the model once it has its adapters."""
+
+    def run(self, images):
+        if adapted(self.model):
+            raise MemoryError("no room for the branches")
+        return super().run(images)
+
+
+def test_a_guard_that_fails_leaves_the_model_as_it_was(model, batches):
+    untouched = Untouched(model)
+    with pytest.raises(MemoryError):
+        CoRa(0.1).apply(FailingGuard(model), batches)
+    untouched.check()
+
+
+def test_an_unknown_configuration_is_refused_before_the_model_is_looked_at(model):
+    for value in ("bugdet=0.05", {"search": "best"}, 3j):
+        for apply in (apply_cora, lambda loader, m, c: cora_mode(m, c)):
+            with pytest.raises(CoRaError):
+                apply([], model, value)
+
+
+# Files.
+
+
+@pytest.fixture
+def saved(prototypes, batches, tmp_path):
+    model = copy.deepcopy(prototypes["layerwise"])
+    apply_cora(batches, model, 0.3)
+    save_cora(tmp_path / "adapters.safetensors", model)
+    return tmp_path / "adapters.safetensors"
+
+
+def test_a_corrupt_or_foreign_file_leaves_the_model_as_it_was(model, saved, tmp_path):
+    content = saved.read_bytes()
+    untouched = Untouched(model)
+    for name, spoilt in (("cut", content[:-100]), ("foreign", b"\x89PNG" * 100)):
+        (tmp_path / name).write_bytes(spoilt)
+        with pytest.raises(CoRaError, match=name):
+            load_cora(tmp_path / name, model)
+        untouched.check()
+    with pytest.raises(FileNotFoundError, match="missing"):
+        load_cora(tmp_path / "missing", model)
+    untouched.check()
+
+
+def test_adapters_of_another_model_are_refused_by_the_layer(model, tmp_path):
+    untouched = Untouched(model)
+    layers = {layer.name: layer for layer in BrevitasHost(model).layers}
+    torch.manual_seed(0)
+
+    def adapter(weight, operation):
+        return make_adapter(weight, operation, 1, Weighting())
+
+    right = adapter(layers["stem"].residual, layers["stem"].operation)
+    plain = replace(layers["dilated"].operation, groups=1)
+    depthwise = replace(layers["dilated"].operation, groups=16)
+    for name, other, match in (
+        ("blocks.7", right, "no quantized layer of this name"),
+        ("relu", right, "no quantized layer of this name"),
+        ("reflect", right, r"shape \[16, 3, 3, 3\], the layer's is \[16, 16, 3, 3\]"),
+        ("head", adapter(torch.randn(10, 31), Operation()), "shape"),
+        ("dilated", adapter(torch.randn(32, 8, 3, 3), plain), "groups"),
+        ("dilated", adapter(torch.randn(32, 8, 3, 3), depthwise), "groups"),
+    ):
+        save_adapters(tmp_path / "other", {"stem": right, name: other})
+        with pytest.raises(CoRaError, match=f"^{name}: .*{match}"):
+            load_cora(tmp_path / "other", model)
+        untouched.check()
+
+
+def test_loading_into_a_model_that_has_adapters_is_refused(prototypes, saved):
+    model = load_cora(saved, copy.deepcopy(prototypes["layerwise"]))
+    untouched = Untouched(model)
+    with pytest.raises(CoRaError, match="already carries an adapter"):
+        load_cora(saved, model)
+    untouched.check()
+
+
+def test_a_model_without_adapters_has_nothing_to_save(model, tmp_path):
+    with pytest.raises(CoRaError, match="no adapters to save"):
+        save_cora(tmp_path / "none", model)
+    assert not list(tmp_path.iterdir())
