@@ -1,0 +1,312 @@
+"""What every host owes the algorithm; the toolkits that are installed are tested."""
+
+import copy
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+
+from cora_plugin import CoRa, CoRaError
+from cora_plugin.adapters import Adapter, Kind, QuantizedTensor, make_adapter, truncate
+from cora_plugin.adapters.factor import Weighting
+
+LAYERS = ["stem", "reflect", "depthwise", "pointwise", "same", "dilated", "head"]
+
+
+@torch.no_grad()
+def run(model, x):
+    y = model(x)
+    return getattr(y, "value", y)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_state(model, before):
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+
+
+def whole(host):
+    """Adapters that keep every residual whole, in float."""
+    return {
+        e.name: Adapter(
+            Kind.FULL,
+            e.full_rank,
+            QuantizedTensor(e.residual.float(), None, 32),
+            None,
+            tuple(e.weight.shape),
+            e.operation.groups,
+        )
+        for e in host.layers
+    }
+
+
+def factored(host):
+    """Adapters of two factors of full rank, in float."""
+    made = {}
+    for e in host.layers:
+        shape, rank = tuple(e.weight.shape), e.full_rank
+        a, b = truncate(e.matrices, rank, Weighting())
+        if e.depthwise:
+            kind, a, b = Kind.SHARED_BASIS, a[0], b[0]
+        else:
+            kind = Kind.LOW_RANK
+            a = a.reshape(-1, *shape[1:])
+            b = b.reshape(shape[0], rank, *[1] * e.operation.dimensions)
+        stored = (QuantizedTensor(t.float(), None, 32) for t in (a, b))
+        made[e.name] = Adapter(kind, rank, *stored, shape, e.operation.groups)
+    return made
+
+
+class Contract:
+    """The suite; a subclass brings a toolkit."""
+
+    @pytest.fixture
+    def model(self, prototype):
+        return copy.deepcopy(prototype)
+
+    @pytest.fixture
+    def host(self, model, batches):
+        return self.host_of(model, batches)
+
+    def test_hands_over_every_layer(self, host, prototype):
+        assert [layer.name for layer in host.layers] == LAYERS
+        assert not host.skipped
+        for layer in host.layers:
+            assert layer.weight.shape == layer.dequantized.shape
+            assert 0 < layer.residual.norm() < layer.weight.norm()
+            assert layer.weight_bits in (4, 8)  # 8 at Brevitas' first layer
+            assert layer.scale_bits == 32 * layer.weight.shape[0]
+
+    @pytest.mark.parametrize("mode", ["quantized", "float weights"])
+    def test_weights_are_those_of_the_forward_pass(self, host, mode, unseen):
+        seen = {}
+        with torch.no_grad(), host.prepared():
+            expected = host.run(unseen)
+            watch = host.observe(lambda name, x, y: seen.update({name: (x, y)}))
+            if mode == "quantized":
+                with watch:
+                    assert torch.equal(host.run(unseen), expected)
+            else:
+                with host.float_weights(), watch:
+                    host.run(unseen)
+        assert list(seen) == LAYERS
+        for layer in host.layers:
+            x, y = seen[layer.name]
+            weight = layer.dequantized if mode == "quantized" else layer.weight
+            bias = y - layer.operation(x, weight)
+            constant = bias.mean([0, *range(2, bias.ndim)], keepdim=True)
+            assert (bias - constant).abs().max() < 1e-5 * y.abs().max(), layer.name
+
+    def test_float_model_is_the_float_net(self, host, float_net, unseen):
+        with host.prepared(), torch.no_grad(), host.float_model():
+            output = host.run(unseen)
+            torch.testing.assert_close(output, float_net(unseen), atol=1e-4, rtol=1e-4)
+
+    def test_modes_end_with_their_block(self, host, model, unseen):
+        before, output = state(model), run(model, unseen)
+        with pytest.raises(ZeroDivisionError), host.prepared(), host.float_model():
+            with host.observe(lambda *_: None):
+                _ = 1 / 0
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
+    @pytest.mark.parametrize("make", [whole, factored])
+    def test_full_rank_restores_the_float_weights(self, host, make, unseen):
+        with torch.no_grad(), host.prepared():
+            with host.float_weights():
+                expected = host.run(unseen)
+            plain = host.run(unseen)
+            host.insert(make(host))
+            output = host.run(unseen)
+        error = (output - expected).abs().mean()
+        # A rounding difference may tip an activation to its next level.
+        assert error < 0.02 * (plain - expected).abs().mean()
+
+    def test_no_adapters_change_nothing(self, host, model, unseen):
+        before, output = state(model), run(model, unseen)
+        host.insert({})
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
+    def test_adapters_help_and_can_be_removed(self, host, model, batches, unseen):
+        before, output = state(model), run(model, unseen)
+        report = CoRa("budget=0.3").apply(host, batches)
+        assert report.steps[0].kept
+        assert report.after.kl < 0.5 * report.before.kl
+        assert not torch.equal(run(model, unseen), output)
+        host.remove()
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
+    def test_deepcopy_keeps_the_adapters(self, host, model, batches, unseen):
+        CoRa("budget=0.3").apply(host, batches)
+        assert torch.equal(run(copy.deepcopy(model), unseen), run(model, unseen))
+
+    def test_file_round_trip(self, model, prototype, batches, unseen, tmp_path):
+        report = self.apply(batches, model)
+        assert any(row.rank for row in report.layers)
+        self.save(tmp_path / "adapters.safetensors", model)
+        other = copy.deepcopy(prototype)
+        self.load(tmp_path / "adapters.safetensors", other, batches)
+        expected, output = run(model, unseen), run(other, unseen)
+        torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+    def test_failing_data_leaves_the_model(self, host, model, batches, unseen):
+        before, output = state(model), run(model, unseen)
+        broken = [*batches[:2], (torch.full_like(batches[0][0], torch.nan), None)]
+        with pytest.raises(CoRaError, match="item 2 holds NaN"):
+            CoRa().apply(host, broken)
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
+    def test_failing_insertion_leaves_the_model(self, host, model, unseen):
+        before, output = state(model), run(model, unseen)
+        adapters = whole(host)
+        adapters["head"] = Adapter(
+            Kind.FULL, 1, QuantizedTensor(torch.zeros(2, 2), None, 32), None, (2, 2)
+        )
+        with pytest.raises(CoRaError, match=r"head: .*\[2, 2\], the layer's is \["):
+            host.insert(adapters)
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
+    def test_refuses_adapters_twice(self, host, model, batches):
+        adapters = whole(host)
+        host.insert(adapters)
+        with pytest.raises(CoRaError, match="already carries an adapter"):
+            host.insert(adapters)
+        with pytest.raises(CoRaError, match="already carries an adapter"):
+            self.host_of(model, batches)
+
+    def test_refuses_an_unknown_layer(self, host):
+        adapters = {"nowhere": whole(host)["head"]}
+        with pytest.raises(
+            CoRaError, match="nowhere: the model has no quantized layer"
+        ):
+            host.insert(adapters)
+
+    def test_refuses_a_float_model(self, float_net, batches):
+        with pytest.raises(
+            CoRaError, match=r"nothing in it is quantized|not quantized"
+        ):
+            CoRa().apply(self.host_of(float_net, batches), batches)
+
+
+def brevitas_host(model, batches):
+    from cora_plugin.integrations.brevitas import BrevitasHost
+
+    return BrevitasHost(model)
+
+
+def nncf_host(model, batches):
+    from cora_plugin.integrations.nncf import NNCFHost
+
+    return NNCFHost(model, batches[0][0])
+
+
+def nncf_quantize(net, batches):
+    from cora_plugin.integrations.nncf import quantize_ptq
+
+    return quantize_ptq(net, batches, depthwise_bits=None, first_last_bits=None)
+
+
+@pytest.fixture(scope="module")
+def brevitas_prototype(quantize):
+    return quantize("layerwise", bias_bits=None)
+
+
+@pytest.fixture(scope="module")
+def nncf_prototype(float_net, batches):
+    return nncf_quantize(float_net, batches)
+
+
+if find_spec("brevitas"):
+
+    class TestBrevitas(Contract):
+        """Brevitas keeps this contract."""
+
+        host_of = staticmethod(brevitas_host)
+
+        @pytest.fixture
+        def prototype(self, brevitas_prototype):
+            return brevitas_prototype
+
+        def apply(self, batches, model):
+            from cora_plugin.integrations.brevitas import apply_cora
+
+            return apply_cora(batches, model, "budget=0.3")
+
+        def save(self, path, model):
+            from cora_plugin.integrations.brevitas import save_cora
+
+            save_cora(path, model)
+
+        def load(self, path, model, batches):
+            from cora_plugin.integrations.brevitas import load_cora
+
+            load_cora(path, model)
+
+
+if find_spec("nncf"):
+
+    class TestNNCF(Contract):
+        """NNCF keeps this contract."""
+
+        host_of = staticmethod(nncf_host)
+
+        @pytest.fixture
+        def prototype(self, nncf_prototype):
+            return nncf_prototype
+
+        def apply(self, batches, model):
+            from cora_plugin.integrations.nncf import apply_cora
+
+            return apply_cora(model, batches, "budget=0.3")
+
+        def save(self, path, model):
+            from cora_plugin.integrations.nncf import save_cora
+
+            save_cora(path, model)
+
+        def load(self, path, model, batches):
+            from cora_plugin.integrations.nncf import load_cora
+
+            load_cora(path, model, batches[0][0])
+
+
+if find_spec("brevitas") and find_spec("nncf"):
+
+    def test_hosts_agree(float_net, quantize, batches):
+        """Same weights, same quantizers: same W, Wq and adapters."""
+        # NNCF's own range: from -7 to 7, not from -8.
+        brevitas = brevitas_host(quantize(weight_narrow_range=True), batches)
+        net = copy.deepcopy(float_net)
+        for layer in brevitas.layers:  # equalized, batch norms merged
+            net.get_submodule(layer.name).weight.data.copy_(layer.weight)
+        net.stem_bn = net.depthwise_bn = nn.Identity()
+        nncf = nncf_host(nncf_quantize(net, batches), batches)
+        pairs = list(zip(brevitas.layers, nncf.layers, strict=True))
+        for one, other in pairs[1:]:  # Brevitas gives its first layer 8 bits
+            assert one.name == other.name
+            assert one.weight_bits == other.weight_bits
+            assert one.scale_bits == other.scale_bits
+            torch.testing.assert_close(one.weight, other.weight)
+            torch.testing.assert_close(one.dequantized, other.dequantized)
+            made = [
+                make_adapter(e.residual, e.operation, 2, Weighting(), 8, e.name)
+                for e in (one, other)
+            ]
+            torch.testing.assert_close(made[0].merged(), made[1].merged())
+            assert made[0].stored_bits == made[1].stored_bits
+            x = torch.randn(2, 32, 8, 8)[
+                :, : one.weight.shape[1] * one.operation.groups
+            ]
+            if one.operation.dimensions and one.name != "reflect":
+                ours, theirs = (e.operation(x, e.weight) for e in (one, other))
+                torch.testing.assert_close(ours, theirs)
