@@ -1,0 +1,277 @@
+"""CoRa on a host without a toolkit: plain torch, weights rounded a channel."""
+
+import copy
+import dataclasses
+import json
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+from torch import nn
+
+from cora_plugin import CoRa, CoRaConfig, CoRaError
+from cora_plugin.adapters import Branch, Operation
+from cora_plugin.adapters.quantized import quantize
+from cora_plugin.divergence import divergence
+from cora_plugin.layer import QuantizedLayer
+
+
+def operation_of(layer):
+    if isinstance(layer, nn.Linear):
+        return Operation()
+    sides = tuple((side, side) for side in layer.padding)
+    return Operation(2, layer.stride, sides, "zeros", layer.dilation, layer.groups)
+
+
+class PlainHost:
+    def __init__(self, net, bits=3):
+        self.model = copy.deepcopy(net).eval()
+        self.float_net = copy.deepcopy(net).eval()
+        self.skipped = {}
+        self.layers = []
+        self.branches = {}
+        self.is_float = False
+        for name, layer in self.model.named_modules():
+            if not isinstance(layer, nn.Conv2d | nn.Linear):
+                continue
+            stored = quantize(layer.weight.detach(), bits)
+            self.layers.append(
+                QuantizedLayer(
+                    name,
+                    layer.weight.detach().clone(),
+                    stored.dequantize(),
+                    operation_of(layer),
+                    bits,
+                    32 * len(layer.weight),
+                )
+            )
+            layer.weight.data = stored.dequantize()
+            layer.register_forward_hook(self._add(name))
+
+    def _add(self, name):
+        def hook(_, inputs, output):
+            branch = self.branches.get(name)
+            return None if branch is None else output + branch(inputs[0])
+
+        return hook
+
+    @contextmanager
+    def prepared(self):
+        yield
+
+    def run(self, images):
+        return (self.float_net if self.is_float else self.model)(images)
+
+    @contextmanager
+    def float_model(self):
+        self.is_float = True
+        try:
+            yield
+        finally:
+            self.is_float = False
+
+    float_weights = float_model
+
+    @contextmanager
+    def observe(self, observer):
+        net = self.float_net if self.is_float else self.model
+        with ExitStack() as stack:
+            for layer in self.layers:
+
+                def hook(_, inputs, output, name=layer.name):
+                    observer(name, inputs[0], output)
+
+                module = net.get_submodule(layer.name)
+                stack.callback(module.register_forward_hook(hook).remove)
+            yield
+
+    def insert(self, adapters):
+        by_name = {layer.name: layer for layer in self.layers}
+        self.branches = {
+            name: Branch(adapter, by_name[name].operation)
+            for name, adapter in adapters.items()
+        }
+
+    def remove(self):
+        self.branches = {}
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, dilation=2, padding=2, groups=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    ).eval()
+
+
+def batches(count=6, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    return [torch.randn(16, 3, 12, 12, generator=random) for _ in range(count)]
+
+
+def distance(host, images):
+    with torch.no_grad():
+        return divergence(host.float_net(images), host.run(images)).kl
+
+
+@pytest.mark.parametrize("unit", ["params", "bits", "macs"])
+@pytest.mark.parametrize("search", ["uniform", "spectral"])
+def test_adapters_bring_the_model_nearer_and_hold_the_budget(search, unit):
+    host, test = PlainHost(net()), batches(1, seed=9)[0]
+    before = distance(host, test)
+    amount = {"params": 0.2, "bits": 2.0, "macs": 0.2}[unit]
+    config = {"budget": f"{amount} {unit}", "search": search}
+    report = CoRa(config).apply(host, batches())
+    assert report.steps[0].kept
+    assert 0 < report.budget_used <= report.budget_allowed
+    assert distance(host, test) < before
+
+
+@pytest.mark.parametrize("metric", ["svd", "lqer", "qera-approx", "qera-exact"])
+def test_every_metric_works_with_every_search(metric):
+    for search in ("uniform", "spectral"):
+        host = PlainHost(net())
+        report = CoRa({"budget": 0.3, "metric": metric, "search": search}).apply(
+            host, batches()
+        )
+        assert report.after.kl < report.before.kl
+
+
+def test_full_ranks_in_float_restore_the_float_model():
+    host, test = PlainHost(net(), bits=2), batches(1, seed=9)[0]
+    full = {layer.name: layer.full_rank for layer in host.layers}
+    CoRa({"budget": 1, "ranks": full, "adapter_bits": 32}).apply(host, batches())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            host.run(test), host.float_net(test), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_the_budget_counts_what_is_stored():
+    host = PlainHost(net())
+    report = CoRa({"budget": "1.5 bits"}).apply(host, batches())
+    weights = sum(layer.weight.numel() for layer in host.layers)
+    added = sum(row.adapter_bits for row in report.layers)
+    assert report.budget_used == added
+    assert report.equivalent_bits == pytest.approx(
+        report.equivalent_bits_before + added / weights
+    )
+    assert report.equivalent_bits_before == pytest.approx(
+        sum(3 * e.weight.numel() + 32 * len(e.weight) for e in host.layers) / weights
+    )
+
+
+def test_the_same_seed_gives_the_same_adapters():
+    reports = []
+    for _ in range(2):
+        report = CoRa({"budget": 0.2}).apply(PlainHost(net()), batches()).to_dict()
+        del report["seconds"]
+        reports.append(report)
+    assert reports[0] == reports[1]
+
+
+class Worsening(PlainHost):
+    """Plants adapters that double the error instead of mending it."""
+
+    def insert(self, adapters):
+        super().insert(adapters)
+        for branch in self.branches.values():
+            branch.a.neg_().mul_(8)
+
+
+def test_the_guard_takes_a_bad_step_back_and_says_so(caplog):
+    host, test = Worsening(net(), bits=6), batches(1, seed=9)[0]
+    before = distance(host, test)
+    report = CoRa({"budget": 0.2}).apply(host, batches())
+    assert not report.steps[0].kept
+    assert report.after == report.before
+    assert report.equivalent_bits == report.equivalent_bits_before
+    assert all(row.rank == 0 for row in report.layers)
+    assert distance(host, test) == before
+    assert "taken out again" in caplog.text
+    assert "rolled back" in str(report)
+
+
+class Breaking(PlainHost):
+    """Fails when it is judged with adapters in place."""
+
+    def run(self, images):
+        if self.branches:
+            raise RuntimeError("out of memory")
+        return super().run(images)
+
+
+def test_a_failure_half_way_leaves_no_adapters():
+    host = Breaking(net())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        CoRa({"budget": 0.2}).apply(host, batches())
+    assert host.branches == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 50}, r"more than there is to buy; every residual whole costs \d"),
+        ({"budget": 1e-6}, "buys no adapter; the cheapest costs"),
+        ({"budget": 0.01, "ranks": {"4": 16}}, "pinned ranks alone cost"),
+        ({"ranks": {"4": 17}}, "4: rank 17 exceeds its full rank 16"),
+        ({"ranks": {"head*": 1}}, r"'head\*' fits no layer; they are 0, 2, 4, 6, 10"),
+        ({"ranks": {"*": 0}}, "every layer is pinned to rank 0"),
+    ],
+)
+def test_an_impossible_wish_is_refused_with_the_way_out(settings, message):
+    host = PlainHost(net())
+    with pytest.raises(CoRaError, match=message):
+        CoRa(settings).apply(host, batches())
+    assert host.branches == {}
+
+
+def test_a_layer_with_weights_that_are_no_numbers_is_named():
+    broken = net()
+    broken[4].weight.data[0, 0] = float("nan")
+    with pytest.raises(CoRaError, match="4: its float weight holds NaN"):
+        CoRa().apply(PlainHost(broken), batches())
+
+
+def test_a_layer_that_calibration_never_reaches_is_named():
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+            self.aside = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.net(x)
+
+    with pytest.raises(CoRaError, match="aside: calibration never reached"):
+        CoRa({"budget": 0.2}).apply(PlainHost(Aside()), batches())
+    report = CoRa({"budget": 0.2, "ranks": {"aside": 0}}).apply(
+        PlainHost(Aside()), batches()
+    )
+    assert report.skipped == {"aside": "rank 0 was asked for"}
+
+
+def test_a_report_is_plain_values_and_reads_well(tmp_path):
+    host = PlainHost(net())
+    host.skipped = {"head": "transposed"}
+    report = CoRa({"budget": 0.2}).apply(host, batches())
+    report.to_json(tmp_path / "report.json")
+    read = json.loads((tmp_path / "report.json").read_text())
+    assert read == json.loads(json.dumps(dataclasses.asdict(report)))
+    assert CoRaConfig.of(read["config"]) == CoRaConfig(budget=0.2)
+    text = str(report)
+    for layer in host.layers:
+        assert f" {layer.name} " in text
+    assert "left alone: head: transposed" in text
+    assert f"{report.equivalent_bits:.3f} bits a weight" in text
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        report.to_json(tmp_path / "nowhere" / "report.json")
