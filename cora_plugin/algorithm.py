@@ -88,7 +88,7 @@ class Run:
         self._targets = [e for e in self._layers if self._pinned.get(e.name) != 0]
         if not self._targets:
             raise CoRaError(
-                "ranks: all are pinned to 0, so no layer is left to give an adapter; "
+                "ranks: every layer is pinned to rank 0, so there is nothing to do; "
                 "leave the plugin off, or leave some layer free"
             )
         self._collector = Collector(host, self._targets, config)
