@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cora_plugin import CoRaConfig, CoRaError
-from cora_plugin import statistics as module
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.factor import weighted_error
 from cora_plugin.layer import QuantizedLayer
@@ -18,6 +17,7 @@ from cora_plugin.statistics import (
     OutputSensitivity,
     weighting,
 )
+from cora_plugin.statistics import moments as module
 
 WHOLE = 10**6
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
