@@ -136,6 +136,12 @@ def _never(_: NNCFNode) -> bool:
     return False
 
 
+def _computed_inputs(graph: NNCFGraph, node: NNCFNode) -> list[NNCFNode]:
+    """The nodes before one that are no constants."""
+    before: list[NNCFNode] = graph.get_previous_nodes(node)
+    return [each for each in before if each.metatype not in om.CONST_NOOP_METATYPES]
+
+
 def _input_quantizer(
     net: nn.Module, graph: NNCFGraph, layer: NNCFNode
 ) -> BaseQuantizer | None:
@@ -146,7 +152,7 @@ def _input_quantizer(
     while len(nodes) == 1 and nodes[0].node_type not in om.QUANTIZE_NODE_TYPES:
         if _is_layer(nodes[0]):
             return None
-        nodes = graph.get_previous_nodes(nodes[0])
+        nodes = _computed_inputs(graph, nodes[0])
     if len(nodes) != 1:
         return None
     readers = _reached(nodes[0], graph.get_next_nodes, _is_layer)
@@ -155,6 +161,6 @@ def _input_quantizer(
     own = _hooks(storage.pre_hooks, layer, 0)
     if own:
         return own[0]
-    producers = graph.get_previous_nodes(nodes[0])
+    producers = _computed_inputs(graph, nodes[0])
     behind = [_hooks(storage.post_hooks, producer, 0) for producer in producers]
     return behind[0][0] if len(behind) == 1 and behind[0] else None

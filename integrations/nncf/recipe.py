@@ -40,7 +40,7 @@ def quantize_ptq(
     first_last_bits: int | None = 8,
     bias_correction: bool = False,
     weight_quantile: float | None = None,
-    act_range: str = "mean-quantile",
+    act_range: str = "default",
     cora: Any = None,
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet by `nncf.quantize`.

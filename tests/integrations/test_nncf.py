@@ -1,0 +1,609 @@
+"""What is peculiar to NNCF; the contract of every host is tested in test_contract.py."""
+
+import copy
+import json
+
+import nncf
+import pytest
+import torch
+import torch.nn.functional as F
+from nncf.common.hardware import config as hardware
+from nncf.parameters import ModelType
+from nncf.quantization.advanced_parameters import (
+    AdvancedBiasCorrectionParameters,
+    AdvancedQuantizationParameters,
+    QuantizationParameters,
+)
+from nncf.torch import get_config, load_from_config
+from nncf.torch.function_hook import get_hook_storage
+from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
+from torch import nn
+
+from cora_plugin import CoRa, CoRaConfig, CoRaError
+from cora_plugin.adapters import Adapter, Kind, QuantizedTensor
+from cora_plugin.integrations.nncf import (
+    CoRaAlgorithm,
+    CoRaQuantizationParameters,
+    NNCFHost,
+    allow_bits,
+    apply_cora,
+    load_cora,
+    quantize_ptq,
+    register,
+    remove_cora,
+    save_cora,
+    unregister,
+)
+from cora_plugin.integrations.nncf.bits import set_bits
+from cora_plugin.integrations.nncf.extension import await_lock
+from cora_plugin.integrations.nncf.insert import CoRaBranch, CoRaShift, CoRaTap
+
+CONFIG = {"budget": 0.3}
+
+
+class Odd(nn.Module):
+    """A conv called twice, a functional one, a transposed one, an in-place ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.twice = nn.Conv2d(12, 12, 1)
+        self.kernel = nn.Parameter(0.3 * torch.randn(12, 3, 3, 3))
+        self.up = nn.ConvTranspose2d(12, 12, 2, stride=2)
+        self.line = nn.Conv1d(12, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)), inplace=True)
+        x = self.twice(self.twice(x)) + x
+        x = F.relu(F.conv2d(x, self.kernel, stride=2, padding=1, groups=4))
+        x = F.relu(self.up(x))
+        x = F.relu(self.line(x.flatten(2)))
+        return self.head(x.mean(2))
+
+
+def kl(reference, output):
+    p, q = reference.log_softmax(1), output.log_softmax(1)
+    return float((p.exp() * (p - q)).sum(1).mean())
+
+
+@torch.no_grad()
+def run(model, x):
+    return model(x)
+
+
+def parameters(bits=4, **fields):
+    return AdvancedQuantizationParameters(
+        weights_quantization_params=QuantizationParameters(num_bits=bits), **fields
+    )
+
+
+def typed(cora=None, bits=4, **fields):
+    return CoRaQuantizationParameters(
+        cora=cora,
+        weights_quantization_params=QuantizationParameters(num_bits=bits),
+        **fields,
+    )
+
+
+@pytest.fixture(scope="module")
+def dataset(batches):
+    return nncf.Dataset(batches, lambda item: item[0])
+
+
+@pytest.fixture(scope="module")
+def quantized(float_net, dataset):
+    """The small net by NNCF's own means, biases not corrected; copy before use."""
+    with allow_bits(4):
+        return nncf.quantize(
+            float_net,
+            dataset,
+            advanced_parameters=parameters(disable_bias_correction=True),
+        )
+
+
+@pytest.fixture
+def model(quantized):
+    return copy.deepcopy(quantized)
+
+
+@pytest.fixture(scope="module")
+def adapted_net(quantized, dataset):
+    """The same with adapters of every kind; copy before use."""
+    net = copy.deepcopy(quantized)
+    config = {"budget": 0.9, "ranks": {"depthwise": 4, "pointwise": 4, "head": 3}}
+    report = apply_cora(net, dataset, config)
+    assert {row.kind for row in report.layers} >= {"low-rank", "shared-basis"}
+    return net
+
+
+@pytest.fixture(scope="module")
+def odd(batches):
+    torch.manual_seed(0)
+    net = Odd()
+    net.train()
+    for images, _ in batches:
+        net(images)
+    net.eval()
+    with allow_bits(4):
+        return net, nncf.quantize(
+            net,
+            nncf.Dataset([images for images, _ in batches]),
+            advanced_parameters=parameters(disable_bias_correction=True),
+        )
+
+
+def quantizers(model):
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseQuantizer)
+    }
+
+
+class TestFlag:
+    @pytest.mark.parametrize(
+        "flag",
+        [
+            lambda: typed(CoRaConfig(budget=0.3)),
+            lambda: typed("budget=0.3"),
+            lambda: parameters(backend_params={"cora": {"budget": 0.3}}),
+        ],
+    )
+    def test_adapts_inside_quantize(self, flag, float_net, dataset, unseen):
+        with register(), allow_bits(4):
+            plain = nncf.quantize(float_net, dataset, advanced_parameters=parameters())
+            model = nncf.quantize(float_net, dataset, advanced_parameters=flag())
+        reference = run(float_net, unseen)
+        assert kl(reference, run(model, unseen)) < 0.5 * kl(
+            reference, run(plain, unseen)
+        )
+        assert [step.name for step in model.cora_report.steps] == [
+            "adapters",
+            "bias correction",
+        ]
+        assert model.cora_report.images + model.cora_report.held_out == 64
+        assert not hasattr(float_net, "__nncf_hooks")
+
+    def test_without_it_nothing_changes(self, float_net, dataset, unseen):
+        before = nncf.quantize(float_net, dataset).state_dict()
+        with register():
+            after = nncf.quantize(float_net, dataset).state_dict()
+        assert list(before) == list(after)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_register_is_idempotent_and_reversible(self):
+        import nncf.quantization.algorithms.post_training.algorithm as post_training
+
+        original = post_training.create_ptq_pipeline
+        register()
+        patched = post_training.create_ptq_pipeline
+        assert patched is not original
+        with register():
+            assert post_training.create_ptq_pipeline is patched
+        assert post_training.create_ptq_pipeline is patched
+        unregister()
+        assert post_training.create_ptq_pipeline is original
+        unregister()
+        assert post_training.create_ptq_pipeline is original
+        with pytest.raises(ZeroDivisionError), register():
+            _ = 1 / 0
+        assert post_training.create_ptq_pipeline is original
+
+    def test_typed_without_registration_fails(self, float_net, dataset):
+        flag = CoRaQuantizationParameters(cora={"budget": 0.3})
+        with pytest.raises(CoRaError, match=r"register\(\) before nncf\.quantize"):
+            nncf.quantize(float_net, dataset, advanced_parameters=flag)
+
+    def test_unset_typed_parameters_are_stock(self, float_net, dataset):
+        nncf.quantize(
+            float_net, dataset, advanced_parameters=CoRaQuantizationParameters()
+        )
+
+    def test_disabled_bias_correction_stays_disabled(self, float_net, dataset):
+        with register(), allow_bits(4):
+            model = nncf.quantize(
+                float_net,
+                dataset,
+                advanced_parameters=typed(CONFIG, disable_bias_correction=True),
+            )
+        assert [step.name for step in model.cora_report.steps] == ["adapters"]
+
+    def test_smooth_quant_keeps_working(self, float_net, dataset, unseen):
+        with register(), allow_bits(4):
+            model = nncf.quantize(
+                float_net,
+                dataset,
+                model_type=ModelType.TRANSFORMER,
+                advanced_parameters=typed(CONFIG),
+            )
+        hooks = {type(m).__name__ for m in get_hook_storage(model).modules()}
+        assert "SQMultiply" in hooks
+        report = model.cora_report
+        assert report.steps[0].kept
+        assert report.after.kl < 0.5 * report.before.kl
+
+    def test_subset_size_counts_items(self, float_net, dataset):
+        with register():
+            model = nncf.quantize(
+                float_net, dataset, subset_size=2, advanced_parameters=typed(CONFIG, 8)
+            )
+        assert model.cora_report.images + model.cora_report.held_out == 32
+
+    def test_unknown_setting_fails_at_once(self, float_net, dataset):
+        with register(), pytest.raises(CoRaError, match="unknown key 'budgte'"):
+            nncf.quantize(
+                float_net, dataset, advanced_parameters=typed({"budgte": 0.05})
+            )
+
+
+class TestApply:
+    def test_reference_gives_back_corrected_biases(self, float_net, dataset, unseen):
+        with allow_bits(4):
+            model = nncf.quantize(
+                float_net,
+                dataset,
+                advanced_parameters=parameters(
+                    bias_correction_params=AdvancedBiasCorrectionParameters(
+                        threshold=float("inf")
+                    )
+                ),
+            )
+        assert not torch.equal(model.head.bias, float_net.head.bias)
+        host = NNCFHost(model, unseen, float_net)
+        with torch.no_grad(), host.prepared(), host.float_model():
+            assert torch.equal(host.run(unseen), float_net(unseen))
+        before = kl(run(float_net, unseen), run(model, unseen))
+        report = apply_cora(model, dataset, CONFIG, reference=float_net)
+        names = [step.name for step in report.steps]
+        assert names == ["adapters", "float biases", "bias correction"]
+        assert kl(run(float_net, unseen), run(model, unseen)) < before
+        assert report.after == [s.after for s in report.steps if s.kept][-1]
+
+    def test_reference_that_does_not_fit(self, model, unseen, float_net):
+        other = copy.deepcopy(float_net)
+        nn.init.normal_(other.head.weight)
+        with pytest.raises(
+            CoRaError, match="head: the reference's head.weight has noth"
+        ):
+            _ = NNCFHost(model, unseen, other).layers
+        with pytest.raises(CoRaError, match="stem: the reference has no parameter"):
+            _ = NNCFHost(model, unseen, {}).layers
+
+    def test_a_correction_that_harms_is_taken_back(self, model, dataset, monkeypatch):
+        from cora_plugin.integrations.nncf import bias_correction
+
+        right = bias_correction._shifts
+        monkeypatch.setattr(
+            bias_correction,
+            "_shifts",
+            lambda *a: {name: 9 + value for name, value in right(*a).items()},
+        )
+        report = apply_cora(model, dataset, CONFIG)
+        assert report.steps[1].name == "bias correction"
+        assert not report.steps[1].kept
+        assert report.after == report.steps[0].after
+        assert not any(isinstance(m, CoRaShift) for m in model.modules())
+
+    def test_failing_correction_leaves_the_model(
+        self, model, quantized, dataset, unseen, monkeypatch
+    ):
+        from cora_plugin.integrations.nncf import bias_correction
+
+        monkeypatch.setattr(bias_correction, "_shifts", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            apply_cora(model, dataset, CONFIG)
+        assert list(model.state_dict()) == list(quantized.state_dict())
+        assert torch.equal(run(model, unseen), run(quantized, unseen))
+
+    def test_algorithm_without_a_dataset(self, model):
+        with pytest.raises(CoRaError, match="needs the calibration dataset"):
+            CoRaAlgorithm(CONFIG).apply(model, None)
+
+    @pytest.mark.parametrize("size", [0, -3])
+    def test_subset_size(self, model, dataset, size, float_net):
+        with pytest.raises(CoRaError, match=f"subset_size: {size} uses no data"):
+            apply_cora(model, dataset, subset_size=size)
+        with register(), pytest.raises(nncf.ValidationError, match="must be positive"):
+            nncf.quantize(
+                float_net,
+                dataset,
+                subset_size=size,
+                advanced_parameters=typed(CONFIG, 8),
+            )
+
+    def test_empty_dataset(self, model):
+        with pytest.raises(CoRaError, match="the dataset is empty"):
+            apply_cora(model, nncf.Dataset([]))
+
+    def test_items_that_unpack_wrongly(self, model, quantized, batches, unseen):
+        with pytest.raises(CoRaError, match=r"item 0 .*Tensor, Tensor.*2 arguments"):
+            apply_cora(model, nncf.Dataset(batches))
+        assert torch.equal(run(model, unseen), run(quantized, unseen))
+
+    def test_takes_loaders_of_images_and_targets(self, model, batches):
+        assert apply_cora(model, iter(batches), CONFIG).images == 52
+
+    @pytest.mark.parametrize("seen", [True, False])
+    def test_models_of_other_kinds(self, float_net, dataset, seen):
+        with pytest.raises(CoRaError, match=r"was not quantized by NNCF"):
+            apply_cora(float_net, dataset)
+        with pytest.raises(CoRaError, match=r"str; .*PyTorch .* only, not OpenVINO"):
+            apply_cora("model.xml", dataset)
+
+
+class TestBackends:
+    def test_openvino_model(self, float_net, batches, unseen):
+        import openvino
+
+        model = openvino.convert_model(float_net, example_input=unseen)
+        data = nncf.Dataset([images.numpy() for images, _ in batches])
+        with register(), pytest.raises(CoRaError, match="OPENVINO backend; supported"):
+            nncf.quantize(model, data, advanced_parameters=typed(CONFIG, 8))
+        with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
+            apply_cora(model, data)
+
+    def test_onnx_model(self, float_net, batches, unseen, tmp_path):
+        import onnx
+
+        path = tmp_path / "net.onnx"
+        torch.onnx.export(
+            float_net, (unseen,), path, dynamo=False, input_names=["input"]
+        )
+        data = nncf.Dataset([{"input": unseen.numpy()}])
+        with register(), pytest.raises(CoRaError, match="ONNX backend; supported"):
+            nncf.quantize(onnx.load(path), data, advanced_parameters=typed(CONFIG, 8))
+
+    def test_fx_model(self, float_net, dataset, unseen):
+        model = torch.export.export(float_net, (unseen[:16],)).module()
+        with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
+            apply_cora(model, dataset)
+
+
+class TestBits:
+    @pytest.mark.parametrize("bits", [4, 3, 2])
+    def test_allowed_within_the_scope_alone(self, bits, float_net, dataset):
+        fields = {
+            "disable_bias_correction": True,
+            "activations_quantization_params": QuantizationParameters(num_bits=bits),
+        }
+        before = hardware.get_hw_setup
+        with allow_bits(bits):
+            model = nncf.quantize(
+                float_net, dataset, advanced_parameters=parameters(bits, **fields)
+            )
+        assert {q.num_bits for q in quantizers(model).values()} == {bits}
+        with pytest.raises(ZeroDivisionError), allow_bits(bits):
+            _ = 1 / 0
+        assert hardware.get_hw_setup is before
+        with pytest.raises(ValueError, match="HW capabilities"):
+            nncf.quantize(
+                float_net, dataset, advanced_parameters=parameters(bits, **fields)
+            )
+
+    def test_refused_bits_name_the_way_out(self, float_net, dataset):
+        with register(), pytest.raises(CoRaError, match=r"num_bits: .*allow_bits\(4\)"):
+            nncf.quantize(float_net, dataset, advanced_parameters=typed(CONFIG))
+
+    @pytest.mark.parametrize("bits", [1, 9, 4.0, True])
+    def test_impossible_bits(self, bits):
+        with pytest.raises(CoRaError, match=r"bits are out of range; use 2 to 8"):
+            with allow_bits(bits):
+                pass
+
+    @pytest.mark.parametrize("act_bits", [8, 4])
+    def test_first_last_and_depthwise(self, float_net, batches, act_bits):
+        model = quantize_ptq(float_net, batches, 3, act_bits, depthwise_bits=6)
+        by_layer = {
+            layer.name: layer.weight_bits
+            for layer in NNCFHost(model, batches[0][0]).layers
+        }
+        assert by_layer == {
+            "stem": 8,
+            "reflect": 3,
+            "depthwise": 6,
+            "pointwise": 3,
+            "same": 3,
+            "dilated": 3,
+            "head": 8,
+        }
+        found = {n.rpartition("hooks.")[2]: q for n, q in quantizers(model).items()}
+        widths = {name: q.num_bits for name, q in found.items() if "__0" in name}
+        raised = {name for name, bits in widths.items() if bits == 8}
+        if act_bits == 4:
+            assert raised == {"x__0.0", "pool/adaptive_avg_pool2d/0__0.0"}
+        else:
+            assert set(widths.values()) == {8}
+
+    def test_bits_survive_the_configuration(self, float_net, batches, unseen):
+        model = quantize_ptq(float_net, batches, 4, 4, depthwise_bits=8)
+        fresh = copy.deepcopy(float_net)
+        other = load_from_config(fresh, json.loads(json.dumps(get_config(model))))
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(run(other, unseen), run(model, unseen))
+
+    def test_more_bits_are_closer(self, model, unseen):
+        host = NNCFHost(model, unseen)
+        weight = host.reading.layers["dilated"].weight
+        quantizer = next(
+            q for q, (w, _) in host.reading.weights.items() if w.shape == weight.shape
+        )
+        errors = []
+        for bits in (2, 3, 4, 6, 8):
+            set_bits(quantizer, bits, weight)
+            errors.append(float((quantizer.quantize(weight) - weight).norm()))
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 0.02 * errors[0]
+
+
+class TestInsertion:
+    def test_reads_calls_not_modules(self, odd, unseen):
+        net, model = odd
+        host = NNCFHost(model, unseen)
+        names = [layer.name for layer in host.layers]
+        assert names == [
+            "stem",
+            "twice/conv2d/0",
+            "twice/conv2d/1",
+            "/conv2d/0",
+            "line",
+            "head",
+        ]
+        assert host.skipped == {
+            "up/conv_transpose2d/0": "conv_transpose2d is not supported"
+        }
+        functional = host.reading.layers["/conv2d/0"]
+        assert torch.equal(functional.weight, net.kernel)
+        assert functional.operation.groups == 4
+        assert functional.operation.stride == (2, 2)
+
+    def test_full_rank_restores_odd_layers(self, odd, unseen):
+        model = copy.deepcopy(odd[1])
+        host = NNCFHost(model, unseen)
+        seen = {}
+        with torch.no_grad(), host.prepared():
+            with (
+                host.float_weights(),
+                host.observe(lambda name, x, y: seen.update({name: (x, y)})),
+            ):
+                host.run(unseen)
+        for layer in host.layers:
+            adapter = Adapter(
+                Kind.FULL,
+                layer.full_rank,
+                QuantizedTensor(layer.residual.float(), None, 32),
+                None,
+                tuple(layer.weight.shape),
+                layer.operation.groups,
+            )
+            node = host.reading.nodes[layer.name]
+            branch = CoRaBranch.of(layer, node, adapter)
+            x, expected = seen[layer.name]
+            CoRaTap(node)(x)
+            bias = expected - layer.operation(x, layer.weight)
+            output = branch(layer.operation(x, layer.dequantized) + bias)
+            torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+    def test_adapts_odd_layers(self, odd, batches, unseen):
+        net, quantized = odd
+        model = copy.deepcopy(quantized)
+        report = apply_cora(model, batches, {"budget": 0.4})
+        assert report.steps[0].kept
+        assert "up/conv_transpose2d/0" in report.skipped
+        other = load_from_config(
+            copy.deepcopy(net),
+            json.loads(json.dumps(get_config(model))),
+            allowed_modules=("nncf.*", "cora_plugin.*"),
+        )
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(run(other, unseen), run(model, unseen))
+        remove_cora(model)
+        assert list(model.state_dict()) == list(quantized.state_dict())
+        assert torch.equal(run(model, unseen), run(quantized, unseen))
+
+    def test_configuration_round_trip(self, adapted_net, float_net, unseen):
+        config = json.loads(json.dumps(get_config(adapted_net)))
+        other = load_from_config(
+            copy.deepcopy(float_net),
+            config,
+            allowed_modules=("nncf.*", "cora_plugin.*"),
+        )
+        other.load_state_dict(adapted_net.state_dict())
+        assert torch.equal(run(other, unseen), run(adapted_net, unseen))
+
+    def test_file_holds_the_bias_correction(self, quantized, adapted_net, tmp_path):
+        corrected = [m for m in adapted_net.modules() if isinstance(m, CoRaShift)]
+        assert corrected, "the data should make the correction worth keeping"
+        path = tmp_path / "adapters.safetensors"
+        save_cora(path, adapted_net)
+        other = load_cora(path, copy.deepcopy(quantized), torch.zeros(1, 3, 16, 16))
+        loaded = [m for m in other.modules() if isinstance(m, CoRaShift)]
+        for one, two in zip(corrected, loaded, strict=True):
+            assert torch.equal(one.shift, two.shift)
+
+    def test_factors_stand_behind_eight_bit_quantizers(self, adapted_net):
+        branches = [m for m in adapted_net.modules() if isinstance(m, CoRaBranch)]
+        for branch in branches:
+            for name, stored in branch.adapter.tensors.items():
+                quantizer = branch.quantizers[name]
+                assert isinstance(quantizer, SymmetricQuantizer)
+                assert quantizer.num_bits == 8
+                torch.testing.assert_close(
+                    quantizer.quantize(getattr(branch, name)), stored.dequantize()
+                )
+
+    def test_output_quantizer_works_on_the_sum(self, odd, batches):
+        model = copy.deepcopy(odd[1])
+        storage = get_hook_storage(model)
+        key = "twice/conv2d/0__0"
+        (number,) = storage.post_hooks[key]
+        apply_cora(model, batches, {"budget": 0.4})
+        hooks = storage.post_hooks[key]
+        assert isinstance(next(iter(hooks.values())), CoRaBranch)
+        assert isinstance(list(hooks.values())[-1], BaseQuantizer)
+        assert list(hooks)[-1] == number
+
+    def test_branch_without_its_tap(self, adapted_net, unseen):
+        model = copy.deepcopy(adapted_net)
+        storage = get_hook_storage(model)
+        for hooks in storage.pre_hooks.values():
+            for number in [n for n, h in hooks.items() if isinstance(h, CoRaTap)]:
+                del hooks[number]
+        with pytest.raises(CoRaError, match="its adapter saw no input"):
+            run(model, unseen)
+
+    def test_a_layer_left_in_float_is_no_layer(self, float_net, dataset, unseen):
+        model = nncf.quantize(
+            float_net,
+            dataset,
+            ignored_scope=nncf.IgnoredScope(names=["same/conv2d/0"]),
+        )
+        assert "same" not in NNCFHost(model, unseen).reading.layers
+
+    def test_a_disabled_quantizer_is_a_reason(self, model, unseen):
+        storage = get_hook_storage(model)
+        storage.pre_hooks["same/conv2d/0__1"]["0"].disable_quantization()
+        host = NNCFHost(model, unseen)
+        assert host.skipped == {"same": "its weight is not quantized"}
+
+
+class TestExtension:
+    def test_stale_lock(self, tmp_path):
+        import os
+
+        lock = tmp_path / "lock"
+        lock.touch()
+        os.utime(lock, (0, 0))
+        with pytest.raises(CoRaError, match=f"rm -rf {tmp_path}"):
+            await_lock(lock)
+
+    def test_waits_for_a_living_build(self, tmp_path):
+        import threading
+
+        lock = tmp_path / "lock"
+        lock.touch()
+        timer = threading.Timer(0.2, lock.unlink)
+        timer.start()
+        await_lock(lock, pause=0.02)
+        timer.join()
+        assert not lock.exists()
+
+
+def test_recipe_refuses_a_bare_sequential(batches):
+    with pytest.raises(CoRaError, match=r"bare nn\.Sequential"):
+        quantize_ptq(nn.Sequential(nn.Conv2d(3, 4, 1)), batches)
+
+
+def test_recipe_refuses_an_unknown_range(float_net, batches):
+    with pytest.raises(CoRaError, match="act_range: 'best' is unknown; use one of"):
+        quantize_ptq(float_net, batches, act_range="best")
+
+
+def test_same_seed_same_adapters(quantized, dataset, unseen):
+    outputs = []
+    for _ in range(2):
+        model = copy.deepcopy(quantized)
+        CoRa(CONFIG).apply(NNCFHost(model, unseen), dataset.get_inference_data())
+        outputs.append(run(model, unseen))
+    assert torch.equal(*outputs)
