@@ -22,8 +22,8 @@ SKIMAGE_PHOTOS = (
     "motorcycle_left.png",
     "rocket.jpg",
 )
-# Measured on Lite0 W4A8 with adapters: smaller or larger crops, more of scikit-image's
-# pictures, or more crops of them change the KL to float by less than 0.003.
+# Measured on Lite0 W4A8 with adapters: smaller or larger crops, or more photos of
+# scikit-image, change the KL to float by 0.003 at most.
 CALIBRATION_SCALES = (0.4, 1.0)
 TEST_SCALES = (0.75, 1.0)
 
