@@ -1,0 +1,220 @@
+"""NNCF models with adapters outside of NNCF: OpenVINO, ONNX Runtime, torch.export."""
+
+import copy
+import stat
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from onnx import TensorProto
+
+from cora_plugin import CoRaError
+from cora_plugin.integrations.nncf import (
+    apply_cora,
+    export_onnx,
+    export_openvino,
+    export_program,
+    quantize_ptq,
+)
+from cora_plugin.integrations.nncf.qdq import Grid
+
+RANKS = {"reflect": 2, "depthwise": 4, "pointwise": 4, "head": 3}
+CONFIG = {"budget": 0.9, "ranks": RANKS}
+
+
+@pytest.fixture(scope="module", params=[8, 4, 2])
+def adapted(request, float_net, batches, unseen):
+    """The net at a bit width, with adapters, and their average effect."""
+    model = quantize_ptq(
+        float_net, batches, request.param, depthwise_bits=None, first_last_bits=None
+    )
+    plain = run(model, unseen)
+    report = apply_cora(model, batches, CONFIG)
+    assert report.steps[0].kept
+    return model, np.abs(run(model, unseen) - plain).mean()
+
+
+@pytest.fixture(scope="module")
+def low(float_net, batches):
+    model = quantize_ptq(float_net, batches)
+    apply_cora(model, batches, CONFIG)
+    return model
+
+
+@torch.no_grad()
+def run(model, x):
+    return model(x).numpy()
+
+
+def run_openvino(path, x):
+    core = openvino.Core()
+    compiled = core.compile_model(path, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    return compiled(x.numpy())[0]
+
+
+def run_onnx(path, x):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": x.numpy()})[0]
+
+
+def assert_close(output, expected, effect):
+    """Equal but for rounding, which may tip a few activations to the next level.
+
+    A missing or wrong adapter would be off by its effect.
+    """
+    assert np.abs(output - expected).mean() < 0.1 * effect
+    assert np.abs(output - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def integers(path):
+    """The weights of an IR by type and shape."""
+    found = {}
+    for node in openvino.Core().read_model(path).get_ops():
+        if node.get_type_name() == "Constant" and node.get_byte_size() > 8:
+            key = tuple(node.get_output_shape(0))
+            found.setdefault(key, set()).add(node.get_element_type().get_type_name())
+    return found
+
+
+def test_openvino_computes_the_same(adapted, unseen, tmp_path):
+    model, effect = adapted
+    path = tmp_path / "net.xml"
+    export_openvino(model, unseen[:2], path, compress_to_fp16=False)
+    assert_close(run_openvino(path, unseen), run(model, unseen), effect)
+
+
+def test_onnx_computes_the_same(adapted, unseen, tmp_path):
+    model, effect = adapted
+    path = tmp_path / "net.onnx"
+    export_onnx(model, unseen[:2], path)
+    expected = run(model, unseen)
+    assert_close(run_onnx(path, unseen), expected, effect)
+    assert_close(run_openvino(path, unseen), expected, effect)
+
+
+def test_torch_export_computes_the_same(adapted, unseen):
+    model, effect = adapted
+    program = export_program(model, unseen)
+    assert_close(run(program.module(), unseen), run(model, unseen), effect)
+
+
+def test_ir_stores_packed_integers(low, unseen, tmp_path):
+    path = tmp_path / "net.xml"
+    export_openvino(low, unseen[:2], path)
+    stored = integers(path)
+    assert stored[16, 16, 3, 3] == {"i4"}  # reflect
+    assert stored[16, 1, 3, 3] == {"i8"}  # depthwise
+    assert stored[9, 4] == stored[16, 4] == {"i8"}  # its factors
+    assert stored[4, 16, 1, 1] == stored[32, 4, 1, 1] == {"i8"}  # pointwise's
+    assert stored[3, 32] == stored[10, 3] == {"i8"}  # head's
+    same = run_openvino(path, unseen).argmax(1) == run(low, unseen).argmax(1)
+    assert same.mean() > 0.95
+
+
+def test_few_bits_are_stored_in_four(float_net, batches, unseen, tmp_path):
+    model = quantize_ptq(float_net, batches, 3)
+    export_openvino(model, unseen[:2], tmp_path / "net.xml")
+    assert integers(tmp_path / "net.xml")[16, 16, 3, 3] == {"i4"}
+
+
+def test_onnx_stores_packed_integers(low, unseen, tmp_path):
+    path = tmp_path / "net.onnx"
+    export_onnx(low, unseen[:2], path)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {opset.domain for opset in model.opset_import} == {""}
+    assert model.opset_import[0].version == 21
+    stored = {}
+    for tensor in model.graph.initializer:
+        stored.setdefault(tuple(tensor.dims), set()).add(tensor.data_type)
+    assert stored[16, 16, 3, 3] == {TensorProto.INT4}
+    assert stored[16, 1, 3, 3] == {TensorProto.INT8}
+    assert stored[4, 9] == stored[16, 4] == {TensorProto.INT8}
+    raw = [t for t in model.graph.initializer if tuple(t.dims) == (16, 16, 3, 3)]
+    assert len(raw[0].raw_data) == 16 * 16 * 9 // 2
+
+
+def test_onnx_takes_any_batch_size(low, unseen, tmp_path):
+    export_onnx(low, unseen[:2], tmp_path / "net.onnx")
+    outputs = [run_onnx(tmp_path / "net.onnx", unseen[:n]) for n in (1, 5)]
+    np.testing.assert_allclose(outputs[0], outputs[1][:1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("export", [export_openvino, export_onnx])
+def test_the_model_is_not_touched(export, low, unseen, tmp_path):
+    model = copy.deepcopy(low).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    suffix = "xml" if export is export_openvino else "onnx"
+    export(model, unseen[:2], tmp_path / f"net.{suffix}")
+    assert model.training
+    after = model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("suffix", ["xml", "onnx"])
+def test_what_was_there_survives_a_failure(suffix, low, tmp_path):
+    export = export_openvino if suffix == "xml" else export_onnx
+    files = [tmp_path / "net.xml", tmp_path / "net.bin"]
+    if suffix == "onnx":
+        files = [tmp_path / "net.onnx"]
+    for file in files:
+        file.write_text("old")
+    with pytest.raises(Exception, match=r"expected input.* to have 3 channels"):
+        export(low, torch.zeros(1, 5, 16, 16), files[0])
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert {file.read_text() for file in files} == {"old"}
+
+
+@pytest.mark.parametrize("suffix", ["xml", "onnx"])
+def test_writes_nothing_but_its_files(suffix, low, unseen, tmp_path):
+    export = export_openvino if suffix == "xml" else export_onnx
+    export(low, unseen[:2], tmp_path / f"net.{suffix}")
+    names = ["net.bin", "net.xml"] if suffix == "xml" else ["net.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    for file in tmp_path.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o444
+
+
+def test_ir_has_an_xml(low, unseen, tmp_path):
+    with pytest.raises(CoRaError, match=r"name the \.xml file"):
+        export_openvino(low, unseen[:2], tmp_path / "net.bin")
+
+
+def test_a_missing_folder(low, unseen, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        export_onnx(low, unseen[:2], tmp_path / "none" / "net.onnx")
+
+
+@pytest.mark.parametrize("export", [export_openvino, export_onnx])
+def test_refuses_a_float_model(export, float_net, unseen, tmp_path):
+    with pytest.raises(CoRaError, match="not quantized by NNCF"):
+        export(float_net, unseen[:2], tmp_path / "net.xml")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "levels", "expected"),
+    [
+        # symmetric, narrow: from -7 to 7
+        (-0.7, 0.7, 15, (-7, 7, 4, True)),
+        # symmetric: from -8 to 7
+        (-0.8, 0.7, 16, (-8, 7, 4, True)),
+        (-12.8, 12.7, 256, (-128, 127, 8, True)),
+        # unsigned
+        (0.0, 25.5, 256, (0, 255, 8, False)),
+        # asymmetric: counts from zero
+        (-0.3, 1.2, 16, (0, 15, 4, False)),
+        (-0.2, 0.1, 4, (-2, 1, 4, True)),
+    ],
+)
+def test_grid(low, high, levels, expected):
+    grid = Grid.of(np.array(low), np.array(high), levels)
+    assert (grid.low, grid.high, grid.width, grid.signed) == expected
+    values = np.linspace(low, high, levels)
+    integers = grid.integers(values)
+    assert list(integers) == list(range(grid.low, grid.high + 1))
+    restored = (integers - grid.zero_point) * grid.scale
+    np.testing.assert_allclose(restored, values, atol=1e-12)
