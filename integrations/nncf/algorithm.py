@@ -78,7 +78,7 @@ def apply_cora(
     split = ImageSplit(config.held_out, 0, config.seed)
     split.keep(first)
     images = first[0] if isinstance(first, list | tuple) else first
-    host = ObservedHost(NNCFHost(model, images, reference))
+    host = ObservedHost(model, images, reference)
     with host.prepared(), kept_parameters(model, host.moved):
         run = CoRa(config).start(host)
         run.update(first)

@@ -8,6 +8,7 @@ follows.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,11 +44,12 @@ class MeanInputs:
 
 
 class ObservedHost(NNCFHost):
-    """A host that keeps the mean inputs of its layers whenever it is observed."""
+    """A host that keeps the mean inputs of its layers while calibration runs."""
 
-    def __init__(self, host: NNCFHost) -> None:
-        self.__dict__.update(host.__dict__)
-        self.inputs = MeanInputs()
+    @cached_property
+    def inputs(self) -> MeanInputs:
+        """The means so far."""
+        return MeanInputs()
 
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
@@ -55,7 +57,7 @@ class ObservedHost(NNCFHost):
         layers = self.reading.layers
 
         def both(name: str, x: Tensor, y: Tensor) -> None:
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled():  # The backward pass runs the float model.
                 self.inputs.update(layers[name], x)
             observer(name, x, y)
 
