@@ -30,6 +30,11 @@ ACTIVATION_RANGES = {
 }
 """NNCF's estimators of activation ranges."""
 
+CLIPPED = 0.003
+"""Of 0, 0.003 and 0.01 the share that was best on EfficientNet-Lite0 at W4A8: KL to
+float 0.380, 0.325 and 0.451 with NNCF's bias correction, 0.044, 0.034 and 0.035 with
+adapters of 5 %."""
+
 
 def quantize_ptq(
     model: nn.Module,
@@ -39,7 +44,7 @@ def quantize_ptq(
     depthwise_bits: int | None = 8,
     first_last_bits: int | None = 8,
     bias_correction: bool = False,
-    weight_quantile: float | None = None,
+    weight_quantile: float | None = CLIPPED,
     act_range: str = "default",
     cora: Any = None,
 ) -> nn.Module:
@@ -58,8 +63,8 @@ def quantize_ptq(
             as the others.
         bias_correction: Run NNCF's fast bias correction on every layer, whatever the
             size of the correction. With `cora`: correct biases after the adapters.
-        weight_quantile: Share of a channel's weights that may be clipped at its range;
-            None clips none.
+        weight_quantile: Share of a channel's weights that may be clipped at its range,
+            at 4 bits and fewer; None clips none.
         act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`.
         cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
 
@@ -87,7 +92,9 @@ def quantize_ptq(
         weights_quantization_params=QuantizationParameters(num_bits=weight_bits),
         activations_quantization_params=QuantizationParameters(num_bits=act_bits),
         activations_range_estimator_params=ACTIVATION_RANGES[act_range],
-        weights_range_estimator_params=_weight_range(weight_quantile),
+        weights_range_estimator_params=_weight_range(
+            weight_quantile if weight_bits <= 4 else None
+        ),
         overflow_fix=nncf.OverflowFix.DISABLE,
     )
     dataset = nncf.Dataset(calib_loader, _images)

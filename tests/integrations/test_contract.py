@@ -213,7 +213,9 @@ def nncf_host(model, batches):
 def nncf_quantize(net, batches):
     from cora_plugin.integrations.nncf import quantize_ptq
 
-    return quantize_ptq(net, batches, depthwise_bits=None, first_last_bits=None)
+    return quantize_ptq(
+        net, batches, depthwise_bits=None, first_last_bits=None, weight_quantile=None
+    )
 
 
 @pytest.fixture(scope="module")
