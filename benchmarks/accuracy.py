@@ -93,6 +93,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
     parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
     parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
     known = [name for toolkit in TOOLKITS.values() for name in toolkit.recipes]

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
     parser.add_argument("--depthwise-bits", type=int)
     parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
     parser.add_argument("--json", type=Path)

@@ -70,6 +70,7 @@ class Brevitas:
             options.weight_bits,
             options.act_bits,
             options.depthwise_bits,
+            equalize_iters=options.equalize_iters,
         )
 
     def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
