@@ -123,8 +123,14 @@ def export_program(
 
 
 class StaticQuantizer(nn.Module):
-    """What an NNCF quantizer does, in operators that any exporter knows."""
+    """What an NNCF quantizer does, in operators that any exporter knows.
 
+    Step by step as NNCF computes it, for another order tips values halfway between two
+    levels to the other one.
+    """
+
+    low: Tensor
+    high: Tensor
     scale: Tensor
     zero_point: Tensor
 
@@ -132,18 +138,20 @@ class StaticQuantizer(nn.Module):
         super().__init__()
         self.enabled = quantizer.is_enabled_quantization()
         with torch.no_grad():
-            low, high = quantizer.get_input_low_input_high()
-            self.levels = int(quantizer.levels)
-            scale = (high - low) / (self.levels - 1)
-            self.register_buffer("scale", scale.clone())
-            self.register_buffer("zero_point", torch.round(-low / scale))
+            low, high = (t.clone() for t in quantizer.get_input_low_input_high())
+            scale = (quantizer.levels - 1) / (high - low)  # levels a unit
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.round(-low * scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """The input on the quantizer's grid."""
         if not self.enabled:
             return x
-        levels = torch.round(x / self.scale) + self.zero_point
-        return (levels.clamp(0, self.levels - 1) - self.zero_point) * self.scale
+        clipped = torch.maximum(torch.minimum(x, self.high), self.low)
+        levels = torch.round((clipped - self.low) * self.scale - self.zero_point)
+        return levels / self.scale
 
 
 def _copy(model: nn.Module) -> nn.Module:
