@@ -85,6 +85,7 @@ def patches(
     kernel: tuple[int, ...],
     step: int = 1,
     start: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Unfold `x` to the columns that the operation multiplies with its weight.
 
@@ -96,6 +97,7 @@ def patches(
             shorter) …
         start: … from an offset that, as `start` counts up, takes every value of the
             last axis, then the next of the axis before, and so on.
+        dtype: Of the result, by default that of `x`; converting here costs no copy.
 
     Returns:
         [g, positions, k] with k = (n/g)·Π kernel, in the order of the flattened weight.
@@ -103,7 +105,8 @@ def patches(
     if not operation.dimensions:
         rows = x.reshape(len(x), -1, x.shape[-1])
         every = min(step, rows.shape[1])
-        return rows[:, start % every :: every].reshape(1, -1, x.shape[-1])
+        kept = rows[:, start % every :: every].to(dtype or x.dtype)
+        return kept.reshape(1, -1, x.shape[-1])
     axes = operation.dimensions
     x = operation.pad(x, kernel)
     batch, channels, *size = x.shape
@@ -127,9 +130,13 @@ def patches(
         [outer, channel * per_group, channel, *strides, *dilated],
         offset,
     )
-    # -> [g, N, *positions, n/g, *kernel]
-    order = [1, 0, *range(3, 3 + axes), 2, *range(3 + axes, 3 + 2 * axes)]
-    return view.permute(order).reshape(groups, -1, per_group * math.prod(kernel))
+    # Positions stay innermost, [g, n/g, *kernel, N, *positions]: a copy along memory is
+    # several times as fast as one across it, and a product takes either transpose.
+    order = [1, 2, *range(3 + axes, 3 + 2 * axes), 0, *range(3, 3 + axes)]
+    columns = view.permute(order).to(
+        dtype or x.dtype, memory_format=torch.contiguous_format
+    )
+    return columns.reshape(groups, per_group * math.prod(kernel), -1).mT
 
 
 def positions(output: Tensor, operation: Operation) -> Tensor:

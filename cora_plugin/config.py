@@ -81,8 +81,8 @@ class CoRaConfig:
         damping: Added to each metric's diagonal, relative to its mean.
         held_out: Share of the calibration images that judge each step and train none.
         sensitivity_images: Images of the backward pass of `spectral`.
-        positions: Output positions an image that statistics keep at most a layer; 0
-            keeps all.
+        positions: Output positions an image that statistics keep at most a layer, and
+            never more than the length of its unfolded input; 0 keeps all.
         max_metric: Largest k of a whole `E[u uᵀ]`; layers above it use diagonal blocks
             of whole input channels.
         seed: Seeds the choice of images, positions and sampled labels.

@@ -171,7 +171,7 @@ def test_a_full_turn_of_batches_gives_the_whole_moment(axes, stride):
     layer = layer_of(operation, 4, 2, *(3,) * axes)
     x = randn(2, 4, *(9,) * axes)
     spatial = operation(x, layer.weight)[0, 0].numel()
-    positions = spatial // 3
+    positions = min(spatial // 3, layer.columns)
     turns = math.ceil((spatial / positions) ** (1 / axes)) ** axes
     torch.testing.assert_close(
         moment(layer, [x] * turns, positions=positions), moment(layer, [x])
@@ -185,9 +185,17 @@ def test_a_full_turn_of_a_linear_layer_visits_every_row_alike():
 
 
 def test_as_many_positions_as_there_are_keep_all():
-    layer = layer_of(conv((3, 3)), 4, 2, 3, 3)
-    x = randn(2, 2, 10, 10)
+    layer = layer_of(conv((3, 3)), 4, 8, 3, 3)
+    x = randn(2, 8, 10, 10)
     assert torch.equal(moment(layer, [x], positions=64), moment(layer, [x]))
+
+
+def test_an_image_gives_no_more_positions_than_its_columns_are_long():
+    layer = layer_of(conv((3, 3), groups=6), 6, 1, 3, 3)  # k = 9
+    x = randn(2, 6, 14, 14)
+    running = InputMoments(layer, "second", WHOLE, 64)
+    running.update(x, layer.operation(x, layer.weight))
+    assert running.rows == 2 * 9
 
 
 @pytest.mark.parametrize("positions", [0, 5])

@@ -24,7 +24,7 @@ class InputMoments:
         kind: Which moment.
         max_size: Largest k kept as one block; above it, blocks of whole channels.
         positions: Output positions an image kept at most, 0 for all; which ones rotates
-            with the batches.
+            with the batches. Never more than k, as many as an image can tell apart.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class InputMoments:
     ) -> None:
         self._layer = layer
         self._kind = kind
-        self._positions = positions
+        self._positions = min(positions, layer.columns)
         self._turn = 0
         self.rows = 0
         self.outputs = 0
@@ -66,11 +66,12 @@ class InputMoments:
         kept = math.prod(-(-size // step) for size in sizes)
         for part in x.split(max(1, CHUNK // (width * kept))):
             for start in starts:
-                self._add(patches(part, operation, kernel, step, start))
+                columns = patches(part, operation, kernel, step, start, torch.float64)
+                self._add(columns)
         self._turn += 1
 
     def _add(self, columns: Tensor) -> None:
-        columns = columns.double()  # [g, p, k]
+        """Add columns [g, p, k], float64."""
         self.rows += columns.shape[1]
         if self._kind == "absolute":
             self._sum += columns.abs().sum(1)
@@ -78,8 +79,8 @@ class InputMoments:
             self._sum += columns.square().sum(1)
         else:
             groups, rows, _ = columns.shape
-            split = columns.reshape(groups, rows, self._blocks, -1).transpose(1, 2)
-            self._sum += split.mT @ split
+            split = columns.mT.reshape(groups, self._blocks, -1, rows)
+            self._sum += split @ split.mT
 
     def mean(self) -> Tensor:
         """The moment over all rows seen.
