@@ -36,7 +36,7 @@ def spectral(candidates: Sequence[Candidate], budget: float) -> dict[str, int]:
             rung[name] = end
             left -= price
             offer(name, step + 1)
-    _fill(candidates, rung, left)
+    _fill(sorted(candidates, key=lambda c: c.name), rung, left)
     return {c.name: c.ranks[rung[c.name]] for c in candidates}
 
 
@@ -62,7 +62,10 @@ def _hull(candidate: Candidate) -> list[int]:
 
 
 def _fill(candidates: Sequence[Candidate], rung: dict[str, int], left: float) -> None:
-    """Spend what the hulls' long steps could not, one best rung at a time."""
+    """Spend what the hulls' long steps could not, one best rung at a time.
+
+    Of equally good rungs the first is taken, so candidates come in a fixed order.
+    """
     while True:
         best: tuple[float, str, int, int] | None = None
         for candidate in candidates:
