@@ -91,8 +91,13 @@ class Host(Protocol):
     def float_model(self) -> AbstractContextManager[None]:
         """Within it `run` gives the float model's output."""
 
-    def float_weights(self) -> AbstractContextManager[None]:
-        """Within it weights are float while activations stay quantized."""
+    def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within it these layers' weights are these tensors, by layer name.
+
+        Other layers keep their quantized weights, biases are float, and activations
+        stay quantized. Gradients reach the tensors: through the activation quantizers
+        they pass straight, where nothing is clipped. A backward pass belongs within.
+        """
 
     def observe(self, observer: Observer) -> AbstractContextManager[None]:
         """Within it every run of a layer is reported to the observer."""

@@ -1,99 +1,15 @@
 """CoRa on a host without a toolkit: plain torch, weights rounded a channel."""
 
-import copy
 import dataclasses
 import json
-from contextlib import ExitStack, contextmanager
 
 import pytest
 import torch
+from plain_host import PlainHost
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError
-from cora_plugin.adapters import Branch, Operation
-from cora_plugin.adapters.quantized import quantize
 from cora_plugin.divergence import divergence
-from cora_plugin.layer import QuantizedLayer
-
-
-def operation_of(layer):
-    if isinstance(layer, nn.Linear):
-        return Operation()
-    sides = tuple((side, side) for side in layer.padding)
-    return Operation(2, layer.stride, sides, "zeros", layer.dilation, layer.groups)
-
-
-class PlainHost:
-    def __init__(self, net, bits=3):
-        self.model = copy.deepcopy(net).eval()
-        self.float_net = copy.deepcopy(net).eval()
-        self.skipped = {}
-        self.layers = []
-        self.branches = {}
-        self.is_float = False
-        for name, layer in self.model.named_modules():
-            if not isinstance(layer, nn.Conv2d | nn.Linear):
-                continue
-            stored = quantize(layer.weight.detach(), bits)
-            self.layers.append(
-                QuantizedLayer(
-                    name,
-                    layer.weight.detach().clone(),
-                    stored.dequantize(),
-                    operation_of(layer),
-                    bits,
-                    32 * len(layer.weight),
-                )
-            )
-            layer.weight.data = stored.dequantize()
-            layer.register_forward_hook(self._add(name))
-
-    def _add(self, name):
-        def hook(_, inputs, output):
-            branch = self.branches.get(name)
-            return None if branch is None else output + branch(inputs[0])
-
-        return hook
-
-    @contextmanager
-    def prepared(self):
-        yield
-
-    def run(self, images):
-        return (self.float_net if self.is_float else self.model)(images)
-
-    @contextmanager
-    def float_model(self):
-        self.is_float = True
-        try:
-            yield
-        finally:
-            self.is_float = False
-
-    float_weights = float_model
-
-    @contextmanager
-    def observe(self, observer):
-        net = self.float_net if self.is_float else self.model
-        with ExitStack() as stack:
-            for layer in self.layers:
-
-                def hook(_, inputs, output, name=layer.name):
-                    observer(name, inputs[0], output)
-
-                module = net.get_submodule(layer.name)
-                stack.callback(module.register_forward_hook(hook).remove)
-            yield
-
-    def insert(self, adapters):
-        by_name = {layer.name: layer for layer in self.layers}
-        self.branches = {
-            name: Branch(adapter, by_name[name].operation)
-            for name, adapter in adapters.items()
-        }
-
-    def remove(self):
-        self.branches = {}
 
 
 def net():
@@ -140,9 +56,8 @@ def test_adapters_bring_the_model_nearer_and_hold_the_budget(search, unit):
 def test_every_metric_works_with_every_search(metric):
     for search in ("uniform", "spectral"):
         host = PlainHost(net())
-        report = CoRa({"budget": 0.3, "metric": metric, "search": search}).apply(
-            host, batches()
-        )
+        config = {"budget": 0.3, "metric": metric, "search": search}
+        report = CoRa(config).apply(host, batches())
         assert report.after.kl < report.before.kl
 
 

@@ -28,6 +28,7 @@ class Collector:
         self._host = host
         self._layers = layers
         self._config = config
+        self._floats = {layer.name: layer.weight for layer in host.layers}
         self.split = ImageSplit(config.held_out, config.sensitivity_images, config.seed)
         kinds = {MOMENT.get(config.metric, "square")}
         if config.search == "spectral":
@@ -46,7 +47,7 @@ class Collector:
         if not len(images):
             return
         host = self._host
-        with torch.no_grad(), host.float_weights(), host.observe(self._watch):
+        with torch.no_grad(), host.weights(self._floats), host.observe(self._watch):
             host.run(images)
 
     def _watch(self, name: str, x: Tensor, output: Tensor) -> None:

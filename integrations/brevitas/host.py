@@ -90,17 +90,22 @@ class BrevitasHost:
     @contextmanager
     def float_model(self) -> Iterator[None]:
         """Float weights, float activations."""
-        with self._float_weights(disable_act_quant=True):
+        floats = {layer.name: layer.weight for layer in self.layers}
+        with self._plain_weights(floats, disable_act_quant=True):
             yield
 
     @contextmanager
-    def float_weights(self) -> Iterator[None]:
-        """Float weights, quantized activations."""
-        with self._float_weights(disable_act_quant=False):
+    def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Quantized activations; these weights, elsewhere the quantized ones."""
+        quantized = {name: unpack(each) for name, each in self._read[2].items()}
+        with self._plain_weights({**quantized, **values}, disable_act_quant=False):
             yield
 
     @contextmanager
-    def _float_weights(self, disable_act_quant: bool) -> Iterator[None]:
+    def _plain_weights(
+        self, values: Mapping[str, Tensor], disable_act_quant: bool
+    ) -> Iterator[None]:
+        """These weights, elsewhere the float ones that Brevitas holds."""
         manager = quantization_status_manager(
             self.model,
             disable_act_quant=disable_act_quant,
@@ -109,10 +114,9 @@ class BrevitasHost:
             is_training=False,
         )
         with ExitStack() as stack:
-            for layer in self.layers:
-                give = _given(layer.weight)
-                module = self._module(layer.name)
-                stack.enter_context(replaced(module, "quant_weight", give))
+            for name, value in values.items():
+                module = self._module(name)
+                stack.enter_context(replaced(module, "quant_weight", _given(value)))
             stack.enter_context(manager)
             yield
 

@@ -35,6 +35,9 @@ from cora_plugin.integrations.nncf.swap import (
 )
 from cora_plugin.layer import Observer, QuantizedLayer
 
+WEIGHT_PORT = 1
+"""The weight's place among the arguments of every operation that carries adapters."""
+
 
 class NNCFHost:
     """Fulfils `cora_plugin.layer.Host` for a torch model that NNCF quantized.
@@ -121,8 +124,9 @@ class NNCFHost:
     @contextmanager
     def float_model(self) -> Iterator[None]:
         """Float weights, float activations."""
-        with ExitStack() as stack:
-            stack.enter_context(self.float_weights())
+        with self._without_ours() as stack:
+            for quantizer, (weight, _) in self.reading.weights.items():
+                stack.enter_context(replaced(quantizer, _constant(weight)))
             for module in self.model.modules():
                 if isinstance(module, BaseQuantizer) and (
                     module not in self.reading.weights
@@ -131,16 +135,27 @@ class NNCFHost:
             yield
 
     @contextmanager
-    def float_weights(self) -> Iterator[None]:
-        """Float weights, quantized activations."""
+    def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Quantized activations; these weights, elsewhere the quantized ones."""
+        with self._without_ours() as stack:
+            for quantizer, (_, quantized) in self.reading.weights.items():
+                stack.enter_context(replaced(quantizer, _constant(quantized)))
+            for name, value in values.items():
+                # Behind the quantizer, which calls that share a weight may share.
+                node = self.reading.nodes[name]
+                handle = hook_input(self.model, node, _Instead(value), WEIGHT_PORT)
+                stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def _without_ours(self) -> Iterator[ExitStack]:
+        """Float biases, and none of our hooks at work."""
         with ExitStack() as stack:
             stack.enter_context(parameter_values(self.model, self.moved))
-            for quantizer, (weight, _) in self.reading.weights.items():
-                stack.enter_context(replaced(quantizer, _constant(weight)))
             for module in self.model.modules():
                 if isinstance(module, OURS):
                     stack.enter_context(replaced(module, _identity))
-            yield
+            yield stack
 
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
@@ -196,6 +211,18 @@ class _Tap(nn.Module):
         """The input as it is."""
         self.x = x
         return x
+
+
+class _Instead(nn.Module):
+    """Last pre-hook of a layer's weight: another weight in its place."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self._value = (value,)  # In a tuple, or a parameter would be registered.
+
+    def forward(self, _: Tensor) -> Tensor:
+        """The other weight."""
+        return self._value[0]
 
 
 def _constant(value: Tensor) -> Callable[[Any], Tensor]:

@@ -323,9 +323,11 @@ def remove_hooks(model: nn.Module, kinds: tuple[type[nn.Module], ...] = OURS) ->
                 del place[key]
 
 
-def hook_input(model: nn.Module, node: str, hook: nn.Module) -> RemovableHookHandle:
+def hook_input(
+    model: nn.Module, node: str, hook: nn.Module, port: int = 0
+) -> RemovableHookHandle:
     """Have a hook see what enters an operation, after every other hook."""
-    return get_hook_storage(model).register_pre_function_hook(node, 0, hook)
+    return get_hook_storage(model).register_pre_function_hook(node, port, hook)
 
 
 def hook_output(

@@ -39,6 +39,11 @@ def kl(reference: Tensor, output: Tensor) -> float:
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
+def float_weights(host: BrevitasHost):
+    """Float weights for every layer, activations quantized."""
+    return host.weights({layer.name: layer.weight for layer in host.layers})
+
+
 def adapters_in(model: nn.Module) -> dict[str, Adapter]:
     found = {n: m.cora.adapter for n, m in model.named_modules() if hasattr(m, "cora")}
     return {name: adapter for name, adapter in found.items() if name}
@@ -156,7 +161,7 @@ def test_with_float_weights_the_layers_see_quantized_inputs(exact, unseen):
         assert x.unique().numel() <= 256
         seen.append(name)
 
-    with torch.no_grad(), host.prepared(), host.float_weights(), host.observe(compare):
+    with torch.no_grad(), host.prepared(), float_weights(host), host.observe(compare):
         host.run(unseen)
     assert seen == LAYERS
 
@@ -189,7 +194,7 @@ def test_full_rank_restores_every_float_layer(exact, unseen, build):
         adapters = build(host)
     host.insert(adapters)
     arguments = arguments_of(exact, unseen)
-    with torch.no_grad(), BrevitasHost(plain).float_weights():
+    with torch.no_grad(), float_weights(BrevitasHost(plain)):
         for name in LAYERS:
             restored = exact.get_submodule(name)(*arguments[name])
             expected = plain.get_submodule(name)(*arguments[name])
@@ -215,7 +220,7 @@ def test_full_ranks_asked_for_restore_the_network_with_float_weights(
 
 def kl_of_weights(plain, output, x):
     host = BrevitasHost(plain)
-    with torch.no_grad(), host.prepared(), host.float_weights():
+    with torch.no_grad(), host.prepared(), float_weights(host):
         return kl(host.run(x), output)
 
 

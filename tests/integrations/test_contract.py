@@ -24,6 +24,11 @@ def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def float_weights(host):
+    """Float weights for every layer, activations quantized."""
+    return host.weights({layer.name: layer.weight for layer in host.layers})
+
+
 def assert_same_state(model, before):
     after = model.state_dict()
     assert list(after) == list(before)
@@ -93,7 +98,7 @@ class Contract:
                 with watch:
                     assert torch.equal(host.run(unseen), expected)
             else:
-                with host.float_weights(), watch:
+                with float_weights(host), watch:
                     host.run(unseen)
         assert list(seen) == LAYERS
         for layer in host.layers:
@@ -108,6 +113,59 @@ class Contract:
             output = host.run(unseen)
             torch.testing.assert_close(output, float_net(unseen), atol=1e-4, rtol=1e-4)
 
+    def test_other_weights_for_some_layers_leave_the_rest(self, host, unseen):
+        seen = {}
+        with torch.no_grad(), host.prepared():
+            expected = host.run(unseen)
+            layers = {layer.name: layer for layer in host.layers}
+            same = {name: layers[name].dequantized for name in ("stem", "dilated")}
+            with host.weights(same):
+                # Biases are float here, and round otherwise.
+                torch.testing.assert_close(
+                    host.run(unseen), expected, atol=0.02, rtol=0.02
+                )
+            values = {"depthwise": layers["depthwise"].weight.flip(0)}
+            with (
+                host.weights(values),
+                host.observe(lambda name, x, y: seen.update({name: (x, y)})),
+            ):
+                host.run(unseen)
+            assert torch.equal(host.run(unseen), expected)
+        for name, layer in layers.items():
+            x, y = seen[name]
+            bias = y - layer.operation(x, values.get(name, layer.dequantized))
+            constant = bias.mean([0, *range(2, bias.ndim)], keepdim=True)
+            assert (bias - constant).abs().max() < 1e-5 * y.abs().max(), name
+
+    def test_gradients_reach_the_weights_that_are_tried(self, host, model, unseen):
+        before, output = state(model), run(model, unseen)
+        seen = {}
+        with host.prepared():
+            values = {e.name: e.weight.clone().requires_grad_() for e in host.layers}
+            with (
+                host.weights(values),
+                host.observe(lambda name, x, y: seen.update({name: x.detach()})),
+            ):
+                loss = host.run(unseen).square().sum() / 2
+                loss.backward()
+                logits = host.run(unseen).detach()
+            # y = W x + b at the head, so the gradient there is known exactly.
+            expected = logits.T @ seen["head"].flatten(1)
+            torch.testing.assert_close(
+                values["head"].grad, expected, atol=1e-3, rtol=1e-3
+            )
+            # Rounding is passed straight: about what float activations would give.
+            floats = {name: w.detach().clone() for name, w in values.items()}
+            for name, value in values.items():
+                assert torch.isfinite(value.grad).all()
+                step = 1e-2 * value.grad / value.grad.norm()
+                with torch.no_grad(), host.weights({**floats, name: value + step}):
+                    rise = host.run(unseen).square().sum() / 2 - loss.detach()
+                slope = float(rise / (step * value.grad).sum())
+                assert 0.5 < slope < 2, (name, slope)
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
     def test_modes_end_with_their_block(self, host, model, unseen):
         before, output = state(model), run(model, unseen)
         with pytest.raises(ZeroDivisionError), host.prepared(), host.float_model():
@@ -119,7 +177,7 @@ class Contract:
     @pytest.mark.parametrize("make", [whole, factored])
     def test_full_rank_restores_the_float_weights(self, host, make, unseen):
         with torch.no_grad(), host.prepared():
-            with host.float_weights():
+            with float_weights(host):
                 expected = host.run(unseen)
             plain = host.run(unseen)
             host.insert(make(host))

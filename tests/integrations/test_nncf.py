@@ -263,7 +263,7 @@ class TestApply:
 
     def test_reference_that_does_not_fit(self, model, unseen, float_net):
         other = copy.deepcopy(float_net)
-        nn.init.normal_(other.head.weight)
+        other.head.weight.data.neg_()
         with pytest.raises(CoRaError, match=r"head: the reference.s head\.weight has"):
             _ = NNCFHost(model, unseen, other).layers
         with pytest.raises(CoRaError, match="stem: the reference has no parameter"):
@@ -462,7 +462,7 @@ class TestInsertion:
         seen = {}
         with torch.no_grad(), host.prepared():
             with (
-                host.float_weights(),
+                host.weights({e.name: e.weight for e in host.layers}),
                 host.observe(lambda name, x, y: seen.update({name: (x, y)})),
             ):
                 host.run(unseen)
