@@ -19,22 +19,25 @@ from cora_plugin.config import CoRaConfig
 from cora_plugin.divergence import divergence, outputs
 from cora_plugin.layer import Host, QuantizedLayer
 from cora_plugin.report import LayerReport, Report, Step, Stopwatch
-from cora_plugin.search import Candidate, spectral, uniform
+from cora_plugin.search import Candidate, Network, strategy
 from cora_plugin.statistics import Collector, LayerStatistics
 
 log = logging.getLogger(__name__)
 
-SEARCH = {"uniform": uniform, "spectral": spectral}
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The ranks that a search chose, with what it looked at."""
+    """The ranks that a search chose, with what it looked at.
+
+    `iterations` and `images` are those of a search that learns.
+    """
 
     ranks: Mapping[str, int]
     spectra: Mapping[str, tuple[float, ...]]
     used: float
     allowed: float
+    iterations: int
+    images: int
 
 
 def ordinary_tensors() -> AbstractContextManager[Any]:
@@ -155,6 +158,8 @@ class Run:
             budget_allowed=plan.allowed,
             images=self._collector.split.images,
             held_out=len(reference),
+            search_iterations=plan.iterations,
+            search_images=plan.images,
             seconds=watch.seconds,
         )
 
@@ -208,13 +213,23 @@ class Run:
                 )
             )
         _check_budget(config, candidates, spent, allowed, most)
-        chosen = SEARCH[config.search](candidates, allowed - spent)
+        network = Network(
+            self._host,
+            targets,
+            pinned,
+            lambda layer: statistics[layer.name].metric(layer, config),
+            self._collector.split.sampled,
+            allowed / config.budget.amount,
+        )
+        chosen = strategy(config, network)(candidates, allowed - spent)
         plan = {**pinned, **chosen}
         used = sum(
             adapter_cost(e, plan[e.name], bits, positions[e.name]).of(unit)
             for e in targets
         )
-        return Plan(plan, spectra, used, allowed)
+        return Plan(
+            plan, spectra, used, allowed, network.iterations, len(network.shown)
+        )
 
     def _factor(
         self, plan: Plan, statistics: Mapping[str, LayerStatistics]

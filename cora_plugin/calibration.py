@@ -1,5 +1,6 @@
 """Which calibration images calibrate and which judge."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,6 +93,11 @@ class ImageSplit:
     def sample(self) -> tuple[Tensor, ...]:
         """The sampled images in batches."""
         return _batches(self._sample, self._batch)
+
+    @property
+    def sampled(self) -> Sequence[Tensor]:
+        """The sampled images one by one, not copied."""
+        return self._sample
 
 
 def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ import yaml
 from cora_plugin.adapters.errors import CoRaError
 
 METRICS = ("svd", "lqer", "qera-approx", "qera-exact")
-SEARCHES = ("uniform", "spectral")
+SEARCHES = ("uniform", "spectral", "butterworth")
 UNITS = ("params", "bits", "macs")
 
 
@@ -65,6 +65,57 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class ButterworthConfig:
+    """How the `butterworth` search learns its cutoffs.
+
+    Args:
+        order: Order of the kernel; the higher, the steeper it falls at the cutoff.
+        gamma: Weight of the penalty on what the cutoffs cost beyond the budget.
+        temperature: Softens the outputs that are compared.
+        lr: Learning rate of Adam.
+        initial_cutoff: The share of each full rank that is kept at the start.
+        iterations: Steps of Adam.
+        images: Calibration images kept in memory to learn on, at most.
+        batch_size: Images a step.
+    """
+
+    order: float = 4
+    gamma: float = 1.0
+    temperature: float = 1.0
+    lr: float = 0.01
+    initial_cutoff: float = 0.1
+    iterations: int = 250
+    images: int = 1600
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("order", "temperature", "lr", "initial_cutoff", "gamma"):
+            value = getattr(self, name)
+            _number(f"butterworth.{name}", value)
+            _check(math.isfinite(value), f"butterworth.{name}", value, "a finite one")
+            if name != "gamma":
+                _check(value > 0, f"butterworth.{name}", value, "more than 0")
+        _check(self.gamma >= 0, "butterworth.gamma", self.gamma, "0 or more")
+        share = self.initial_cutoff
+        _check(share <= 1, "butterworth.initial_cutoff", share, "at most 1")
+        for name in ("iterations", "images", "batch_size"):
+            value = getattr(self, name)
+            _whole(f"butterworth.{name}", value)
+            _check(value >= 1, f"butterworth.{name}", value, "1 or more")
+
+    @classmethod
+    def of(cls, value: Any) -> "ButterworthConfig":
+        """Read a mapping, or take the settings as they are.
+
+        Raises:
+            CoRaError: A key is unknown or a value impossible.
+        """
+        if isinstance(value, cls):
+            return value
+        return cls(**_known(cls, value, "butterworth"))
+
+
+@dataclass(frozen=True)
 class CoRaConfig:
     """What to add to a quantized model, and how it is found.
 
@@ -73,7 +124,8 @@ class CoRaConfig:
     Args:
         budget: What all adapters together may cost, see `Budget`.
         search: How ranks are chosen. `spectral` spends the budget where it removes most
-            of the loss; `uniform` gives every layer the same fraction of its full rank.
+            of the loss; `uniform` gives every layer the same fraction of its full rank;
+            `butterworth` learns the ranks by gradient, as CoRa's paper has it.
         metric: Metric of the closed form: `svd` (none), `lqer` (diag E|u|²),
             `qera-approx` (diag E[u²]), `qera-exact` (E[u uᵀ]).
         adapter_bits: Bit width that adapters are stored in: 2 to 8, or 32 for float.
@@ -86,6 +138,7 @@ class CoRaConfig:
         max_metric: Largest k of a whole `E[u uᵀ]`; layers above it use diagonal blocks
             of whole input channels.
         seed: Seeds the choice of images, positions and sampled labels.
+        butterworth: Settings of the search of that name.
     """
 
     budget: Budget = field(default_factory=lambda: Budget(0.05))
@@ -99,9 +152,12 @@ class CoRaConfig:
     positions: int = 64
     max_metric: int = 4608
     seed: int = 0
+    butterworth: ButterworthConfig = field(default_factory=ButterworthConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", Budget.parse(self.budget))
+        learning = ButterworthConfig.of(self.butterworth)
+        object.__setattr__(self, "butterworth", learning)
         object.__setattr__(self, "ranks", dict(_mapping("ranks", self.ranks)))
         _choice("search", self.search, SEARCHES)
         _choice("metric", self.metric, METRICS)
@@ -129,6 +185,15 @@ class CoRaConfig:
         _check(self.positions >= 0, "positions", self.positions, "0 (all) or more")
         _check(self.max_metric >= 1, "max_metric", self.max_metric, "1 or more")
         _check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to below 2^63")
+
+    @property
+    def sampled_images(self) -> int:
+        """How many calibration images the search runs again, at most."""
+        wanted = {
+            "spectral": self.sensitivity_images,
+            "butterworth": self.butterworth.images,
+        }
+        return wanted.get(self.search, 0)
 
     @classmethod
     def of(cls, value: Any = None) -> "CoRaConfig":
@@ -163,15 +228,22 @@ class CoRaConfig:
 
     @classmethod
     def from_text(cls, text: str) -> "CoRaConfig":
-        """Read `"budget=0.05 params,search=spectral"`; a lone amount is the budget."""
+        """Read `"budget=0.05 params,search=spectral"`; a lone amount is the budget.
+
+        A dot leads into a mapping: `"butterworth.iterations=40"`.
+        """
         values: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in text.split(","))):
             key, equals, raw = part.partition("=")
             if not equals:
                 key, raw = "budget", part
-            if key.strip() in values:
-                raise CoRaError(f"{key.strip()}: given twice in {text!r}")
-            values[key.strip()] = _scalar(raw.strip())
+            key, dot, inner = (piece.strip() for piece in key.partition("."))
+            into = values.setdefault(key, {}) if dot else values
+            name = inner if dot else key
+            if not isinstance(into, dict) or name in into:
+                given = f"{key}.{inner}" if dot else key
+                raise CoRaError(f"{given}: given twice in {text!r}")
+            into[name] = _scalar(raw.strip())
         return cls._from_mapping(values)
 
     @classmethod
@@ -185,13 +257,7 @@ class CoRaConfig:
 
     @classmethod
     def _from_mapping(cls, values: Any, where: str = "cora") -> "CoRaConfig":
-        known = [f.name for f in fields(cls)]
-        for key in _mapping(where, values):
-            if key not in known:
-                raise CoRaError(
-                    f"{where}: unknown key {key!r}; the keys are {', '.join(known)}"
-                )
-        return cls(**values)
+        return cls(**_known(cls, values, where))
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping that `of` reads back."""
@@ -211,6 +277,17 @@ def _mapping(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         raise CoRaError(f"{name}: {value!r} is not a mapping of names to values")
     return value
+
+
+def _known(kind: type[Any], values: Any, where: str) -> Mapping[str, Any]:
+    """The mapping, if all its keys are fields of a configuration."""
+    known = [f.name for f in fields(kind)]
+    for key in _mapping(where, values):
+        if key not in known:
+            raise CoRaError(
+                f"{where}: unknown key {key!r}; the keys are {', '.join(known)}"
+            )
+    return values  # type: ignore[no-any-return]
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

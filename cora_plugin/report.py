@@ -72,6 +72,7 @@ class Report:
 
     `equivalent_bits` is all stored bits of quantized weights and adapters, scales and
     zero points included, over the number of quantized weights; biases are not counted.
+    `search_iterations` and `search_images` tell what a search that learns has used.
     """
 
     config: Mapping[str, Any]
@@ -88,6 +89,8 @@ class Report:
     budget_allowed: float
     images: int
     held_out: int
+    search_iterations: int = 0
+    search_images: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +135,11 @@ class Report:
             lines.append(
                 f"{step.name}: KL {step.before.kl:.4g} -> {step.after.kl:.4g} on "
                 f"{self.held_out} held-out images, {verdict}"
+            )
+        if self.search_iterations:
+            lines.append(
+                f"ranks learned in {self.search_iterations} iterations on "
+                f"{self.search_images} images"
             )
         budget = self.config["budget"]
         lines += [

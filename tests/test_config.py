@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cora_plugin import Budget, CoRaConfig, CoRaError
-from cora_plugin.config import METRICS, SEARCHES, UNITS
+from cora_plugin.config import METRICS, SEARCHES, UNITS, ButterworthConfig
 
 SETTINGS = {
     "budget": "0.1 bits",
@@ -19,6 +19,17 @@ SETTINGS = {
     "positions": 0,
     "max_metric": 100,
     "seed": 7,
+}
+
+LEARNING = {
+    "order": 2,
+    "gamma": 0,
+    "temperature": 4.0,
+    "lr": 0.1,
+    "initial_cutoff": 1,
+    "iterations": 40,
+    "images": 100,
+    "batch_size": 8,
 }
 
 configs = st.builds(
@@ -35,6 +46,12 @@ configs = st.builds(
     damping=st.floats(0, 1, exclude_max=True),
     held_out=st.floats(0, 1, exclude_min=True, exclude_max=True),
     seed=st.integers(0, 2**63 - 1),
+    butterworth=st.builds(
+        ButterworthConfig,
+        order=st.floats(0.5, 20),
+        initial_cutoff=st.floats(0, 1, exclude_min=True),
+        iterations=st.integers(1, 999),
+    ),
 )
 
 
@@ -57,6 +74,68 @@ def test_pinned_ranks_come_from_mappings_and_yaml(tmp_path):
     expected = CoRaConfig(ranks={"blocks.*": 4, "head": 0})
     assert CoRaConfig.of({"ranks": {"blocks.*": 4, "head": 0}}) == expected
     assert CoRaConfig.of(str(file)) == expected
+
+
+def test_settings_of_a_search_come_nested_or_dotted(tmp_path):
+    expected = ButterworthConfig(**LEARNING)
+    file = tmp_path / "cora.yaml"
+    file.write_text(yaml.safe_dump({"butterworth": LEARNING}))
+    text = ",".join(f"butterworth.{key} = {value}" for key, value in LEARNING.items())
+    for form in ({"butterworth": LEARNING}, {"butterworth": expected}, file, text):
+        assert CoRaConfig.of(form).butterworth == expected
+    some = CoRaConfig.of("search=butterworth,butterworth.iterations=40")
+    assert some == CoRaConfig(
+        search="butterworth", butterworth=ButterworthConfig(iterations=40)
+    )
+
+
+def test_pinned_ranks_can_be_dotted_too():
+    assert CoRaConfig.of("ranks.blocks.*=4,ranks.head=0") == CoRaConfig(
+        ranks={"blocks.*": 4, "head": 0}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(
+            (name, v)
+            for name in ("order", "temperature", "lr", "initial_cutoff")
+            for v in (0, -1, float("nan"), float("inf"), "high", None, True)
+        ),
+        *(("gamma", v) for v in (-0.1, float("nan"), float("inf"), "high", None)),
+        ("initial_cutoff", 1.01),
+        *(
+            (name, v)
+            for name in ("iterations", "images", "batch_size")
+            for v in (0, -1, 2.5, "many", None, True)
+        ),
+    ],
+)
+def test_an_impossible_setting_of_a_search_is_refused_by_its_name(name, value):
+    for make in (ButterworthConfig, lambda **k: CoRaConfig(butterworth=k)):
+        with pytest.raises(CoRaError, match=rf"^butterworth\.{name}: "):
+            make(**{name: value})
+
+
+@pytest.mark.parametrize("form", ["mapping", "text", "yaml"])
+def test_an_unknown_setting_of_a_search_is_refused_with_the_known_ones(form, tmp_path):
+    file = tmp_path / "cora.yaml"
+    file.write_text("butterworth:\n  steps: 40\n")
+    value = {
+        "mapping": {"butterworth": {"steps": 40}},
+        "text": "butterworth.steps=40",
+        "yaml": file,
+    }[form]
+    with pytest.raises(CoRaError, match=r"^butterworth: unknown key 'steps'") as caught:
+        CoRaConfig.of(value)
+    assert all(name in str(caught.value) for name in LEARNING)
+
+
+@pytest.mark.parametrize("value", [3, None, "fast", [], {1: 2}])
+def test_settings_of_a_search_that_are_no_mapping_are_refused(value):
+    with pytest.raises(CoRaError, match=r"^butterworth: .* is not a mapping"):
+        CoRaConfig(butterworth=value)
 
 
 def test_nothing_true_and_an_empty_file_mean_the_defaults(tmp_path):
@@ -176,6 +255,12 @@ def test_a_key_given_twice_is_refused():
         CoRaConfig.of("search=uniform,search=spectral")
     with pytest.raises(CoRaError, match=r"^budget: given twice"):
         CoRaConfig.of("0.05,budget=0.1")
+    with pytest.raises(CoRaError, match=r"^butterworth.lr: given twice"):
+        CoRaConfig.of("butterworth.lr=1,butterworth.lr=2")
+    with pytest.raises(CoRaError, match=r"^butterworth.lr: given twice"):
+        CoRaConfig.of("butterworth=3,butterworth.lr=2")
+    with pytest.raises(CoRaError, match=r"^butterworth: given twice"):
+        CoRaConfig.of("butterworth.lr=2,butterworth=3")
 
 
 @pytest.mark.parametrize("content", [b"- 1\n- 2\n", b"3", b"a: [", b"\xff\xfe\x00"])

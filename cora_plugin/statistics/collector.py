@@ -29,7 +29,7 @@ class Collector:
         self._layers = layers
         self._config = config
         self._floats = {layer.name: layer.weight for layer in host.layers}
-        self.split = ImageSplit(config.held_out, config.sensitivity_images, config.seed)
+        self.split = ImageSplit(config.held_out, config.sampled_images, config.seed)
         kinds = {MOMENT.get(config.metric, "square")}
         if config.search == "spectral":
             kinds.add("second")

@@ -166,6 +166,27 @@ class Contract:
         assert_same_state(model, before)
         assert torch.equal(run(model, unseen), output)
 
+    def test_learns_ranks(self, host, model, batches, unseen):
+        before, output = state(model), run(model, unseen)
+        config = "budget=0.2,search=butterworth,butterworth.iterations=20"
+        report = CoRa(config).apply(host, batches)
+        assert report.steps[0].kept
+        assert report.after.kl < 0.7 * report.before.kl
+        assert 0 < report.budget_used <= report.budget_allowed
+        assert report.search_iterations == 20
+        host.remove()
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
+    def test_a_diverging_search_leaves_the_model(self, host, model, batches, unseen):
+        before, output = state(model), run(model, unseen)
+        config = "budget=0.2,search=butterworth,butterworth.gamma=1.7e308"
+        config += ",butterworth.initial_cutoff=1"
+        with pytest.raises(CoRaError, match=r"lower butterworth\.lr"):
+            CoRa(config).apply(host, batches)
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
     def test_modes_end_with_their_block(self, host, model, unseen):
         before, output = state(model), run(model, unseen)
         with pytest.raises(ZeroDivisionError), host.prepared(), host.float_model():
