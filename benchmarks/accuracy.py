@@ -98,7 +98,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
     known = [name for toolkit in TOOLKITS.values() for name in toolkit.recipes]
     parser.add_argument("--recipes", type=_one_of(known), help=f"of {', '.join(known)}")
-    parser.add_argument("--methods", type=_one_of(METHODS), default=list(METHODS))
+    quick = [name for name in METHODS if name != "butterworth"]
+    parser.add_argument(
+        "--methods",
+        type=_one_of(METHODS),
+        default=quick,
+        help=f"of {', '.join(METHODS)}; default: those that take no iterations",
+    )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

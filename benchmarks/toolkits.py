@@ -17,6 +17,7 @@ from cora_plugin import Report
 METHODS: dict[str, dict[str, str]] = {
     "svd uniform": {"search": "uniform", "metric": "svd"},
     "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
+    "butterworth": {"search": "butterworth", "metric": "svd"},
     "spectral": {"search": "spectral", "metric": "qera-exact"},
 }
 """Ways to choose adapters, by name; "none" is the toolkit alone."""
