@@ -43,8 +43,6 @@ def export_openvino(
         CoRaError: The path does not end in .xml, or the model is not one of NNCF's.
         OSError: A file cannot be written; what was there before is left.
     """
-    import openvino
-
     target = Path(path)
     if target.suffix != ".xml":
         raise CoRaError(f"{path}: OpenVINO IR is a .xml and a .bin; name the .xml file")
@@ -54,6 +52,8 @@ def export_openvino(
         whole_file(target.with_suffix(".bin")) as binary,
         _quiet_tracing(),
     ):
+        import openvino
+
         converted = openvino.convert_model(_copy(model), example_input=example_input)
         written = Path(xml).with_suffix(".bin")
         try:
@@ -160,13 +160,17 @@ def _copy(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def _quiet_tracing() -> Iterator[None]:
-    """Silence the tracers' warnings about Python branches: ours are static."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence the tracers' warnings about Python branches: ours are static.
+
+    OpenVINO's tracer raises the root logger's level and leaves it so; it is put back.
+    """
+    loggers = logging.getLogger(), logging.getLogger("torch.onnx")
+    levels = [logger.level for logger in loggers]
+    loggers[1].setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
