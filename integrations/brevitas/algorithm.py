@@ -13,13 +13,14 @@ from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
-from cora_plugin.integrations.brevitas.host import BrevitasHost, replaced
+from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.insert import (
     insert_adapters,
     read_adapters,
     remove_adapters,
 )
 from cora_plugin.integrations.brevitas.layers import Reference
+from cora_plugin.integrations.scopes import replaced
 from cora_plugin.report import Report
 
 

@@ -18,6 +18,7 @@ from cora_plugin.integrations.brevitas.insert import (
     remove_adapters,
 )
 from cora_plugin.integrations.brevitas.layers import Reference, read_layers, unpack
+from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Observer, QuantizedLayer
 
 
@@ -46,7 +47,7 @@ class BrevitasHost:
     def _read(
         self,
     ) -> tuple[dict[str, QuantizedLayer], dict[str, str], dict[str, QuantTensor]]:
-        with _evaluation(self.model):
+        with evaluation(self.model):
             return read_layers(self.model, self._reference)
 
     @property
@@ -63,8 +64,8 @@ class BrevitasHost:
     def prepared(self) -> Iterator[None]:
         """Evaluation mode, no parameter gradients, each weight quantized only once."""
         with ExitStack() as stack:
-            stack.enter_context(_evaluation(self.model))
-            stack.enter_context(_without_gradients(self.model))
+            stack.enter_context(evaluation(self.model))
+            stack.enter_context(without_gradients(self.model))
             for name, weight in self._read[2].items():
                 layer = self._module(name)
                 quantize = _once(layer, weight)
@@ -142,29 +143,6 @@ class BrevitasHost:
         return self.model.get_submodule(name)
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
 def _once(layer: Any, weight: QuantTensor) -> Any:
     """Answer with a ready quantized weight: MSE scales take seconds a forward pass."""
     quantize = layer.quant_weight
@@ -190,18 +168,3 @@ def _reporting(layer: Any, name: str, observer: Observer) -> Any:
         return y
 
     return inner_forward_impl
-
-
-@contextmanager
-def replaced(module: nn.Module, method: str, function: Any) -> Iterator[None]:
-    """Have one module answer a method with another function."""
-    own = vars(module)
-    before = own.get(method)
-    own[method] = function
-    try:
-        yield
-    finally:
-        if before is None:
-            del own[method]
-        else:
-            own[method] = before

@@ -27,12 +27,8 @@ from cora_plugin.integrations.nncf.layers import (
     parameters_of,
     read_layers,
 )
-from cora_plugin.integrations.nncf.swap import (
-    evaluation,
-    parameter_values,
-    replaced,
-    without_gradients,
-)
+from cora_plugin.integrations.nncf.swap import parameter_values
+from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Observer, QuantizedLayer
 
 WEIGHT_PORT = 1
@@ -105,7 +101,9 @@ class NNCFHost:
             stack.enter_context(evaluation(self.model))
             stack.enter_context(without_gradients(self.model))
             for quantizer, (_, quantized) in self.reading.weights.items():
-                stack.enter_context(replaced(quantizer, _constant(quantized)))
+                stack.enter_context(
+                    replaced(quantizer, "forward", _constant(quantized))
+                )
             yield
 
     def run(self, images: Tensor) -> Tensor:
@@ -126,12 +124,12 @@ class NNCFHost:
         """Float weights, float activations."""
         with self._without_ours() as stack:
             for quantizer, (weight, _) in self.reading.weights.items():
-                stack.enter_context(replaced(quantizer, _constant(weight)))
+                stack.enter_context(replaced(quantizer, "forward", _constant(weight)))
             for module in self.model.modules():
                 if isinstance(module, BaseQuantizer) and (
                     module not in self.reading.weights
                 ):
-                    stack.enter_context(replaced(module, _identity))
+                    stack.enter_context(replaced(module, "forward", _identity))
             yield
 
     @contextmanager
@@ -139,7 +137,9 @@ class NNCFHost:
         """Quantized activations; these weights, elsewhere the quantized ones."""
         with self._without_ours() as stack:
             for quantizer, (_, quantized) in self.reading.weights.items():
-                stack.enter_context(replaced(quantizer, _constant(quantized)))
+                stack.enter_context(
+                    replaced(quantizer, "forward", _constant(quantized))
+                )
             for name, value in values.items():
                 # Behind the quantizer, which calls that share a weight may share.
                 node = self.reading.nodes[name]
@@ -154,7 +154,7 @@ class NNCFHost:
             stack.enter_context(parameter_values(self.model, self.moved))
             for module in self.model.modules():
                 if isinstance(module, OURS):
-                    stack.enter_context(replaced(module, _identity))
+                    stack.enter_context(replaced(module, "forward", _identity))
             yield stack
 
     @contextmanager

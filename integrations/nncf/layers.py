@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS
-from cora_plugin.integrations.nncf.swap import replaced
+from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import QuantizedLayer
 
 Reference = nn.Module | Mapping[str, Tensor]
@@ -83,7 +83,9 @@ def read_layers(
     seen: dict[BaseQuantizer, tuple[Tensor, Tensor]] = {}
     with ExitStack() as stack:
         for quantizer in set(hooks.values()):
-            stack.enter_context(replaced(quantizer, _recording(quantizer, seen)))
+            stack.enter_context(
+                replaced(quantizer, "forward", _recording(quantizer, seen))
+            )
         graph = build_nncf_graph(model, example_input)
     given = None if reference is None else parameters_of(reference)
     nodes = [node for node in graph.topological_sort() if node.metatype in WEIGHTED]

@@ -1,0 +1,49 @@
+"""Changes to any torch model that last for a block and are undone on every way out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def replaced(
+    module: nn.Module, method: str, function: Callable[..., Any]
+) -> Iterator[None]:
+    """Have one module answer a method with another function."""
+    own = vars(module)
+    before = own.get(method)
+    own[method] = function
+    try:
+        yield
+    finally:
+        if before is None:
+            del own[method]
+        else:
+            own[method] = before
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter want a gradient."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
