@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import CoRaError
@@ -118,6 +117,90 @@ def factor_shapes(
     }
 
 
+@dataclass(frozen=True)
+class Factors:
+    """A residual factored once: its adapter at any rank is a slice.
+
+    `a` [g, K, k] and `b` [g, m/g, K] in float64, K the full rank, in the order of their
+    share of the error; `residual` has the weight's shape.
+    """
+
+    residual: Tensor
+    a: Tensor
+    b: Tensor
+    operation: Operation
+
+    @classmethod
+    def of(
+        cls,
+        residual: Tensor,
+        operation: Operation,
+        weighting: Weighting,
+        name: str = "layer",
+    ) -> "Factors":
+        """Factor a residual [m, n/g, *kernel] or [m, n] in a metric.
+
+        Raises:
+            CoRaError: The residual is not finite.
+        """
+        matrices = residual_matrices(residual, operation)
+        full = min(matrices.shape[1:])
+        a, b = truncate(matrices, full, weighting, name)
+        return cls(residual, a, b, operation)
+
+    @property
+    def full_rank(self) -> int:
+        """K, the largest rank."""
+        return self.a.shape[1]
+
+    def adapter(self, rank: int, bits: int = 8, name: str = "layer") -> Adapter:
+        """Quantize the factors of a rank.
+
+        Args:
+            rank: Rank a group, from 1 to the full rank.
+            bits: Bit width of the stored factors, 2 to 8, or 32 for float.
+            name: The layer, for messages.
+
+        Raises:
+            CoRaError: The rank is impossible.
+        """
+        if rank < 1:
+            raise CoRaError(
+                f"{name}: rank {rank} makes no adapter; leave the layer out"
+            )
+        if rank > self.full_rank:
+            rows, columns = self.b.shape[1], self.a.shape[2]
+            raise CoRaError(
+                f"{name}: rank {rank} is outside 0..{self.full_rank}, the smaller side "
+                f"of its {rows}×{columns} weight; pass rank <= {self.full_rank}"
+            )
+        shape = tuple(self.residual.shape)
+        kind = kind_of(shape, self.operation, rank)
+        if kind is Kind.FULL:
+            return adapter_of(kind, rank, (self.residual,), self.operation, bits)
+        factors = self.a[:, :rank], self.b[..., :rank]
+        shapes = factor_shapes(kind, rank, shape, self.operation.groups)
+        a, b = (
+            each.reshape(shapes[key]) for each, key in zip(factors, "ab", strict=True)
+        )
+        return adapter_of(kind, rank, (a, b), self.operation, bits, shape)
+
+
+def adapter_of(
+    kind: Kind,
+    rank: int,
+    factors: tuple[Tensor, ...],
+    operation: Operation,
+    bits: int,
+    weight_shape: tuple[int, ...] | None = None,
+) -> Adapter:
+    """Quantize factors, shaped as `Adapter` has them, to an adapter."""
+    shape = tuple(factors[0].shape) if weight_shape is None else weight_shape
+    stored = [quantize(factor, bits) for factor in factors]
+    second = stored[1] if len(stored) > 1 else None
+    return Adapter(kind, rank, stored[0], second, shape, operation.groups)
+
+
 def make_adapter(
     residual: Tensor,
     operation: Operation,
@@ -126,35 +209,5 @@ def make_adapter(
     bits: int = 8,
     name: str = "layer",
 ) -> Adapter:
-    """Factor a residual and quantize the factors.
-
-    Args:
-        residual: `E = W − Wq`, [m, n/g, *kernel] or [m, n].
-        operation: The layer's operation.
-        rank: Rank a group, from 1 to the full rank.
-        weighting: The metrics of the inputs and outputs.
-        bits: Bit width of the stored factors, 2 to 8, or 32 for float.
-        name: The layer, for messages.
-
-    Raises:
-        CoRaError: The rank is impossible or the residual not finite.
-    """
-    shape = tuple(residual.shape)
-    matrices = residual_matrices(residual, operation)
-    if rank < 1:
-        raise CoRaError(f"{name}: rank {rank} makes no adapter; leave the layer out")
-    kind = kind_of(shape, operation, rank)
-    if kind is Kind.FULL and rank <= full_rank(shape, operation):
-        if not torch.isfinite(residual).all():
-            raise CoRaError(f"{name}: its residual holds NaN or inf")
-        stored = quantize(residual, bits)
-        return Adapter(kind, rank, stored, None, shape, operation.groups)
-    a, b = truncate(matrices, rank, weighting, name)
-    if kind is Kind.SHARED_BASIS:
-        a, b = a[0], b[0]  # [r, k], [m, r]
-    else:
-        a = a.reshape(-1, *shape[1:])  # [g·r, n/g, *kernel]
-        b = b.reshape(shape[0], rank, *[1] * operation.dimensions)
-    return Adapter(
-        kind, rank, quantize(a, bits), quantize(b, bits), shape, operation.groups
-    )
+    """Factor a residual and quantize the factors of one rank: see `Factors`."""
+    return Factors.of(residual, operation, weighting, name).adapter(rank, bits, name)

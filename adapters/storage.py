@@ -1,5 +1,6 @@
 """Adapters in a file: safetensors with a JSON header, written whole or not at all."""
 
+import base64
 import json
 import os
 from collections.abc import Mapping
@@ -59,6 +60,17 @@ def save_adapters(
 def _own(tensor: Tensor) -> Tensor:
     """A contiguous copy: safetensors refuses tensors that share memory."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def encode_shift(shift: Tensor) -> str:
+    """A bias correction as text for the notes."""
+    values = shift.detach().reshape(-1).float().cpu().numpy().astype("<f4")
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def decode_shift(text: str) -> Tensor:
+    """The bias correction [m] that `encode_shift` wrote."""
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
 
 
 def load_adapters(

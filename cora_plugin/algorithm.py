@@ -1,43 +1,32 @@
-"""CoRa: layers → statistics → search → factors → insert → guard → report."""
+"""CoRa: layers → statistics → search → fitting → insert, guarded → report."""
 
-import fnmatch
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from cora_plugin.adapters import Adapter, make_adapter
+from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.factor import removed_error, weighted_error
+from cora_plugin.adapters.factor import weighted_error
 from cora_plugin.adapters.operation import first_nonfinite
-from cora_plugin.budget import adapter_cost, allowance, ladder
+from cora_plugin.budget import adapter_cost
 from cora_plugin.config import CoRaConfig
-from cora_plugin.divergence import divergence, outputs
-from cora_plugin.layer import Host, QuantizedLayer
-from cora_plugin.report import LayerReport, Report, Step, Stopwatch
-from cora_plugin.search import Candidate, Network, strategy
+from cora_plugin.fitting import (
+    Distillation,
+    Walk,
+    alternate,
+    cascaded_shifts,
+    own_shifts,
+    regress,
+)
+from cora_plugin.guard import Guard
+from cora_plugin.layer import Correction, Host, QuantizedLayer
+from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
+from cora_plugin.report import LayerReport, Report, Stopwatch
 from cora_plugin.statistics import Collector, LayerStatistics
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The ranks that a search chose, with what it looked at.
-
-    `iterations` and `images` are those of a search that learns.
-    """
-
-    ranks: Mapping[str, int]
-    spectra: Mapping[str, tuple[float, ...]]
-    used: float
-    allowed: float
-    iterations: int
-    images: int
 
 
 def ordinary_tensors() -> AbstractContextManager[Any]:
@@ -87,7 +76,7 @@ class Run:
         self._watch = Stopwatch()
         with self._watch("layers"):
             self._layers = _checked(host)
-            self._pinned = self._match_ranks()
+            self._pinned = pinned_ranks(config.ranks, self._layers)
         self._targets = [e for e in self._layers if self._pinned.get(e.name) != 0]
         if not self._targets:
             raise CoRaError(
@@ -102,166 +91,131 @@ class Run:
             self._collector.update(item)
 
     def finish(self) -> Report:
-        """Search, factor and insert; judge; report."""
-        host, watch = self._host, self._watch
+        """Search, solve, insert and refine, each step guarded; report.
+
+        After an error the model is as it was.
+        """
+        watch, config = self._watch, self.config
         with watch("statistics"):
             statistics = self._collector.finish()
-        held_out = self._collector.split.held_out()
+        split = self._collector.split
         with watch("guard"):
-            with host.float_model():
-                reference = outputs(host, held_out)
-            before = divergence(reference, outputs(host, held_out))
+            guard = Guard(self._host, split.held_out())
+        planner = Planner(
+            config, self._host, self._layers, self._pinned, statistics, split.sampled
+        )
         with watch("search"):
-            plan = self._plan(statistics)
-        with watch("factors"):
-            adapters = self._factor(plan, statistics)
-        with watch("insert"):
-            host.insert(adapters)
+            plan = planner.plan(guard)
         try:
-            with watch("guard"):
-                after = divergence(reference, outputs(host, held_out))
+            iterations, shown = self._correct(plan, planner, statistics, guard)
         except BaseException:
-            host.remove()
+            self._host.remove()
             raise
-        step = Step("adapters", before, after, after.kl <= before.kl)
-        if not step.kept:
-            host.remove()
-            adapters = {}
-            log.warning(
-                "the adapters were taken out again: on %d held-out images they raised "
-                "the KL divergence from %.4g to %.4g",
-                len(reference),
-                before.kl,
-                after.kl,
-            )
+        kept = guard.kept
         with watch("report"):
             rows = tuple(
-                self._row(layer, adapters.get(layer.name), plan, statistics)
+                self._row(layer, kept.adapters.get(layer.name), planner, statistics)
                 for layer in self._targets
             )
         alone = {n: "rank 0 was asked for" for n, r in self._pinned.items() if not r}
         weights = sum(layer.weight.numel() for layer in self._layers)
         main = sum(layer.stored_bits for layer in self._layers)
-        added = sum(adapter.stored_bits for adapter in adapters.values())
+        added = sum(adapter.stored_bits for adapter in kept.adapters.values())
         return Report(
-            config=self.config.to_dict(),
+            config=config.to_dict(),
             layers=rows,
-            skipped={**host.skipped, **alone},
-            steps=(step,),
-            before=before,
-            after=after if step.kept else before,
+            skipped={**self._host.skipped, **alone},
+            steps=tuple(guard.steps),
+            before=guard.before,
+            after=guard.now,
             equivalent_bits_before=main / weights,
             equivalent_bits=(main + added) / weights,
             bytes=round((main + added) / 8),
-            adapter_parameters=sum(a.parameters for a in adapters.values()),
-            budget_used=plan.used if step.kept else 0,
+            adapter_parameters=sum(a.parameters for a in kept.adapters.values()),
+            budget_used=plan.used if kept.adapters else 0,
             budget_allowed=plan.allowed,
-            images=self._collector.split.images,
-            held_out=len(reference),
-            search_iterations=plan.iterations,
-            search_images=plan.images,
+            budget_unit=plan.unit,
+            images=split.images,
+            held_out=guard.images,
+            search_iterations=planner.network.iterations,
+            search_images=len(planner.network.shown),
+            fit_iterations=iterations,
+            fit_images=shown,
+            sweep=tuple(planner.sweep),
             seconds=watch.seconds,
         )
 
-    def _match_ranks(self) -> dict[str, int]:
-        """Ranks by layer that `config.ranks` fixes; the last pattern that fits wins."""
-        pinned: dict[str, int] = {}
-        for pattern, rank in self.config.ranks.items():
-            layers = self._layers
-            fitting = [e for e in layers if fnmatch.fnmatchcase(e.name, pattern)]
-            if not fitting:
-                names = ", ".join(layer.name for layer in layers)
-                raise CoRaError(f"ranks: {pattern!r} fits no layer; they are {names}")
-            for layer in fitting:
-                if rank > layer.full_rank:
-                    raise CoRaError(
-                        f"{layer.name}: rank {rank} exceeds its full rank "
-                        f"{layer.full_rank}; pass ranks={{{pattern!r}: r}} with "
-                        f"r <= {layer.full_rank}"
-                    )
-                pinned[layer.name] = rank
-        return pinned
-
-    def _plan(self, statistics: Mapping[str, LayerStatistics]) -> Plan:
-        """Choose ranks that hold the budget."""
-        config, targets, pinned = self.config, self._targets, self._pinned
-        unit, bits = config.budget.unit, config.adapter_bits
-        # A layer that is left alone was not observed; it counts with its parameters and
-        # bits, and its share of the MACs is not offered to the others.
-        positions = {name: each.outputs for name, each in statistics.items()}
-        counted = targets if unit == "macs" else self._layers
-        allowed = allowance(config.budget, counted, positions)
-        spectra, candidates, spent, most = {}, [], 0, 0
-        for layer in targets:
-            gains = removed_error(
-                layer.matrices, statistics[layer.name].observed(layer, config)
-            )
-            spectra[layer.name] = tuple(gains.tolist())
-            total = [0.0, *gains.cumsum(0).tolist()]
-            here = positions[layer.name]
-            most += adapter_cost(layer, layer.full_rank, bits, here).of(unit)
-            if layer.name in pinned:
-                spent += adapter_cost(layer, pinned[layer.name], bits, here).of(unit)
-                continue
-            ranks, costs = ladder(layer, bits, here)
-            candidates.append(
-                Candidate(
-                    layer.name,
-                    ranks,
-                    tuple(cost.of(unit) for cost in costs),
-                    tuple(total[rank] for rank in ranks),
+    def _correct(
+        self,
+        plan: Plan,
+        planner: Planner,
+        statistics: Mapping[str, LayerStatistics],
+        guard: Guard,
+    ) -> tuple[int, int]:
+        """Put the adapters in, and refine them; iterations and images that took."""
+        config, watch, host = self.config, self._watch, self._host
+        split = self._collector.split
+        with watch("factors"):
+            if config.metric == "rrr":
+                curvatures = {n: e.sensitivity for n, e in statistics.items()}
+                images = split.sample(config.sequential_images)
+                walk = Walk(host, self._targets, images)
+                correction = Correction(*regress(walk, plan.ranks, curvatures, config))
+            else:
+                correction = Correction(planner.adapters(plan.ranks))
+        with watch("insert"):
+            kept = guard.step("adapters", correction, ties=True)
+        if not kept:
+            return 0, 0
+        layers: Sequence[QuantizedLayer] = self._targets
+        if config.alternations:
+            with watch("alternation"), guard.aside():
+                metrics = {e.name: planner.metric(e) for e in layers}
+                adapters, weights, changed = alternate(
+                    host, layers, guard.kept.adapters, metrics, config.alternations
                 )
+                correction = replace(guard.kept, adapters=adapters, weights=weights)
+            if guard.step("alternation", correction):
+                layers = changed
+                planner.layers = {e.name: e for e in changed}
+        if host.biases_changed:
+            guard.step("float biases", replace(guard.kept, float_biases=True))
+        if config.bias_correction != "off":
+            with watch("bias correction"), guard.aside():
+                if config.bias_correction == "own":
+                    means = {name: each.mean for name, each in statistics.items()}
+                    shifts = own_shifts(layers, guard.kept.adapters, means)
+                else:
+                    merged = merged_weights(layers, guard.kept.adapters)
+                    images = split.sample(config.sequential_images)
+                    walk = Walk(host, layers, images)
+                    shifts = cascaded_shifts(walk, merged)
+            guard.step("bias correction", replace(guard.kept, shifts=shifts))
+        if not config.fit.iterations:
+            return 0, 0
+        with watch("refinement"), guard.aside():
+            sampled = split.sampled
+            fit = Distillation(
+                config.fit, config.seed, host, layers, sampled, guard.trial
             )
-        _check_budget(config, candidates, spent, allowed, most)
-        network = Network(
-            self._host,
-            targets,
-            pinned,
-            lambda layer: statistics[layer.name].metric(layer, config),
-            self._collector.split.sampled,
-            allowed / config.budget.amount,
-        )
-        chosen = strategy(config, network)(candidates, allowed - spent)
-        plan = {**pinned, **chosen}
-        used = sum(
-            adapter_cost(e, plan[e.name], bits, positions[e.name]).of(unit)
-            for e in targets
-        )
-        return Plan(
-            plan, spectra, used, allowed, network.iterations, len(network.shown)
-        )
-
-    def _factor(
-        self, plan: Plan, statistics: Mapping[str, LayerStatistics]
-    ) -> dict[str, Adapter]:
-        config = self.config
-        return {
-            layer.name: make_adapter(
-                layer.residual,
-                layer.operation,
-                plan.ranks[layer.name],
-                statistics[layer.name].metric(layer, config),
-                config.adapter_bits,
-                layer.name,
-            )
-            for layer in self._targets
-            if plan.ranks[layer.name]
-        }
+            fitted = fit(guard.kept)
+        guard.step("refinement", fitted.correction)
+        return fitted.iterations, fitted.images
 
     def _row(
         self,
         layer: QuantizedLayer,
         adapter: Adapter | None,
-        plan: Plan,
+        planner: Planner,
         statistics: Mapping[str, LayerStatistics],
     ) -> LayerReport:
         here = statistics[layer.name]
-        spectrum = plan.spectra[layer.name]
+        spectrum = planner.spectra[layer.name]
         before = after = sum(spectrum)
         bits = layer.stored_bits
         macs = 0
         if adapter is not None:
-            left = layer.residual - adapter.merged().double()
+            left = planner.layers[layer.name].residual - adapter.merged().double()
             matrices = layer.as_matrices(left)
             after = weighted_error(matrices, here.observed(layer, self.config))
             bits += adapter.stored_bits
@@ -307,34 +261,3 @@ def _checked(host: Host) -> Sequence[QuantizedLayer]:
                     "before it is quantized"
                 )
     return layers
-
-
-def _check_budget(
-    config: CoRaConfig,
-    candidates: Sequence[Candidate],
-    spent: float,
-    allowed: float,
-    most: float,
-) -> None:
-    """Refuse a budget that nothing fits in, or that nothing could use up.
-
-    `most` is the cost of every residual whole, of pinned layers too: pinned ranks may
-    leave some of a budget unspent.
-    """
-    budget, scale = config.budget, config.budget.amount / allowed
-    if spent > allowed:
-        raise CoRaError(
-            f"budget: the pinned ranks alone cost {spent * scale:.4g} {budget.unit}, "
-            f"more than {budget}; lower the ranks or raise the budget"
-        )
-    if allowed > most:
-        raise CoRaError(
-            f"budget: {budget} is more than there is to buy; every residual whole "
-            f"costs {most * scale:.4g} {budget.unit}"
-        )
-    least = min((c.costs[1] for c in candidates), default=0)
-    if not spent and least > allowed:
-        raise CoRaError(
-            f"budget: {budget} buys no adapter; the cheapest costs "
-            f"{least * scale:.4g} {budget.unit}"
-        )

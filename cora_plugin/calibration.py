@@ -90,9 +90,9 @@ class ImageSplit:
         """The held-out images in batches."""
         return _batches(self._held, self._batch)
 
-    def sample(self) -> tuple[Tensor, ...]:
-        """The sampled images in batches."""
-        return _batches(self._sample, self._batch)
+    def sample(self, most: int | None = None) -> tuple[Tensor, ...]:
+        """The sampled images in batches, or some of them, drawn as uniformly."""
+        return _batches(self._sample[:most], self._batch)
 
     @property
     def sampled(self) -> Sequence[Tensor]:

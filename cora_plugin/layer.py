@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -67,6 +67,25 @@ class QuantizedLayer:
         return self.weight_bits * self.weight.numel() + self.scale_bits
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What is put beside the layers of a model, each by layer name.
+
+    * `adapters`;
+    * `shifts`: constants [m] that are added to outputs, a bias correction;
+    * `weights`: float weights whose quantization by the host takes the place of its
+      own, see `Host.requantize`.
+
+    With `float_biases` the biases are those of the float model, where the host has
+    changed them.
+    """
+
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    float_biases: bool = False
+
+
 Observer = Callable[[str, Tensor, Tensor], None]
 """Called as `observer(layer name, quantized input, output)` whenever a layer runs."""
 
@@ -82,6 +101,10 @@ class Host(Protocol):
     def skipped(self) -> Mapping[str, str]:
         """Quantized layers that cannot, and why."""
 
+    @property
+    def biases_changed(self) -> bool:
+        """Whether the host has moved biases away from the float model's."""
+
     def prepared(self) -> AbstractContextManager[None]:
         """Within it the model is in evaluation mode and ready to be run often."""
 
@@ -91,19 +114,31 @@ class Host(Protocol):
     def float_model(self) -> AbstractContextManager[None]:
         """Within it `run` gives the float model's output."""
 
-    def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def weights(
+        self,
+        values: Mapping[str, Tensor],
+        shifts: Mapping[str, Tensor] | None = None,
+    ) -> AbstractContextManager[None]:
         """Within it these layers' weights are these tensors, by layer name.
 
         Other layers keep their quantized weights, biases are float, and activations
-        stay quantized. Gradients reach the tensors: through the activation quantizers
-        they pass straight, where nothing is clipped. A backward pass belongs within.
+        stay quantized; `shifts` [m] are added to outputs. Gradients reach the tensors:
+        through the activation quantizers they pass straight, where nothing is clipped.
+        A backward pass belongs within.
         """
 
     def observe(self, observer: Observer) -> AbstractContextManager[None]:
         """Within it every run of a layer is reported to the observer."""
 
-    def insert(self, adapters: Mapping[str, Adapter]) -> None:
-        """Put adapters beside their layers; all of them or, on an error, none."""
+    def requantize(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the host's own weight quantizers make of other float weights.
+
+        Raises:
+            CoRaError: The main weights of this model must stay as they are.
+        """
+
+    def insert(self, correction: Correction) -> None:
+        """Put a correction into the model; all of it or, on an error, nothing."""
 
     def remove(self) -> None:
-        """Take every adapter out again."""
+        """Take it out again: the model is as it was."""

@@ -67,12 +67,24 @@ class Step:
 
 
 @dataclass(frozen=True)
+class SweepPoint:
+    """What the adapters of one budget bring on the held-out images."""
+
+    budget: str
+    equivalent_bits: float
+    parameters: int
+    kl: float
+    agreement: float
+
+
+@dataclass(frozen=True)
 class Report:
     """The whole result of one run of CoRa.
 
     `equivalent_bits` is all stored bits of quantized weights and adapters, scales and
     zero points included, over the number of quantized weights; biases are not counted.
-    `search_iterations` and `search_images` tell what a search that learns has used.
+    `search_iterations` and `search_images` tell what a search that learns has used,
+    `fit_iterations` and `fit_images` what a refinement has.
     """
 
     config: Mapping[str, Any]
@@ -87,10 +99,14 @@ class Report:
     adapter_parameters: int
     budget_used: float
     budget_allowed: float
+    budget_unit: str
     images: int
     held_out: int
     search_iterations: int = 0
     search_images: int = 0
+    fit_iterations: int = 0
+    fit_images: int = 0
+    sweep: tuple[SweepPoint, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +157,16 @@ class Report:
                 f"ranks learned in {self.search_iterations} iterations on "
                 f"{self.search_images} images"
             )
+        if self.fit_iterations:
+            lines.append(
+                f"refined in {self.fit_iterations} iterations on {self.fit_images} "
+                "images"
+            )
+        for point in self.sweep:
+            lines.append(
+                f"with {point.budget}: {point.equivalent_bits:.3f} bits a weight, KL "
+                f"{point.kl:.4g}, agreement {point.agreement:.1%}"
+            )
         budget = self.config["budget"]
         lines += [
             f"KL to float {self.before.kl:.4g} -> {self.after.kl:.4g}, agreement "
@@ -148,8 +174,8 @@ class Report:
             f"({self.images} images calibrated, {self.held_out} held out)",
             f"{self.equivalent_bits_before:.3f} -> {self.equivalent_bits:.3f} bits a "
             f"weight, {self.bytes:,} bytes; {self.adapter_parameters:,} adapter "
-            f"parameters; {self.budget_used:,.0f} of {self.budget_allowed:,.0f} spent "
-            f"of the budget {budget}",
+            f"parameters; {self.budget_used:,.0f} of {self.budget_allowed:,.0f} "
+            f"{self.budget_unit} spent for the budget {budget}",
             "seconds: "
             + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()),
         ]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cora_plugin import Budget, CoRaConfig, CoRaError
-from cora_plugin.config import METRICS, SEARCHES, UNITS, ButterworthConfig
+from cora_plugin.config import METRICS, SEARCHES, ButterworthConfig
+from cora_plugin.config.budget import COSTS
 
 SETTINGS = {
     "budget": "0.1 bits",
@@ -37,7 +38,7 @@ configs = st.builds(
     budget=st.builds(
         Budget,
         st.floats(min_value=1e-9, max_value=1e9, exclude_min=True),
-        st.sampled_from(UNITS),
+        st.sampled_from(COSTS),
     ),
     search=st.sampled_from(SEARCHES),
     metric=st.sampled_from(METRICS),

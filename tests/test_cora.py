@@ -7,40 +7,13 @@ import logging
 import pytest
 import torch
 from plain_host import PlainHost
+from small_net import batches, distance, net
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError
 from cora_plugin.config import SEARCHES
-from cora_plugin.divergence import divergence
 
 FEW = {"butterworth": {"iterations": 30}}
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 1),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, dilation=2, padding=2, groups=4),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, 10),
-    ).eval()
-
-
-def batches(count=6, seed=1):
-    random = torch.Generator().manual_seed(seed)
-    return [torch.randn(16, 3, 12, 12, generator=random) for _ in range(count)]
-
-
-def distance(host, images):
-    with torch.no_grad():
-        return divergence(host.float_net(images), host.run(images)).kl
 
 
 @pytest.mark.parametrize("unit", ["params", "bits", "macs"])
@@ -103,8 +76,8 @@ def test_the_same_seed_gives_the_same_adapters(search):
 class Worsening(PlainHost):
     """Plants adapters that double the error instead of mending it."""
 
-    def insert(self, adapters):
-        super().insert(adapters)
+    def insert(self, correction):
+        super().insert(correction)
         for branch in self.branches.values():
             branch.a.neg_().mul_(8)
 
@@ -119,7 +92,7 @@ def test_the_guard_takes_a_bad_step_back_and_says_so(caplog):
     assert report.equivalent_bits == report.equivalent_bits_before
     assert all(row.rank == 0 for row in report.layers)
     assert distance(host, test) == before
-    assert "taken out again" in caplog.text
+    assert "adapters: taken back" in caplog.text
     assert "rolled back" in str(report)
 
 

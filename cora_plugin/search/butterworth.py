@@ -5,21 +5,27 @@ kernel damps both factors of singular value i by `t_i`, which makes the rank a
 differentiable matter; the cutoffs of all layers are learned together by Adam.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cora_plugin.adapters import Factors
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.factor import Weighting, truncate
 from cora_plugin.config import ButterworthConfig
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.search.candidates import Candidate
+from cora_plugin.search.checkpoint import State
 from cora_plugin.search.network import Network
+
+CHECKPOINT_EVERY = 10
+"""Iterations from one checkpoint to the next."""
 
 
 def log_response(ratio: Tensor, order: float) -> Tensor:
@@ -60,10 +66,10 @@ class Relaxation:
     b: Tensor
 
     @classmethod
-    def of(cls, layer: QuantizedLayer, metric: Weighting) -> "Relaxation":
-        """Factor a layer's residual in a metric, once."""
-        a, b = truncate(layer.matrices, layer.full_rank, metric, layer.name)
-        return cls(layer, a.to(layer.dequantized), b.to(layer.dequantized))
+    def of(cls, layer: QuantizedLayer, factors: Factors) -> "Relaxation":
+        """Take a layer's factors as they are."""
+        like = layer.dequantized
+        return cls(layer, factors.a.to(like), factors.b.to(like))
 
     def weight(self, kept: Tensor) -> Tensor:
         """`Wq + B diag(kept) A` for `kept` [K]."""
@@ -153,11 +159,12 @@ class Butterworth:
         prices = torch.tensor([_price(c) for c in candidates], dtype=torch.float64)
         prices = prices * full / network.unit  # c_l
         allowed = budget / network.unit
-        relaxed = {e.name: Relaxation.of(e, network.metric(e)) for e in network.layers}
+        layers = {layer.name: layer for layer in network.layers}
+        relaxed = {n: Relaxation.of(e, network.factors(e)) for n, e in layers.items()}
         fixed = {
-            e.name: relaxed.pop(e.name).weight(_first(rank, e.full_rank))
-            for e in network.layers
-            if (rank := network.pinned.get(e.name)) is not None
+            name: relaxed.pop(name).weight(_first(rank, layers[name].full_rank))
+            for name, rank in network.pinned.items()
+            if name in layers
         }
         batches = self._batches()
         used = sorted({image for batch in batches for image in batch})
@@ -165,39 +172,86 @@ class Butterworth:
         reference = network.float_outputs(used, len(batches[0]))
 
         cutoff = (1 / full).clamp_min(config.initial_cutoff).requires_grad_()
-        optimizer = torch.optim.Adam([cutoff], lr=config.lr)
-        progress = tqdm(batches, desc="butterworth", unit="iteration", disable=None)
-        for iteration, batch in enumerate(progress):
-            target = reference[[row[image] for image in batch]]
-            with torch.enable_grad():
-                weights = {
-                    name: relaxed[name].weight(kernel(rho, size, config.order))
-                    for name, rho, size in zip(names, cutoff, sizes, strict=True)
-                }
-                with network.weights({**fixed, **weights}):
-                    output = network.run(batch)
-                    distance = cross_entropy(output, target, config.temperature)
-                    cost = (cutoff * prices).sum()
-                    loss = distance + penalty(cost, allowed, config.gamma)
-                    optimizer.zero_grad()
-                    loss.backward()
-            optimizer.step()
-            with torch.no_grad():
-                cutoff.copy_(cutoff.clamp(1 / full, torch.ones_like(full)))
-            entropy = cross_entropy(target, target, config.temperature)
-            total, kl, spent = (float(x.detach()) for x in (loss, distance, cost))
-            kl -= float(entropy)
-            if not (math.isfinite(total) and torch.isfinite(cutoff).all()):
-                raise CoRaError(
-                    f"butterworth: the loss is {total} at iteration {iteration + 1} "
-                    f"(KL {kl:.4g}, cost {spent:.4g} of {allowed:.4g}) and cannot be "
-                    f"followed; lower butterworth.lr ({config.lr}) or "
-                    f"butterworth.gamma ({config.gamma})"
+        groups: list[dict[str, Any]] = [{"params": [cutoff], "lr": config.lr}]
+        if config.adapter_lr:
+            groups += [
+                {"params": [factor.requires_grad_()], "lr": config.adapter_lr * size}
+                for each in relaxed.values()
+                for factor in (each.a, each.b)
+                if (size := float(factor.square().mean().sqrt()))
+            ]
+        optimizer = torch.optim.Adam(groups)
+        state = State(cutoff, optimizer, self._fingerprint(candidates, budget))
+        start = state.resume(config.checkpoint)
+        progress = tqdm(
+            range(start, len(batches)),
+            desc="butterworth",
+            unit="iteration",
+            initial=start,
+            total=len(batches),
+            disable=None,
+        )
+        with state.kept(config.checkpoint):
+            for iteration in progress:
+                batch = batches[iteration]
+                target = reference[[row[image] for image in batch]]
+                with torch.enable_grad():
+                    weights = {
+                        name: relaxed[name].weight(kernel(rho, size, config.order))
+                        for name, rho, size in zip(names, cutoff, sizes, strict=True)
+                    }
+                    with network.weights({**fixed, **weights}):
+                        output = network.run(batch)
+                        distance = cross_entropy(output, target, config.temperature)
+                        cost = (cutoff * prices).sum()
+                        loss = distance + penalty(cost, allowed, config.gamma)
+                        optimizer.zero_grad()
+                        loss.backward()
+                entropy = cross_entropy(target, target, config.temperature)
+                total, kl, spent = (float(x.detach()) for x in (loss, distance, cost))
+                kl -= float(entropy)
+                slope = optimizer.param_groups[0]["params"][0].grad
+                if not (math.isfinite(total) and torch.isfinite(slope).all()):
+                    raise CoRaError(
+                        f"butterworth: the loss is {total} at iteration "
+                        f"{iteration + 1} (KL {kl:.4g}, cost {spent:.4g} of "
+                        f"{allowed:.4g}) and cannot be followed; lower butterworth.lr "
+                        f"({config.lr}) or butterworth.gamma ({config.gamma})"
+                    )
+                optimizer.step()
+                with torch.no_grad():
+                    cutoff.copy_(cutoff.clamp(1 / full, torch.ones_like(full)))
+                state.iteration = iteration + 1
+                progress.set_postfix(
+                    loss=f"{total:.4g}",
+                    KL=f"{kl:.4g}",
+                    cost=f"{spent:.4g}/{allowed:.4g}",
                 )
-            progress.set_postfix(
-                loss=f"{total:.4g}", KL=f"{kl:.4g}", cost=f"{spent:.4g}/{allowed:.4g}"
-            )
+                if state.iteration % CHECKPOINT_EVERY == 0:
+                    state.save(config.checkpoint)
+        if config.adapter_lr:
+            for name, each in relaxed.items():
+                network.trained[name] = replace(
+                    network.factors(layers[name]),
+                    a=each.a.detach().double(),
+                    b=each.b.detach().double(),
+                )
         return dict(zip(names, cutoff.tolist(), strict=True))
+
+    def _fingerprint(self, candidates: Sequence[Candidate], budget: float) -> str:
+        """What a checkpoint must have been made for: settings, data and layers."""
+        settings = {**asdict(self._config), "checkpoint": None}
+        layers = {c.name: [c.ranks[-1], c.costs[-1], *c.gains[-1:]] for c in candidates}
+        return json.dumps(
+            {
+                **settings,
+                "seed": self._seed,
+                "budget": budget,
+                "images": [self._network.images, self._network.brightness],
+                "layers": layers,
+            },
+            sort_keys=True,
+        )
 
     def _batches(self) -> list[list[int]]:
         """Which images each iteration sees: all in turn, shuffled anew every round."""

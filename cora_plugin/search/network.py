@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from cora_plugin.adapters.factor import Weighting
+from cora_plugin.adapters import Factors
 from cora_plugin.layer import Host, QuantizedLayer
 
 
@@ -14,13 +14,14 @@ class Network:
     """A quantized network for a search to run; it counts what it is asked for.
 
     `iterations` is the number of times that weights were tried and `shown` the indices
-    of the images that were run.
+    of the images that were run. A search that trains the factors leaves them in
+    `trained`, by layer.
 
     Args:
         host: The prepared host.
         layers: The layers whose ranks are wanted, pinned ones included.
         pinned: Ranks by layer that are not the search's to choose.
-        metric: The metric that a layer's factors are optimal in.
+        factors: A layer's residual, factored.
         images: The images, each [n, …].
         unit: What a budget of amount 1 buys, in the unit of the candidates' costs.
     """
@@ -30,7 +31,7 @@ class Network:
         host: Host,
         layers: Sequence[QuantizedLayer],
         pinned: Mapping[str, int],
-        metric: Callable[[QuantizedLayer], Weighting],
+        factors: Callable[[QuantizedLayer], Factors],
         images: Sequence[Tensor],
         unit: float,
     ) -> None:
@@ -38,7 +39,8 @@ class Network:
         self._images = images
         self.layers = layers
         self.pinned = pinned
-        self.metric = metric
+        self.factors = factors
+        self.trained: dict[str, Factors] = {}
         self.unit = unit
         self.iterations = 0
         self.shown: set[int] = set()
@@ -47,6 +49,11 @@ class Network:
     def images(self) -> int:
         """Number of images there are to show."""
         return len(self._images)
+
+    @property
+    def brightness(self) -> float:
+        """The sum of all images' values, which tells one set from another."""
+        return sum(float(image.double().sum()) for image in self._images)
 
     @contextmanager
     def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:

@@ -10,7 +10,7 @@ from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
 from cora_plugin.layer import Host, QuantizedLayer
 from cora_plugin.statistics.metrics import MOMENT, LayerStatistics
-from cora_plugin.statistics.moments import InputMoments
+from cora_plugin.statistics.moments import InputMean, InputMoments
 from cora_plugin.statistics.sensitivity import collect_sensitivities
 
 
@@ -41,6 +41,8 @@ class Collector:
             for layer in layers
         }
 
+        self._means = {layer.name: InputMean(layer) for layer in layers}
+
     def update(self, item: Any) -> None:
         """Add what a calibration loader yielded: images, or a tuple that begins so."""
         images = self.split.keep(item)
@@ -51,8 +53,11 @@ class Collector:
             host.run(images)
 
     def _watch(self, name: str, x: Tensor, output: Tensor) -> None:
-        for each in self._running.get(name, {}).values():
+        if name not in self._running:
+            return
+        for each in self._running[name].values():
             each.update(x, output)
+        self._means[name].update(x)
 
     def finish(self) -> dict[str, LayerStatistics]:
         """The statistics by layer; runs the sample backward if they ask for it.
@@ -69,13 +74,17 @@ class Collector:
         sensitivities: Mapping[str, Tensor] = {}
         if config.search == "spectral":
             sensitivities = collect_sensitivities(
-                self._host, self._layers, self.split.sample(), config
+                self._host,
+                self._layers,
+                self.split.sample(config.sensitivity_images),
+                config,
             )
         return {
             name: LayerStatistics(
                 moments[name],
                 sensitivities.get(name),
                 next(iter(by_kind.values())).outputs,
+                self._means[name].mean(),
             )
             for name, by_kind in self._running.items()
         }

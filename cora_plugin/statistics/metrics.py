@@ -14,6 +14,7 @@ MOMENT = {
     "lqer": "absolute",
     "qera-approx": "square",
     "qera-exact": "second",
+    "rrr": "second",
 }
 """The moment that each metric needs of the inputs; "svd" needs none."""
 
@@ -23,12 +24,14 @@ class LayerStatistics:
     """What calibration told of one layer.
 
     `moments` by kind as `InputMoments` gives them, `sensitivity` as `OutputSensitivity`
-    does or None, `outputs` the number of output positions an image.
+    does or None, `outputs` the number of output positions an image, `mean` as
+    `InputMean` gives it.
     """
 
     moments: Mapping[str, Tensor]
     sensitivity: Tensor | None
     outputs: int
+    mean: Tensor
 
     def metric(self, layer: QuantizedLayer, config: CoRaConfig) -> Weighting:
         """The metric that the factors are optimal in."""

@@ -1,6 +1,7 @@
 """Second moments of a layer's unfolded quantized input, streamed."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class InputMoments:
         self.outputs = 0
         groups, columns = layer.operation.groups, layer.columns
         if kind == "second":
-            self._blocks = _block_count(layer, max_size)
+            self._blocks = block_count(layer, max_size)
             size = columns // self._blocks
             shape = [groups, self._blocks, size, size]
         else:
@@ -48,26 +49,11 @@ class InputMoments:
     @torch.no_grad()
     def update(self, x: Tensor, output: Tensor) -> None:
         """Add the quantized input `x` of one run of the layer, with its output."""
-        operation, kernel = self._layer.operation, self._layer.kernel
-        sizes = list(output.shape[2:])
-        if not operation.dimensions:
-            sizes = [math.prod(output.shape[1:-1])]
-        outputs, axes = math.prod(sizes), len(sizes)
-        self.outputs = max(self.outputs, outputs)
-        width = operation.groups * self._layer.columns  # values at one position
-        if self._positions:
-            step = math.ceil((outputs / self._positions) ** (1 / axes))
-            starts = [self._turn]
-        else:
-            # All positions, as sparse grids of which the windows of each one fit.
-            step = math.ceil((outputs * width / CHUNK) ** (1 / axes))
-            step = min(step, max(sizes))
-            starts = list(range(math.prod(min(step, size) for size in sizes)))
-        kept = math.prod(-(-size // step) for size in sizes)
-        for part in x.split(max(1, CHUNK // (width * kept))):
-            for start in starts:
-                columns = patches(part, operation, kernel, step, start, torch.float64)
-                self._add(columns)
+        self.outputs = max(self.outputs, output_positions(self._layer, output))
+        for columns in sampled_columns(
+            self._layer, x, output, self._positions, self._turn
+        ):
+            self._add(columns)
         self._turn += 1
 
     def _add(self, columns: Tensor) -> None:
@@ -97,7 +83,73 @@ class InputMoments:
         return self._sum / self.rows
 
 
-def _block_count(layer: QuantizedLayer, max_size: int) -> int:
+class InputMean:
+    """Running mean of a layer's unfolded quantized input, `E[u]`, [g, k] in float64."""
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        self._layer = layer
+        self._sum: Tensor | float = 0.0
+        self._images = 0
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Add the quantized input of one run, [N, n, *size] or [N, …, n]."""
+        # Unfolding is linear, so one mean image does for the whole batch.
+        image = x.double().mean(0, keepdim=True)
+        columns = patches(image, self._layer.operation, self._layer.kernel)
+        self._sum = self._sum + len(x) * columns.mean(1)
+        self._images += len(x)
+
+    def mean(self) -> Tensor:
+        """The mean over all images and positions seen; at least one must have been."""
+        return torch.as_tensor(self._sum) / self._images
+
+
+def output_positions(layer: QuantizedLayer, output: Tensor) -> int:
+    """Number of positions an image in a layer's output."""
+    return math.prod(_sizes(layer, output))
+
+
+def sampled_columns(
+    layer: QuantizedLayer, x: Tensor, output: Tensor, positions: int, turn: int
+) -> Iterator[Tensor]:
+    """Unfold a layer's input at some output positions, in parts that fit in memory.
+
+    Args:
+        layer: The layer.
+        x: Its input.
+        output: What it made of it, whose shape counts.
+        positions: Output positions an image, at most; 0 for all.
+        turn: Which grid of them; it may count up for ever.
+
+    Yields:
+        Columns [g, p, k] in float64.
+    """
+    operation, kernel = layer.operation, layer.kernel
+    sizes = _sizes(layer, output)
+    outputs, axes = math.prod(sizes), len(sizes)
+    width = operation.groups * layer.columns  # values at one position
+    if positions:
+        step = math.ceil((outputs / positions) ** (1 / axes))
+        starts = [turn]
+    else:
+        # All positions, as sparse grids of which the windows of each one fit.
+        step = math.ceil((outputs * width / CHUNK) ** (1 / axes))
+        step = min(step, max(sizes))
+        starts = list(range(math.prod(min(step, size) for size in sizes)))
+    kept = math.prod(-(-size // step) for size in sizes)
+    for part in x.split(max(1, CHUNK // (width * kept))):
+        for start in starts:
+            yield patches(part, operation, kernel, step, start, torch.float64)
+
+
+def _sizes(layer: QuantizedLayer, output: Tensor) -> list[int]:
+    if layer.operation.dimensions:
+        return list(output.shape[2:])
+    return [math.prod(output.shape[1:-1])]
+
+
+def block_count(layer: QuantizedLayer, max_size: int) -> int:
     """Fewest equal blocks of whole channels whose size is at most `max_size`."""
     channels = layer.weight.shape[1]
     for blocks in range(1, channels + 1):

@@ -11,16 +11,18 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.storage import decode_shift, encode_shift
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.insert import (
-    insert_adapters,
-    read_adapters,
-    remove_adapters,
+    insert_correction,
+    read_correction,
+    remove_correction,
 )
 from cora_plugin.integrations.brevitas.layers import Reference
 from cora_plugin.integrations.scopes import replaced
+from cora_plugin.layer import Correction
 from cora_plugin.report import Report
 
 
@@ -109,21 +111,27 @@ class cora_mode:  # noqa: N801, as gptq_mode
 
 def remove_cora(model: nn.Module) -> nn.Module:
     """Take every adapter out of a model, in place; what is left is the toolkit's."""
-    remove_adapters(model)
+    remove_correction(model)
     return model
 
 
 def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
-    """Write a model's adapters to a safetensors file.
+    """Write a model's adapters, and what corrects its biases, to a safetensors file.
 
     Raises:
-        CoRaError: The model carries none.
+        CoRaError: The model carries none, or main weights that were alternated.
         OSError: The file cannot be written; no partial file is left.
     """
-    adapters = read_adapters(model)
-    if not adapters:
+    correction = read_correction(model)
+    if not correction.adapters:
         raise CoRaError("the model carries no adapters to save; call apply_cora first")
-    save_adapters(path, adapters)
+    if correction.weights:
+        raise CoRaError(
+            f"{next(iter(correction.weights))}: alternation has quantized its weight "
+            "anew, which a file of adapters does not hold; save the model's state_dict"
+        )
+    shifts = {name: encode_shift(value) for name, value in correction.shifts.items()}
+    save_adapters(path, correction.adapters, {"shifts": shifts})
 
 
 def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -133,7 +141,9 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         CoRaError: The file is not one of adapters, or does not fit the model, which
             then is as it was.
     """
-    insert_adapters(model, load_adapters(path)[0])
+    adapters, notes = load_adapters(path)
+    shifts = {n: decode_shift(text) for n, text in notes.get("shifts", {}).items()}
+    insert_correction(model, Correction(adapters, shifts))
     return model
 
 

@@ -5,21 +5,26 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
+import torch
 from brevitas.graph.calibrate import quantization_status_manager
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
-from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
-    adapted,
-    insert_adapters,
-    remove_adapters,
+    corrected,
+    insert_correction,
+    remove_correction,
 )
-from cora_plugin.integrations.brevitas.layers import Reference, read_layers, unpack
+from cora_plugin.integrations.brevitas.layers import (
+    SUPPORTED,
+    Reference,
+    read_layers,
+    unpack,
+)
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
-from cora_plugin.layer import Observer, QuantizedLayer
+from cora_plugin.layer import Correction, Observer, QuantizedLayer
 
 
 class BrevitasHost:
@@ -34,7 +39,7 @@ class BrevitasHost:
     """
 
     def __init__(self, model: nn.Module, reference: Reference | None = None) -> None:
-        carried = adapted(model)
+        carried = corrected(model)
         if carried:
             raise CoRaError(
                 f"{next(iter(carried))}: already carries an adapter; call "
@@ -96,10 +101,20 @@ class BrevitasHost:
             yield
 
     @contextmanager
-    def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+    def weights(
+        self,
+        values: Mapping[str, Tensor],
+        shifts: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[None]:
         """Quantized activations; these weights, elsewhere the quantized ones."""
         quantized = {name: unpack(each) for name, each in self._read[2].items()}
-        with self._plain_weights({**quantized, **values}, disable_act_quant=False):
+        with ExitStack() as stack:
+            for name, shift in (shifts or {}).items():
+                module = self._module(name)
+                inner = _shifted(module, shift)
+                stack.enter_context(replaced(module, "inner_forward_impl", inner))
+            manager = self._plain_weights({**quantized, **values}, False)
+            stack.enter_context(manager)
             yield
 
     @contextmanager
@@ -131,13 +146,43 @@ class BrevitasHost:
                 stack.enter_context(replaced(module, "inner_forward_impl", inner))
             yield
 
-    def insert(self, adapters: Mapping[str, Adapter]) -> None:
-        """Put adapters beside their layers; all or, after an error, none."""
-        insert_adapters(self.model, adapters)
+    @property
+    def biases_changed(self) -> bool:
+        """Never that it could tell: Brevitas corrects biases in place."""
+        return False
+
+    def requantize(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the layers' own quantizers make of other float weights.
+
+        Raises:
+            CoRaError: The main weights are not plain roundings of the float ones.
+        """
+        requantized = {}
+        for name, value in values.items():
+            layer = self._module(name)
+            held = layer.weight.detach()
+            given = next(e.weight for e in self.layers if e.name == name)
+            if not torch.equal(held.to(given), given):
+                raise CoRaError(
+                    f"{name}: its weight was set by GPTQ or the like, which quantizing "
+                    "it anew would undo; use alternations=0 with this recipe"
+                )
+            try:
+                layer.weight.data = value.to(held)
+                with torch.no_grad():
+                    quantized = type(layer).quant_weight(layer)
+                requantized[name] = unpack(quantized).detach()
+            finally:
+                layer.weight.data = held
+        return requantized
+
+    def insert(self, correction: Correction) -> None:
+        """Put a correction into the model; all of it or, on an error, nothing."""
+        insert_correction(self.model, correction)
 
     def remove(self) -> None:
-        """Take every adapter out again."""
-        remove_adapters(self.model)
+        """Take it out again: the model is as it was."""
+        remove_correction(self.model)
 
     def _module(self, name: str) -> Any:
         return self.model.get_submodule(name)
@@ -157,6 +202,16 @@ def _once(layer: Any, weight: QuantTensor) -> Any:
 
 def _given(weight: Tensor) -> Any:
     return lambda *args, **kwargs: weight
+
+
+def _shifted(layer: Any, shift: Tensor) -> Any:
+    inner = layer.inner_forward_impl
+
+    def inner_forward_impl(*args: Any) -> Any:
+        y = unpack(inner(*args))
+        return y + shift.to(y).view(-1, *[1] * SUPPORTED[type(layer)])
+
+    return inner_forward_impl
 
 
 def _reporting(layer: Any, name: str, observer: Observer) -> Any:

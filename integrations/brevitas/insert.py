@@ -4,7 +4,6 @@ The subclass sees the quantized input on every backend, and Brevitas' own machin
 (bias correction, inference mode, exporters, deepcopy) goes on to work with it.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import brevitas.nn as qnn
@@ -16,6 +15,7 @@ from cora_plugin.adapters import Adapter, Kind
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.brevitas.layers import SUPPORTED, operation_of, unpack
+from cora_plugin.layer import Correction
 
 
 class QuantBranch(nn.Module):
@@ -54,20 +54,32 @@ class QuantBranch(nn.Module):
 
 
 class _Adapted:
-    """Mixed into a Brevitas layer that carries a branch in `cora`."""
+    """Mixed into a Brevitas layer that carries a branch, or a shift, or both.
 
-    cora: QuantBranch
+    `cora_float_weight` is the weight that the layer was quantized with, where an
+    adapter and the quantization of what it leaves have been alternated.
+    """
+
+    cora: QuantBranch | None
+    cora_shift: Tensor | None
+    cora_float_weight: Tensor | None
     weight_quant: Any
 
     def inner_forward_impl(
         self, x: Any, quant_weight: Any, quant_bias: Tensor | None
     ) -> Any:
-        y = super().inner_forward_impl(x, quant_weight, quant_bias)  # type: ignore[misc]
+        inner = super().inner_forward_impl  # type: ignore[misc]
         # Without weight quantization this is Brevitas' float reference, which owes
-        # nothing to an adapter.
+        # nothing to a correction.
         if self.weight_quant.disable_quant:
-            return y
-        return unpack(y) + self.cora(unpack(x))
+            original = self.cora_float_weight
+            weight = quant_weight if original is None else original
+            return inner(x, weight, quant_bias)
+        y = unpack(inner(x, quant_weight, quant_bias))
+        # First, next to the bias, with which a runtime merges it.
+        if self.cora_shift is not None:
+            y = y + self.cora_shift
+        return y if self.cora is None else y + self.cora(unpack(x))
 
 
 class CoRaQuantLinear(_Adapted, qnn.QuantLinear):
@@ -100,63 +112,111 @@ _ADAPTED = {
 }
 
 
-def adapted(model: nn.Module) -> dict[str, Any]:
-    """The layers of a model that carry an adapter, by name."""
+def corrected(model: nn.Module) -> dict[str, Any]:
+    """The layers of a model that carry an adapter or a shift, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _Adapted)}
 
 
-def insert_adapters(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
-    """Put adapters beside their layers; all or, after an error, none.
+def insert_correction(model: nn.Module, correction: Correction) -> None:
+    """Put a correction into a model; all of it or, after an error, nothing.
 
     Raises:
         CoRaError: A layer is missing, of another shape, or already carries one.
     """
     modules = dict(model.named_modules())
-    branches = []
-    for name, adapter in adapters.items():
-        layer = modules.get(name)
-        if type(layer) in _ADAPTED.values():
-            raise CoRaError(
-                f"{name}: already carries an adapter; call remove_cora(model) first"
-            )
-        if layer is None or type(layer) not in _ADAPTED:
-            raise CoRaError(
-                f"{name}: the model has no quantized layer of this name that can carry "
-                "an adapter; quantize it by the recipe the adapters were made for"
-            )
-        shape = tuple(layer.weight.shape)
-        if shape != adapter.weight_shape:
-            raise CoRaError(
-                f"{name}: the adapter is for a weight of shape "
-                f"{list(adapter.weight_shape)}, the layer's is {list(shape)}"
-            )
-        groups = getattr(layer, "groups", 1)
-        if groups != adapter.groups:
-            raise CoRaError(
-                f"{name}: the adapter is for {adapter.groups} groups, the layer has "
-                f"{groups}"
-            )
-        branches.append((layer, QuantBranch(layer, adapter)))
-    for layer, branch in branches:
+    parts = []
+    for name in {**correction.adapters, **correction.shifts}:
+        layer = _free(name, modules.get(name))
+        adapter = correction.adapters.get(name)
+        branch = None
+        if adapter is not None:
+            _check_fit(name, adapter, layer)
+            branch = QuantBranch(layer, adapter)
+        shift = _shift(name, layer, correction.shifts.get(name))
+        parts.append((layer, branch, shift, correction.weights.get(name)))
+    for layer, branch, shift, weight in parts:
         layer.__class__ = _ADAPTED[type(layer)]
         layer.cora = branch
+        layer.register_buffer("cora_shift", shift)
+        layer.cora_float_weight = None
+        if weight is not None:
+            layer.cora_float_weight = layer.weight.detach().clone()
+            layer.weight.data.copy_(weight)
         layer.cora_returned_quant_tensor = layer.return_quant_tensor
         # A sum of float outputs has no scale of its own to return.
         if not layer.output_quant.is_quant_enabled:
             layer.return_quant_tensor = False
 
 
-def remove_adapters(model: nn.Module) -> None:
-    """Take every adapter out of a model."""
-    for layer in adapted(model).values():
+def _free(name: str, layer: Any) -> Any:
+    """A layer that can be given an adapter."""
+    if type(layer) in _ADAPTED.values():
+        raise CoRaError(
+            f"{name}: already carries an adapter; call remove_cora(model) first"
+        )
+    if layer is None or type(layer) not in _ADAPTED:
+        raise CoRaError(
+            f"{name}: the model has no quantized layer of this name that can carry "
+            "an adapter; quantize it by the recipe the adapters were made for"
+        )
+    return layer
+
+
+def _check_fit(name: str, adapter: Adapter, layer: Any) -> None:
+    shape = tuple(layer.weight.shape)
+    if shape != adapter.weight_shape:
+        raise CoRaError(
+            f"{name}: the adapter is for a weight of shape "
+            f"{list(adapter.weight_shape)}, the layer's is {list(shape)}"
+        )
+    groups = getattr(layer, "groups", 1)
+    if groups != adapter.groups:
+        raise CoRaError(
+            f"{name}: the adapter is for {adapter.groups} groups, the layer has "
+            f"{groups}"
+        )
+
+
+def _shift(name: str, layer: Any, shift: Tensor | None) -> Tensor | None:
+    """A shift [m] in the shape that adds to a layer's output."""
+    if shift is None:
+        return None
+    rows = layer.weight.shape[0]
+    if shift.shape != (rows,):
+        raise CoRaError(
+            f"{name}: the bias correction has shape {list(shift.shape)}, the layer "
+            f"{rows} outputs"
+        )
+    return shift.to(layer.weight).view(-1, *[1] * SUPPORTED[type(layer)])
+
+
+def remove_correction(model: nn.Module) -> None:
+    """Take a correction out of a model."""
+    for layer in corrected(model).values():
         layer.__class__ = type(layer).cora_base
         layer.return_quant_tensor = layer.cora_returned_quant_tensor
-        del layer.cora, layer.cora_returned_quant_tensor
+        if layer.cora_float_weight is not None:
+            layer.weight.data.copy_(layer.cora_float_weight)
+        del layer.cora, layer.cora_shift, layer.cora_returned_quant_tensor
+        del layer.cora_float_weight
 
 
-def read_adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The adapters that a model carries, by layer name."""
-    return {name: layer.cora.adapter for name, layer in adapted(model).items()}
+def read_correction(model: nn.Module) -> Correction:
+    """The correction that a model carries."""
+    layers = corrected(model).items()
+    return Correction(
+        {n: layer.cora.adapter for n, layer in layers if layer.cora is not None},
+        {
+            name: layer.cora_shift.detach().flatten().clone()
+            for name, layer in layers
+            if layer.cora_shift is not None
+        },
+        {
+            name: layer.weight.detach().clone()
+            for name, layer in layers
+            if layer.cora_float_weight is not None
+        },
+    )
 
 
 def _second(adapter: Adapter) -> Tensor:

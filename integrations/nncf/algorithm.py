@@ -1,28 +1,24 @@
 """CoRa in NNCF's own idioms: an algorithm of its pipeline, a direct call, a file."""
 
-import base64
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import nncf
-import numpy as np
-import torch
 from nncf.common.graph.graph import NNCFGraph
 from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
 from nncf.common.utils.backend import BackendType
 from nncf.quantization.algorithms.algorithm import Algorithm
-from torch import Tensor, nn
+from torch import nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.storage import decode_shift, encode_shift
 from cora_plugin.algorithm import CoRa
-from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
-from cora_plugin.integrations.nncf.bias_correction import ObservedHost, correct_biases
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.host import NNCFHost
 from cora_plugin.integrations.nncf.insert import (
@@ -33,7 +29,6 @@ from cora_plugin.integrations.nncf.insert import (
     shifts,
 )
 from cora_plugin.integrations.nncf.layers import Reference, check_model
-from cora_plugin.integrations.nncf.swap import kept_parameters
 from cora_plugin.report import Report
 
 log = logging.getLogger(__name__)
@@ -58,8 +53,9 @@ def apply_cora(
         reference: The float model, needed only where NNCF corrected biases (as it does
             by default) or training moved the weights; NNCF keeps float weights itself.
         subset_size: Number of batches that are used at most; None is all.
-        bias_correction: Whether to correct biases after the adapters. It is taken back
-            unless it lowers the divergence on held-out images.
+        bias_correction: Whether to correct biases after the adapters, as the config's
+            `bias_correction` says. It is taken back unless it lowers the divergence on
+            held-out images.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -67,6 +63,8 @@ def apply_cora(
     if subset_size is not None and subset_size < 1:
         raise CoRaError(f"subset_size: {subset_size} uses no data; pass 1 or more")
     config = CoRaConfig.of(config)
+    if not bias_correction:
+        config = replace(config, bias_correction="off")
     check_model(model)
     load_extension()
     batches = islice(_batches(dataset), subset_size)
@@ -75,30 +73,9 @@ def apply_cora(
         raise CoRaError(
             "calibration data: the dataset is empty; pass a few dozen images"
         )
-    split = ImageSplit(config.held_out, 0, config.seed)
-    split.keep(first)
     images = first[0] if isinstance(first, list | tuple) else first
-    host = ObservedHost(model, images, reference)
-    with host.prepared(), kept_parameters(model, host.moved):
-        run = CoRa(config).start(host)
-        run.update(first)
-        for batch in batches:
-            split.keep(batch)
-            run.update(batch)
-        report = run.finish()
-        if not bias_correction:
-            return report
-        try:
-            steps = correct_biases(host, host.inputs.means(), split.held_out())
-        except BaseException:
-            host.remove()
-            raise
-    kept = [step.after for step in steps if step.kept]
-    return replace(
-        report,
-        steps=(*report.steps, *steps),
-        after=kept[-1] if kept else report.after,
-    )
+    host = NNCFHost(model, images, reference)
+    return CoRa(config).apply(host, chain([first], batches))
 
 
 def _batches(dataset: nncf.Dataset | Iterable[Any]) -> Iterator[Any]:
@@ -202,7 +179,9 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     adapters = read_adapters(model)
     if not adapters:
         raise CoRaError("the model carries no adapters to save; call apply_cora first")
-    corrections = {name: _encode(hook.shift) for name, hook in shifts(model).items()}
+    corrections = {
+        name: encode_shift(hook.shift) for name, hook in shifts(model).items()
+    }
     save_adapters(path, adapters, {"shifts": corrections})
 
 
@@ -223,7 +202,7 @@ def load_cora(
     adapters, notes = load_adapters(path)
     host = NNCFHost(model, example_input)
     reading = host.reading
-    corrections = {n: _decode(text) for n, text in notes.get("shifts", {}).items()}
+    corrections = {n: decode_shift(text) for n, text in notes.get("shifts", {}).items()}
     for name, values in corrections.items():
         layer = reading.layers.get(name)
         if layer is None or len(values) != len(layer.weight):
@@ -235,12 +214,3 @@ def load_cora(
     insert_adapters(model, reading.layers, reading.nodes, adapters)
     insert_shifts(model, reading.layers, reading.nodes, corrections)
     return model
-
-
-def _encode(shift: Tensor) -> str:
-    values = shift.detach().reshape(-1).float().cpu().numpy().astype("<f4")
-    return base64.b64encode(values.tobytes()).decode()
-
-
-def _decode(text: str) -> Tensor:
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), "<f4").copy())

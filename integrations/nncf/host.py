@@ -9,7 +9,6 @@ import torch
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
-from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.nncf.insert import (
     OURS,
@@ -29,7 +28,7 @@ from cora_plugin.integrations.nncf.layers import (
 )
 from cora_plugin.integrations.nncf.swap import parameter_values
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
-from cora_plugin.layer import Observer, QuantizedLayer
+from cora_plugin.layer import Correction, Observer, QuantizedLayer
 
 WEIGHT_PORT = 1
 """The weight's place among the arguments of every operation that carries adapters."""
@@ -62,6 +61,7 @@ class NNCFHost:
         self.model = model
         self._example = example_input
         self._reference = reference
+        self._changed_biases: dict[str, Tensor] = {}
 
     @cached_property
     def reading(self) -> Reading:
@@ -133,7 +133,11 @@ class NNCFHost:
             yield
 
     @contextmanager
-    def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+    def weights(
+        self,
+        values: Mapping[str, Tensor],
+        shifts: Mapping[str, Tensor] | None = None,
+    ) -> Iterator[None]:
         """Quantized activations; these weights, elsewhere the quantized ones."""
         with self._without_ours() as stack:
             for quantizer, (_, quantized) in self.reading.weights.items():
@@ -145,6 +149,11 @@ class NNCFHost:
                 node = self.reading.nodes[name]
                 handle = hook_input(self.model, node, _Instead(value), WEIGHT_PORT)
                 stack.callback(handle.remove)
+            for name, shift in (shifts or {}).items():
+                ones = [1] * self.reading.layers[name].operation.dimensions
+                plus = _Plus(shift.view(-1, *ones))
+                node = self.reading.nodes[name]
+                stack.callback(hook_output(self.model, node, plus).remove)
             yield
 
     @contextmanager
@@ -165,26 +174,52 @@ class NNCFHost:
                 node = self.reading.nodes[name]
                 watch = _Watch(name, observer)
                 stack.callback(hook_input(self.model, node, watch.tap).remove)
-                stack.callback(hook_output(self.model, node, watch, ()).remove)
+                stack.callback(hook_output(self.model, node, watch, (_Plus,)).remove)
             yield
 
-    def insert(self, adapters: Mapping[str, Adapter]) -> None:
-        """Put adapters beside their layers; all or, after an error, none."""
-        reading = self.reading
-        insert_adapters(self.model, reading.layers, reading.nodes, adapters)
+    @property
+    def biases_changed(self) -> bool:
+        """Whether NNCF has corrected biases that the reference still has."""
+        return bool(self._float_biases)
 
-    def shift(self, values: Mapping[str, Tensor]) -> None:
-        """Add a constant a channel, [m], to the outputs of layers."""
+    @property
+    def _float_biases(self) -> Mapping[str, Tensor]:
+        return {
+            name: value
+            for name, value in self.moved.items()
+            if not name.endswith(".weight") and value.ndim == 1
+        }
+
+    def requantize(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Refused: the model's own weights are NNCF's only copy of the float ones."""
+        raise CoRaError(
+            "alternations: NNCF keeps the float weights in the model and quantizes "
+            "them as it runs, so they cannot be replaced by what the adapters leave "
+            "of them; use alternations=0, or Brevitas"
+        )
+
+    def insert(self, correction: Correction) -> None:
+        """Put a correction into the model; all of it or, on an error, nothing."""
         reading = self.reading
-        insert_shifts(self.model, reading.layers, reading.nodes, values)
+        where = self.model, reading.layers, reading.nodes
+        insert_adapters(*where, correction.adapters)
+        insert_shifts(*where, correction.shifts)
+        if correction.float_biases:
+            for name, value in self._float_biases.items():
+                parameter = self.model.get_parameter(name)
+                self._changed_biases[name] = parameter.detach().clone()
+                parameter.data.copy_(value)
 
     def remove(self) -> None:
-        """Take every adapter out again."""
+        """Take it out again: the model is as it was."""
         remove_hooks(self.model)
+        for name, value in self._changed_biases.items():
+            self.model.get_parameter(name).data.copy_(value)
+        self._changed_biases.clear()
 
 
 class _Watch(nn.Module):
-    """First post-hook of a layer: reports what went in and what came out."""
+    """First post-hook of a layer but for trial shifts: reports what goes in and out."""
 
     def __init__(self, name: str, observer: Observer) -> None:
         super().__init__()
@@ -223,6 +258,18 @@ class _Instead(nn.Module):
     def forward(self, _: Tensor) -> Tensor:
         """The other weight."""
         return self._value[0]
+
+
+class _Plus(nn.Module):
+    """First post-hook of a layer: adds a constant."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self._value = (value,)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """The output, shifted."""
+        return y + self._value[0].to(y)
 
 
 def _constant(value: Tensor) -> Callable[[Any], Tensor]:

@@ -1,6 +1,6 @@
 """Changes to a model that last for a block and are undone on every way out of it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -19,15 +19,3 @@ def parameter_values(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator
     finally:
         for name, value in before.items():
             model.get_parameter(name).data = value
-
-
-@contextmanager
-def kept_parameters(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Leave some parameters as they were if the block fails."""
-    before = {name: model.get_parameter(name).detach().clone() for name in names}
-    try:
-        yield
-    except BaseException:
-        for name, value in before.items():
-            model.get_parameter(name).data.copy_(value)
-        raise

@@ -23,6 +23,8 @@ from cora_plugin.integrations.brevitas import (
     save_cora,
     snapshot,
 )
+from cora_plugin.integrations.brevitas.insert import read_correction
+from cora_plugin.layer import Correction
 
 BACKENDS = ["layerwise", "fx"]
 LAYERS = ["stem", "reflect", "depthwise", "pointwise", "same", "dilated", "head"]
@@ -45,8 +47,7 @@ def float_weights(host: BrevitasHost):
 
 
 def adapters_in(model: nn.Module) -> dict[str, Adapter]:
-    found = {n: m.cora.adapter for n, m in model.named_modules() if hasattr(m, "cora")}
-    return {name: adapter for name, adapter in found.items() if name}
+    return dict(read_correction(model).adapters)
 
 
 def whole(host: BrevitasHost) -> dict[str, Adapter]:
@@ -192,7 +193,7 @@ def test_full_rank_restores_every_float_layer(exact, unseen, build):
     host = BrevitasHost(exact)
     with host.prepared():
         adapters = build(host)
-    host.insert(adapters)
+    host.insert(Correction(adapters))
     arguments = arguments_of(exact, unseen)
     with torch.no_grad(), float_weights(BrevitasHost(plain)):
         for name in LAYERS:
@@ -539,9 +540,9 @@ def test_adapters_are_off_where_brevitas_runs_its_float_reference(
 class NegatedAdapters(BrevitasHost):
     """Plants adapters that double the residuals instead of removing them."""
 
-    def insert(self, adapters):
+    def insert(self, correction):
         planted = {}
-        for name, adapter in adapters.items():
+        for name, adapter in correction.adapters.items():
             a = adapter.a
             negated = QuantizedTensor(-a.values, a.scale, a.bits)
             planted[name] = Adapter(
@@ -552,7 +553,7 @@ class NegatedAdapters(BrevitasHost):
                 adapter.weight_shape,
                 adapter.groups,
             )
-        super().insert(planted)
+        super().insert(Correction(planted))
 
 
 def test_a_step_that_does_harm_is_rolled_back_and_reported(model, batches, unseen):

@@ -20,7 +20,7 @@ from cora_plugin.integrations.brevitas import (
     save_cora,
     snapshot,
 )
-from cora_plugin.integrations.brevitas.insert import adapted
+from cora_plugin.integrations.brevitas.insert import corrected
 
 
 class Untouched:
@@ -281,7 +281,7 @@ class FailingGuard(BrevitasHost):
     """Cannot run the model once it has its adapters."""
 
     def run(self, images):
-        if adapted(self.model):
+        if corrected(self.model):
             raise MemoryError("no room for the branches")
         return super().run(images)
 

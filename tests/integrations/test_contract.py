@@ -10,6 +10,7 @@ from torch import nn
 from cora_plugin import CoRa, CoRaError
 from cora_plugin.adapters import Adapter, Kind, QuantizedTensor, make_adapter, truncate
 from cora_plugin.adapters.factor import Weighting
+from cora_plugin.layer import Correction
 
 LAYERS = ["stem", "reflect", "depthwise", "pointwise", "same", "dilated", "head"]
 
@@ -201,7 +202,7 @@ class Contract:
             with float_weights(host):
                 expected = host.run(unseen)
             plain = host.run(unseen)
-            host.insert(make(host))
+            host.insert(Correction(make(host)))
             output = host.run(unseen)
         error = (output - expected).abs().mean()
         # A rounding difference may tip an activation to its next level.
@@ -209,7 +210,7 @@ class Contract:
 
     def test_no_adapters_change_nothing(self, host, model, unseen):
         before, output = state(model), run(model, unseen)
-        host.insert({})
+        host.insert(Correction())
         assert_same_state(model, before)
         assert torch.equal(run(model, unseen), output)
 
@@ -251,15 +252,15 @@ class Contract:
             Kind.FULL, 1, QuantizedTensor(torch.zeros(2, 2), None, 32), None, (2, 2)
         )
         with pytest.raises(CoRaError, match=r"head: .*\[2, 2\], the layer's is \["):
-            host.insert(adapters)
+            host.insert(Correction(adapters))
         assert_same_state(model, before)
         assert torch.equal(run(model, unseen), output)
 
     def test_refuses_adapters_twice(self, host, model, batches):
         adapters = whole(host)
-        host.insert(adapters)
+        host.insert(Correction(adapters))
         with pytest.raises(CoRaError, match="already carries an adapter"):
-            host.insert(adapters)
+            host.insert(Correction(adapters))
         with pytest.raises(CoRaError, match="already carries an adapter"):
             self.host_of(model, batches)
 
@@ -268,7 +269,7 @@ class Contract:
         with pytest.raises(
             CoRaError, match="nowhere: the model has no quantized layer"
         ):
-            host.insert(adapters)
+            host.insert(Correction(adapters))
 
     def test_refuses_a_float_model(self, float_net, batches):
         with pytest.raises(

@@ -19,7 +19,7 @@ from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
 from torch import nn
 
-from cora_plugin import CoRa, CoRaConfig, CoRaError
+from cora_plugin import CoRa, CoRaConfig, CoRaError, algorithm
 from cora_plugin.adapters import Adapter, Kind, QuantizedTensor
 from cora_plugin.integrations.nncf import (
     CoRaAlgorithm,
@@ -276,12 +276,10 @@ class TestApply:
             _ = NNCFHost(model, unseen, {}).layers
 
     def test_a_correction_that_harms_is_taken_back(self, model, dataset, monkeypatch):
-        from cora_plugin.integrations.nncf import bias_correction
-
-        right = bias_correction._shifts
+        right = algorithm.own_shifts
         monkeypatch.setattr(
-            bias_correction,
-            "_shifts",
+            algorithm,
+            "own_shifts",
             lambda *a: {name: 9 + value for name, value in right(*a).items()},
         )
         report = apply_cora(model, dataset, CONFIG)
@@ -293,9 +291,7 @@ class TestApply:
     def test_failing_correction_leaves_the_model(
         self, model, quantized, dataset, unseen, monkeypatch
     ):
-        from cora_plugin.integrations.nncf import bias_correction
-
-        monkeypatch.setattr(bias_correction, "_shifts", lambda *a: 1 / 0)
+        monkeypatch.setattr(algorithm, "own_shifts", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             apply_cora(model, dataset, CONFIG)
         assert list(model.state_dict()) == list(quantized.state_dict())

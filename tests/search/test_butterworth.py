@@ -8,7 +8,7 @@ from plain_host import PlainHost
 from torch import nn
 
 from cora_plugin import CoRa, CoRaError
-from cora_plugin.adapters import Operation
+from cora_plugin.adapters import Factors, Operation
 from cora_plugin.adapters.factor import Weighting, metric_root
 from cora_plugin.divergence import divergence
 from cora_plugin.layer import QuantizedLayer
@@ -100,6 +100,10 @@ LAYERS = {
 }
 
 
+def factored(layer, metric=None):
+    return Factors.of(layer.residual, layer.operation, metric or Weighting())
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_relaxed_weight_is_the_damped_product(name):
     here = LAYERS[name]
@@ -108,7 +112,7 @@ def test_the_relaxed_weight_is_the_damped_product(name):
     t = kept.sqrt()
     product = (u * s.sqrt()[:, None] * t) @ (t[:, None] * s.sqrt()[..., None] * vh)
     expected = here.dequantized + product.reshape(here.weight.shape).float()
-    relaxed = Relaxation.of(here, Weighting()).weight(kept)
+    relaxed = Relaxation.of(here, factored(here)).weight(kept)
     torch.testing.assert_close(relaxed, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -121,7 +125,7 @@ def test_it_runs_from_the_quantized_to_the_float_weight(name, weighted):
         groups, _, columns = here.matrices.shape
         draw = torch.randn(groups, 1, columns, columns, dtype=torch.float64)
         metric = Weighting(metric_root(draw @ draw.mT, 1e-4, name))
-    relaxed = Relaxation.of(here, metric)
+    relaxed = Relaxation.of(here, factored(here, metric))
     none, everything = torch.zeros(here.full_rank), torch.ones(here.full_rank)
     assert torch.equal(relaxed.weight(none), here.dequantized)
     torch.testing.assert_close(

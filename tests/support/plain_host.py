@@ -24,9 +24,14 @@ class PlainHost:
         self.float_net = copy.deepcopy(net).eval()
         self.skipped = {}
         self.layers = []
+        self.bits = bits
+        self.biases_changed = False
         self.branches = {}
+        self.shifts = {}
         self.is_float = False
         self.given = {}
+        self.given_shifts = {}
+        self.own = {}
         for name, layer in self.model.named_modules():
             if not isinstance(layer, nn.Conv2d | nn.Linear):
                 continue
@@ -46,8 +51,13 @@ class PlainHost:
 
     def _add(self, name):
         def hook(_, inputs, output):
-            branch = self.branches.get(name)
-            return None if branch is None else output + branch(inputs[0])
+            branch, ones = self.branches.get(name), [1] * (output.ndim - 2)
+            if branch is not None:
+                output = output + branch(inputs[0])
+            for shifts in (self.shifts, self.given_shifts):
+                if name in shifts:
+                    output = output + shifts[name].view(-1, *ones)
+            return output
 
         return hook
 
@@ -69,12 +79,13 @@ class PlainHost:
             self.is_float = False
 
     @contextmanager
-    def weights(self, values):
+    def weights(self, values, shifts=None):
         self.given = {f"{name}.weight": value for name, value in values.items()}
+        self.given_shifts = dict(shifts or {})
         try:
             yield
         finally:
-            self.given = {}
+            self.given, self.given_shifts = {}, {}
 
     @contextmanager
     def observe(self, observer):
@@ -89,12 +100,25 @@ class PlainHost:
                 stack.callback(module.register_forward_hook(hook).remove)
             yield
 
-    def insert(self, adapters):
+    def requantize(self, values):
+        return {
+            n: quantize(value, self.bits).dequantize() for n, value in values.items()
+        }
+
+    def insert(self, correction):
         by_name = {layer.name: layer for layer in self.layers}
         self.branches = {
             name: Branch(adapter, by_name[name].operation)
-            for name, adapter in adapters.items()
+            for name, adapter in correction.adapters.items()
         }
+        self.shifts = dict(correction.shifts)
+        for name, value in self.requantize(correction.weights).items():
+            layer = self.model.get_submodule(name)
+            self.own[name] = layer.weight.data
+            layer.weight.data = value
 
     def remove(self):
-        self.branches = {}
+        self.branches, self.shifts = {}, {}
+        for name, value in self.own.items():
+            self.model.get_submodule(name).weight.data = value
+        self.own = {}

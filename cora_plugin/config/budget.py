@@ -1,0 +1,81 @@
+"""How much the adapters of a model may cost, or what they must reach."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.config.checks import number
+from cora_plugin.divergence import Divergence
+
+COSTS = ("params", "bits", "macs")
+TARGETS = ("kl", "agreement")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much the adapters of a whole model may cost, or what they must reach.
+
+    Costs: `params` is the fraction of the quantized weights' number, `bits` what the
+    adapters add to the equivalent bit width (bits a quantized weight, scales counted),
+    `macs` the fraction of the quantized layers' multiply-accumulates.
+
+    Targets: the smallest cost in bits is found that reaches at most this `kl` to the
+    float model, or at least this share of `agreement` with its decisions, on the
+    held-out images.
+    """
+
+    amount: float
+    unit: str = "params"
+
+    def __post_init__(self) -> None:
+        units = (*COSTS, *TARGETS)
+        if self.unit not in units:
+            raise CoRaError(
+                f"budget: unit {self.unit!r} is unknown; use one of {', '.join(units)}"
+            )
+        number("budget", self.amount)
+        if not (math.isfinite(self.amount) and self.amount > 0):
+            raise CoRaError(
+                f"budget: {self.amount} is not a positive amount; pass for example "
+                "'0.05 params' (to use no adapters, leave the plugin off)"
+            )
+        if self.unit == "agreement" and self.amount > 1:
+            raise CoRaError(
+                f"budget: an agreement of {self.amount} is more than all; pass a share "
+                "such as '0.95 agreement' or '95% agreement'"
+            )
+
+    @property
+    def is_target(self) -> bool:
+        """Whether it says what to reach, not what it may cost."""
+        return self.unit in TARGETS
+
+    def reached_by(self, distance: Divergence) -> bool:
+        """Whether a model that is this far from the float one reaches the target."""
+        if self.unit == "kl":
+            return distance.kl <= self.amount
+        return distance.agreement >= self.amount
+
+    @classmethod
+    def parse(cls, value: Any) -> "Budget":
+        """Read `0.05`, `"0.05 params"`, `"5%"`, `"0.2 bits"` or `"0.05 kl"`."""
+        if isinstance(value, cls):
+            return value
+        parts = str(value).split()
+        try:
+            if isinstance(value, bool) or not 1 <= len(parts) <= 2:
+                raise ValueError
+            number = parts[0]
+            percent = number.endswith("%")
+            amount = float(number.removesuffix("%")) / (100 if percent else 1)
+        except ValueError:
+            raise CoRaError(
+                f"budget: {value!r} is not an amount with a unit; pass for example "
+                "'0.05 params', '0.2 bits' or '0.05 kl'"
+            ) from None
+        return cls(amount, *parts[1:])
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        return f"{float(self.amount)!r} {self.unit}"

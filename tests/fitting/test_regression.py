@@ -1,0 +1,109 @@
+"""The regression is the least-squares solution of the whole output error."""
+
+import pytest
+import torch
+from plain_host import PlainHost
+from small_net import batches, distance, net
+from torch import nn
+
+from cora_plugin import CoRa, CoRaConfig
+from cora_plugin.fitting import Walk, regress
+from cora_plugin.fitting.regression import CrossMoments
+from cora_plugin.fitting.walk import Pair
+
+CONFIG = CoRaConfig(metric="rrr", adapter_bits=32, positions=0, damping=0)
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 6))
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_moments_are_those_of_both_networks(blocks):
+    layer = PlainHost(nn.Conv2d(6, 8, 3, padding=1, groups=2)).layers[0]
+    u, v = torch.randn(2, 9, 6, 7, 7).double()
+    y = torch.zeros(9, 8, 7, 7)
+    moments = CrossMoments(layer, 27 // blocks, 0)
+    for start in (0, 4, 8):
+        part = slice(start, start + 4)
+        moments.update(Pair(u[part], y[part], v[part], y[part]))
+
+    def columns(x):
+        unfolded = nn.functional.unfold(x, 3, padding=1)  # [N, 54, 49]
+        return unfolded.transpose(1, 2).reshape(-1, 2, 27).transpose(0, 1)
+
+    cu, cv = columns(u), columns(v)
+    mean_u, mean_v = moments.means
+    torch.testing.assert_close(mean_u, cu.mean(1))
+    torch.testing.assert_close(mean_v, cv.mean(1))
+    cu, cv = cu - cu.mean(1, keepdim=True), cv - cv.mean(1, keepdim=True)
+    second, cross = moments.covariances
+    for block, part in enumerate(torch.arange(27).split(27 // blocks)):
+        right = cv[..., part]
+        expected = right.mT @ right / right.shape[1]
+        torch.testing.assert_close(second[:, block], expected)
+        expected = (cu - cv)[..., part].mT @ right / right.shape[1]
+        torch.testing.assert_close(cross[:, block], expected)
+
+
+def test_full_rank_is_the_ridge_regression_of_the_whole_error():
+    host, data = PlainHost(two_layers(), bits=3), torch.randn(4000, 8)
+    name, ranks = "2", {"2": 6}
+    adapters, shifts = regress(Walk(host, host.layers, [data]), ranks, {}, CONFIG)
+    assert set(adapters) == {name}
+    layer = host.layers[1]
+    with torch.no_grad():
+        u = host.float_net[:2](data).double()
+        y = host.float_net(data).double()
+        with host.weights({}, {"0": shifts["0"]}):
+            v = host.model[:2](data).double()
+            answer = host.run(data).double()
+    u, v = u - u.mean(0), v - v.mean(0)
+    error = u @ layer.weight.double().T - v @ layer.dequantized.double().T
+    # The ridge holds what v tells of the upstream error, not the residual.
+    upstream = (u - v) @ layer.weight.double().T
+    covariance = v.T @ v / len(v)
+    ridge = 7 / len(v) * covariance.diagonal().mean() * torch.eye(7)
+    found = torch.linalg.solve(covariance + ridge, v.T @ upstream / len(v)).T
+    expected = layer.residual + found
+    torch.testing.assert_close(
+        adapters[name].merged().double(), expected, atol=1e-6, rtol=1e-4
+    )
+    left = error - v @ expected.T
+    assert left.square().sum() < 0.9 * error.square().sum()
+    # The intercept gives the mean of the float outputs, but for their lost gain.
+    corrected = answer + v @ adapters[name].merged().double().T
+    mean = (answer.mean(0) + shifts[name]) + (
+        host_mean(host, data, shifts) @ adapters[name].merged().double().T
+    )
+    centred = y - y.mean(0)
+    gain = (centred * (corrected - corrected.mean(0))).sum() / centred.square().sum()
+    torch.testing.assert_close(mean, gain * y.mean(0), atol=1e-4, rtol=1e-3)
+
+
+def host_mean(host, data, shifts):
+    with torch.no_grad(), host.weights({}, {"0": shifts["0"]}):
+        return host.model[:2](data).double().mean(0)
+
+
+def test_without_an_upstream_error_it_is_the_residual():
+    host, data = PlainHost(nn.Sequential(nn.Linear(8, 7)), bits=3), torch.randn(99, 8)
+    adapters, shifts = regress(Walk(host, host.layers, [data]), {"0": 7}, {}, CONFIG)
+    left = adapters["0"].merged() - host.layers[0].residual.float()
+    assert left.abs().max() < 1e-6
+    assert shifts["0"].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("search", ["uniform", "spectral"])
+def test_it_brings_a_network_nearer(search):
+    host, test = PlainHost(net()), batches(1, seed=9)[0]
+    before = distance(host, test)
+    config = {"budget": 0.2, "search": search, "metric": "rrr"}
+    report = CoRa(config).apply(host, batches())
+    assert report.steps[0].kept
+    assert host.shifts
+    assert distance(host, test) < before
+    again = PlainHost(net())
+    CoRa(config).apply(again, batches())
+    assert distance(host, test) == distance(again, test)

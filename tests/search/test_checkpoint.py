@@ -1,0 +1,74 @@
+"""An interrupted search goes on where it was, and ends where it would have."""
+
+import pytest
+import torch
+from plain_host import PlainHost
+from small_net import batches, net
+
+from cora_plugin import CoRa, CoRaError
+
+
+class Interrupted(PlainHost):
+    """Is stopped by its user after some weights have been tried."""
+
+    left = 25
+
+    def weights(self, values, shifts=None):
+        if any(value.requires_grad for value in values.values()):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        return super().weights(values, shifts)
+
+
+def config(path, **changes):
+    settings = {"iterations": 40, "checkpoint": path, **changes}
+    return {"budget": 0.2, "search": "butterworth", "butterworth": settings}
+
+
+@pytest.mark.parametrize("adapter_lr", [0.0, 0.01])
+def test_an_interrupted_search_ends_where_it_would_have(tmp_path, adapter_lr):
+    changes = {"adapter_lr": adapter_lr}
+    whole = CoRa(config(None, **changes)).apply(PlainHost(net()), batches())
+    path, host = str(tmp_path / "search.safetensors"), Interrupted(net())
+    with pytest.raises(KeyboardInterrupt):
+        CoRa(config(path, **changes)).apply(host, batches())
+    assert not host.branches
+    host = PlainHost(net())
+    resumed = CoRa(config(path, **changes)).apply(host, batches())
+    assert resumed.search_iterations == 15
+    assert [row.rank for row in resumed.layers] == [row.rank for row in whole.layers]
+    assert resumed.after.kl == whole.after.kl
+
+
+def test_a_finished_search_is_not_repeated(tmp_path):
+    path = str(tmp_path / "search.safetensors")
+    first = CoRa(config(path)).apply(PlainHost(net()), batches())
+    again = CoRa(config(path)).apply(PlainHost(net()), batches())
+    assert again.search_iterations == 0
+    assert again.after == first.after
+
+
+def test_a_checkpoint_of_another_search_is_refused(tmp_path):
+    path = tmp_path / "search.safetensors"
+    CoRa(config(str(path))).apply(PlainHost(net()), batches())
+    for changes, key in [({"lr": 0.02}, "lr"), ({"order": 2}, "order")]:
+        with pytest.raises(CoRaError, match=f"is of a search with {key} "):
+            CoRa(config(str(path), **changes)).apply(PlainHost(net()), batches())
+    with pytest.raises(CoRaError, match="is of a search with images"):
+        CoRa(config(str(path))).apply(PlainHost(net()), batches(seed=3))
+    path.write_bytes(b"nothing")
+    with pytest.raises(CoRaError, match="not a readable checkpoint"):
+        CoRa(config(str(path))).apply(PlainHost(net()), batches())
+
+
+def test_adapters_can_be_trained_with_the_cutoffs():
+    images = batches(1, seed=9)[0]
+    found = []
+    for rate in (0.0, 0.01):
+        host = PlainHost(net(), bits=2)
+        changes = {"adapter_lr": rate, "iterations": 60}
+        CoRa(config(None, **changes)).apply(host, batches())
+        with torch.no_grad():
+            found.append((host.float_net(images) - host.run(images)).square().mean())
+    assert found[1] < found[0]
