@@ -23,6 +23,7 @@ from cora_plugin.integrations.brevitas.layers import (
     read_layers,
     unpack,
 )
+from cora_plugin.integrations.host import refuse_carriers, run_model
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, Observer, QuantizedLayer
 
@@ -39,12 +40,7 @@ class BrevitasHost:
     """
 
     def __init__(self, model: nn.Module, reference: Reference | None = None) -> None:
-        carried = corrected(model)
-        if carried:
-            raise CoRaError(
-                f"{next(iter(carried))}: already carries an adapter; call "
-                "remove_cora(model) first"
-            )
+        refuse_carriers(corrected(model))
         self.model = model
         self._reference = reference
 
@@ -81,17 +77,7 @@ class BrevitasHost:
 
     def run(self, images: Tensor) -> Tensor:
         """The model's output, a plain tensor on the model's device."""
-        first = next(self.model.parameters())
-        output = self.model(images.to(first.device, first.dtype))
-        if isinstance(output, tuple | list) and len(output) == 1:
-            output = output[0]
-        output = unpack(output)
-        if not isinstance(output, Tensor) or output.ndim < 2:
-            raise CoRaError(
-                f"the model's output is {type(output).__name__}, not logits [N, "
-                "classes, …]; wrap the model so that its forward returns one tensor"
-            )
-        return output
+        return run_model(self.model, images, unpack)
 
     @contextmanager
     def float_model(self) -> Iterator[None]:

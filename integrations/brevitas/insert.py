@@ -15,6 +15,7 @@ from cora_plugin.adapters import Adapter, Kind
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.brevitas.layers import SUPPORTED, operation_of, unpack
+from cora_plugin.integrations.host import check_fit, refuse_carriers
 from cora_plugin.layer import Correction
 
 
@@ -121,17 +122,19 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
     """Put a correction into a model; all of it or, after an error, nothing.
 
     Raises:
-        CoRaError: A layer is missing, of another shape, or already carries one.
+        CoRaError: A layer is missing, does not fit, or already carries one.
     """
+    names = [*{**correction.adapters, **correction.shifts}]
+    carriers = corrected(model)
+    refuse_carriers(name for name in names if name in carriers)
     modules = dict(model.named_modules())
     parts = []
-    for name in {**correction.adapters, **correction.shifts}:
-        layer = _free(name, modules.get(name))
+    for name in names:
+        layer: Any = modules.get(name)
+        weight = layer.weight if type(layer) in _ADAPTED else None
         adapter = correction.adapters.get(name)
-        branch = None
-        if adapter is not None:
-            _check_fit(name, adapter, layer)
-            branch = QuantBranch(layer, adapter)
+        check_fit(name, adapter, weight, getattr(layer, "groups", 1))
+        branch = None if adapter is None else QuantBranch(layer, adapter)
         shift = _shift(name, layer, correction.shifts.get(name))
         parts.append((layer, branch, shift, correction.weights.get(name)))
     for layer, branch, shift, weight in parts:
@@ -146,35 +149,6 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
         # A sum of float outputs has no scale of its own to return.
         if not layer.output_quant.is_quant_enabled:
             layer.return_quant_tensor = False
-
-
-def _free(name: str, layer: Any) -> Any:
-    """A layer that can be given an adapter."""
-    if type(layer) in _ADAPTED.values():
-        raise CoRaError(
-            f"{name}: already carries an adapter; call remove_cora(model) first"
-        )
-    if layer is None or type(layer) not in _ADAPTED:
-        raise CoRaError(
-            f"{name}: the model has no quantized layer of this name that can carry "
-            "an adapter; quantize it by the recipe the adapters were made for"
-        )
-    return layer
-
-
-def _check_fit(name: str, adapter: Adapter, layer: Any) -> None:
-    shape = tuple(layer.weight.shape)
-    if shape != adapter.weight_shape:
-        raise CoRaError(
-            f"{name}: the adapter is for a weight of shape "
-            f"{list(adapter.weight_shape)}, the layer's is {list(shape)}"
-        )
-    groups = getattr(layer, "groups", 1)
-    if groups != adapter.groups:
-        raise CoRaError(
-            f"{name}: the adapter is for {adapter.groups} groups, the layer has "
-            f"{groups}"
-        )
 
 
 def _shift(name: str, layer: Any, shift: Tensor | None) -> Tensor | None:

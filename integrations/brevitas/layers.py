@@ -14,6 +14,7 @@ from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.operation import Padding
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.integrations.host import given_weight
 from cora_plugin.layer import QuantizedLayer
 
 Reference = nn.Module | Mapping[str, Tensor]
@@ -163,23 +164,13 @@ def _float_weight(
 ) -> Tensor:
     """The weight that the host quantized: given, kept by GPTQ, or still in place."""
     if given is not None:
-        weight = given.get(name)
-        if weight is None or weight.shape != dequantized.shape:
-            found = "no weight" if weight is None else f"shape {list(weight.shape)}"
-            raise CoRaError(
-                f"{name}: the reference has {found} where the quantized layer has "
-                f"shape {list(dequantized.shape)}; pass the model that was quantized "
-                "(after BN merging and equalization), or snapshot(model) taken right "
-                "after quantize_model"
-            )
-        weight = weight.to(dequantized)
-        if (weight - dequantized).norm() > weight.norm():
-            raise CoRaError(
-                f"{name}: the reference's weight has nothing to do with the quantized "
-                "one; BN merging and equalization move weights, so pass the model as "
-                "it was quantized, or snapshot(model) taken right after quantize_model"
-            )
-        return weight
+        return given_weight(
+            name,
+            given.get(name),
+            dequantized,
+            "BN merging and equalization move weights, so pass the model as it was "
+            "quantized, or snapshot(model) taken right after quantize_model",
+        )
     kept = getattr(layer, "weight_orig", None)
     held: Tensor = layer.weight if kept is None else kept
     weight = held.detach().to(dequantized)

@@ -10,6 +10,7 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.host import refuse_carriers, run_model
 from cora_plugin.integrations.nncf.insert import (
     OURS,
     adapted,
@@ -52,12 +53,7 @@ class NNCFHost:
         self, model: nn.Module, example_input: Any, reference: Reference | None = None
     ) -> None:
         check_model(model)
-        carried = adapted(model)
-        if carried:
-            raise CoRaError(
-                f"{next(iter(carried))}: already carries an adapter; call "
-                "remove_cora(model) first"
-            )
+        refuse_carriers(adapted(model))
         self.model = model
         self._example = example_input
         self._reference = reference
@@ -108,16 +104,7 @@ class NNCFHost:
 
     def run(self, images: Tensor) -> Tensor:
         """The model's output, a plain tensor on the model's device."""
-        first = next(self.model.parameters())
-        output = self.model(images.to(first.device, first.dtype))
-        if isinstance(output, tuple | list) and len(output) == 1:
-            output = output[0]
-        if not isinstance(output, Tensor) or output.ndim < 2:
-            raise CoRaError(
-                f"the model's output is {type(output).__name__}, not logits [N, "
-                "classes, …]; wrap the model so that its forward returns one tensor"
-            )
-        return output
+        return run_model(self.model, images)
 
     @contextmanager
     def float_model(self) -> Iterator[None]:
@@ -230,7 +217,11 @@ class _Watch(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """The output as it is."""
         x, self.tap.x = self.tap.x, None
-        assert x is not None
+        if x is None:
+            raise CoRaError(
+                f"{self._name}: an output came without its input; run the model in one "
+                "thread at a time while it is calibrated"
+            )
         # Not traced: the statistics are none of NNCF's business, and cost time there.
         with torch._C.DisableTorchFunction():
             self._observer(self._name, x, y)

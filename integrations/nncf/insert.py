@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters import Adapter, Kind, Operation, QuantizedTensor, quantize
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.integrations.host import check_fit, refuse_carriers
 from cora_plugin.layer import QuantizedLayer
 
 _tapped = threading.local()
@@ -268,28 +269,14 @@ def insert_adapters(
         adapters: Adapters by layer name.
 
     Raises:
-        CoRaError: A layer is missing, of another shape, or already carries one.
+        CoRaError: A layer is missing, does not fit, or already carries one.
     """
-    carried = adapted(model)
-    branches = []
+    refuse_carriers(adapters.keys() & adapted(model).keys())
     for name, adapter in adapters.items():
-        if name in carried:
-            raise CoRaError(
-                f"{name}: already carries an adapter; call remove_cora(model) first"
-            )
         layer = layers.get(name)
-        if layer is None:
-            raise CoRaError(
-                f"{name}: the model has no quantized layer of this name that can carry "
-                "an adapter; quantize it by the recipe the adapters were made for"
-            )
-        shape = tuple(layer.weight.shape)
-        if shape != adapter.weight_shape:
-            raise CoRaError(
-                f"{name}: the adapter is for a weight of shape "
-                f"{list(adapter.weight_shape)}, the layer's is {list(shape)}"
-            )
-        branches.append(CoRaBranch.of(layer, nodes[name], adapter))
+        weight, groups = (layer.weight, layer.operation.groups) if layer else (None, 1)
+        check_fit(name, adapter, weight, groups)
+    branches = [CoRaBranch.of(layers[n], nodes[n], a) for n, a in adapters.items()]
     for branch in branches:
         branch.train(model.training)
         hook_input(model, branch.node, CoRaTap(branch.node))

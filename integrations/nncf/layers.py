@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.integrations.host import given_weight
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import QuantizedLayer
 
@@ -112,7 +113,14 @@ def read_layers(
             continue
         if given is not None:
             parameter = get_const_node(node, port, graph).layer_attributes.name
-            weight = _given_weight(name, parameter, dequantized, given)
+            weight = given_weight(
+                name,
+                given.get(parameter),
+                dequantized,
+                f"pass the float model that was quantized, for its {parameter}; or "
+                "none where SmoothQuant or channel alignment moved weights: NNCF keeps "
+                "the float ones in the quantized model",
+            )
             seen[quantizer] = (weight, dequantized)
         layers[name] = QuantizedLayer(
             name,
@@ -235,25 +243,3 @@ def _scale_bits(quantizer: Any) -> int:
     if isinstance(quantizer, AsymmetricQuantizer):
         bits += quantizer.num_bits * scales
     return bits
-
-
-def _given_weight(
-    name: str, parameter: str, dequantized: Tensor, given: Mapping[str, Tensor]
-) -> Tensor:
-    """The float weight that a reference holds for a layer."""
-    weight = given.get(parameter)
-    if weight is None or weight.shape != dequantized.shape:
-        found = "no parameter" if weight is None else f"shape {list(weight.shape)}"
-        raise CoRaError(
-            f"{name}: the reference has {found} where the quantized model has "
-            f"{parameter} of shape {list(dequantized.shape)}; pass the float model "
-            "that was quantized"
-        )
-    weight = weight.to(dequantized)
-    if (weight - dequantized).norm() > weight.norm():
-        raise CoRaError(
-            f"{name}: the reference's {parameter} has nothing to do with the quantized "
-            "weight; SmoothQuant and channel alignment move weights, so leave the "
-            "reference out: NNCF keeps the float weights in the quantized model"
-        )
-    return weight

@@ -8,11 +8,11 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
     apply_gptq,
 )
+from host_checks import LAYERS, factored, float_weights, kl, run, whole
 from torch import Tensor, nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, load_adapters
-from cora_plugin.adapters import Adapter, Kind, QuantizedTensor, truncate
-from cora_plugin.adapters.factor import Weighting
+from cora_plugin.adapters import Adapter, QuantizedTensor
 from cora_plugin.integrations.brevitas import (
     BrevitasHost,
     CoRaTransform,
@@ -27,60 +27,10 @@ from cora_plugin.integrations.brevitas.insert import read_correction
 from cora_plugin.layer import Correction
 
 BACKENDS = ["layerwise", "fx"]
-LAYERS = ["stem", "reflect", "depthwise", "pointwise", "same", "dilated", "head"]
-
-
-@torch.no_grad()
-def run(model: nn.Module, x: Tensor) -> Tensor:
-    y = model(x)
-    return y.value if isinstance(y, QuantTensor) else y
-
-
-def kl(reference: Tensor, output: Tensor) -> float:
-    p, q = reference.log_softmax(1), output.log_softmax(1)
-    return float((p.exp() * (p - q)).sum(1).mean())
-
-
-def float_weights(host: BrevitasHost):
-    """Float weights for every layer, activations quantized."""
-    return host.weights({layer.name: layer.weight for layer in host.layers})
 
 
 def adapters_in(model: nn.Module) -> dict[str, Adapter]:
     return dict(read_correction(model).adapters)
-
-
-def whole(host: BrevitasHost) -> dict[str, Adapter]:
-    """Adapters that keep every residual whole, in float."""
-    return {
-        layer.name: Adapter(
-            Kind.FULL,
-            layer.full_rank,
-            QuantizedTensor(layer.residual.float(), None, 32),
-            None,
-            tuple(layer.weight.shape),
-            layer.operation.groups,
-        )
-        for layer in host.layers
-    }
-
-
-def factored(host: BrevitasHost) -> dict[str, Adapter]:
-    """Adapters of two factors of full rank, in float."""
-    made = {}
-    for layer in host.layers:
-        shape, rank = tuple(layer.weight.shape), layer.full_rank
-        a, b = truncate(layer.matrices, rank, Weighting())
-        if layer.depthwise:
-            kind, a, b = Kind.SHARED_BASIS, a[0], b[0]
-        else:
-            kind = Kind.LOW_RANK
-            a = a.reshape(-1, *shape[1:])
-            b = b.reshape(shape[0], rank, *[1] * layer.operation.dimensions)
-        stored = (QuantizedTensor(t.float(), None, 32) for t in (a, b))
-        groups = layer.operation.groups
-        made[layer.name] = Adapter(kind, rank, *stored, shape, groups)
-    return made
 
 
 def arguments_of(model: nn.Module, x: Tensor) -> dict[str, tuple]:
