@@ -10,8 +10,6 @@ from typing import Any
 import nncf
 from nncf.common.graph.graph import NNCFGraph
 from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
-from nncf.common.utils.backend import BackendType
-from nncf.quantization.algorithms.algorithm import Algorithm
 from torch import nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
@@ -19,6 +17,7 @@ from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.storage import decode_shift, encode_shift
 from cora_plugin.algorithm import CoRa
 from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.host import NNCFHost
 from cora_plugin.integrations.nncf.insert import (
@@ -29,6 +28,7 @@ from cora_plugin.integrations.nncf.insert import (
     shifts,
 )
 from cora_plugin.integrations.nncf.layers import Reference, check_model
+from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.report import Report
 
 log = logging.getLogger(__name__)
@@ -83,20 +83,11 @@ def _batches(dataset: nncf.Dataset | Iterable[Any]) -> Iterator[Any]:
     if not isinstance(dataset, nncf.Dataset):
         yield from dataset
         return
-    for index, item in enumerate(dataset.get_inference_data()):
-        if isinstance(item, dict):
-            item = tuple(item.values())
-        if isinstance(item, tuple) and len(item) != 1:
-            kinds = ", ".join(type(part).__name__ for part in item)
-            raise CoRaError(
-                f"calibration data: item {index} of the nncf.Dataset is ({kinds}), "
-                f"which NNCF passes on as {len(item)} arguments of the model; pick the "
-                "images: nncf.Dataset(loader, lambda item: item[0])"
-            )
-        yield item
+    for item in ImageDataset(dataset).get_inference_data():
+        yield tuple(item.values()) if isinstance(item, dict) else item
 
 
-class CoRaAlgorithm(Algorithm):
+class CoRaAlgorithm(TorchStep):
     """CoRa as a step of an NNCF pipeline, after the quantizers are placed.
 
     Args:
@@ -116,17 +107,6 @@ class CoRaAlgorithm(Algorithm):
         self.dataset: nncf.Dataset | None = None
         self._subset_size = subset_size
         self._bias_correction = bias_correction
-
-    @property
-    def available_backends(self) -> list[BackendType]:
-        """PyTorch."""
-        return [BackendType.TORCH]
-
-    def get_statistic_points(
-        self, model: Any, graph: NNCFGraph
-    ) -> StatisticPointsContainer:
-        """None: NNCF's collectors hold activations, CoRa streams its own moments."""
-        return StatisticPointsContainer()
 
     def apply(
         self,

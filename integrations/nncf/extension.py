@@ -31,16 +31,25 @@ def load_extension() -> None:
     """
     if QuantizedFunctionsCPU._loaded_namespace is not None:
         return
-    folder = Path(QuantizedFunctionsCPU._loader.get_build_dir())
+    folder = _folder()
     # Elsewhere torch's lock is the kernel's, which ends with its holder.
     if hasattr(cpp_extension, "FileBaton"):
         await_lock(folder / "lock")
-    if not any(folder.glob("*.so")):
+    if not is_compiled():
         log.warning(
             "NNCF compiles its C++ extension, once, into %s: a minute or two", folder
         )
     with _no_time_limit():
         QuantizedFunctionsCPU.get("Quantize_forward")
+
+
+def is_compiled() -> bool:
+    """Whether an earlier run has left the compiled extension on this machine."""
+    return any(_folder().glob("*.so"))
+
+
+def _folder() -> Path:
+    return Path(QuantizedFunctionsCPU._loader.get_build_dir())
 
 
 def await_lock(lock: Path, stale: float = STALE, pause: float = 1.0) -> None:

@@ -6,8 +6,6 @@ from typing import Any
 from nncf import Dataset
 from nncf.common.graph.graph import NNCFGraph, NNCFNode
 from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
-from nncf.common.utils.backend import BackendType
-from nncf.quantization.algorithms.algorithm import Algorithm
 from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.graph import operator_metatypes as om
 from nncf.torch.model_graph_manager import get_const_data_on_port
@@ -17,11 +15,12 @@ from torch import Tensor, nn
 from cora_plugin.adapters.adapter import is_depthwise
 from cora_plugin.integrations.nncf.bits import check_bits, set_bits
 from cora_plugin.integrations.nncf.layers import DIMENSIONS, WEIGHTED, operation_of
+from cora_plugin.integrations.nncf.step import TorchStep
 
 Neighbours = Callable[[NNCFNode], list[NNCFNode]]
 
 
-class LayerBits(Algorithm):
+class LayerBits(TorchStep):
     """Other bit widths for sensitive layers, right after NNCF placed its quantizers.
 
     Args:
@@ -39,17 +38,6 @@ class LayerBits(Algorithm):
             check_bits("depthwise_bits", depthwise)
         self.first_last = first_last
         self.depthwise = depthwise
-
-    @property
-    def available_backends(self) -> list[BackendType]:
-        """PyTorch."""
-        return [BackendType.TORCH]
-
-    def get_statistic_points(
-        self, model: Any, graph: NNCFGraph
-    ) -> StatisticPointsContainer:
-        """None are needed."""
-        return StatisticPointsContainer()
 
     def apply(
         self,

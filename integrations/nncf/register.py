@@ -1,12 +1,14 @@
 """The flag: `nncf.quantize` reads it once `register()` was called."""
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import nncf.quantization.algorithms.post_training.algorithm as post_training
+import nncf.torch.function_hook.quantization.quantize_model as torch_backend
 from nncf import Dataset
 from nncf.common.utils.backend import BackendType, get_backend
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
@@ -20,11 +22,15 @@ from nncf.quantization.algorithms.pipeline import Pipeline
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
+from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
 
 _READ_FIRST = "smooth_quant_alphas"
-"""The field that NNCF reads first when it builds its pipeline."""
+"""The field that NNCF reads first when it builds its pipeline …"""
+
+_PIPELINE = post_training.create_ptq_pipeline.__module__
+"""… and the module that does."""
 
 
 @dataclass
@@ -51,7 +57,10 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
     def __getattribute__(self, name: str) -> Any:
         """The field; NNCF's own pipeline, which would ignore ours, is refused."""
         value = super().__getattribute__(name)
-        if name == _READ_FIRST and not _registered() and _wanted(self):
+        if name != _READ_FIRST or _registered() or not _wanted(self):
+            return value
+        # Whoever else reads it, such as repr() and dataclasses.replace(), may.
+        if sys._getframe(1).f_globals.get("__name__") == _PIPELINE:
             raise CoRaError(
                 "CoRaQuantizationParameters: NNCF does not know of them yet and would "
                 "leave the adapters out; call "
@@ -79,8 +88,8 @@ class register:  # noqa: N801, a function in its use
     def __init__(self) -> None:
         self._was_registered = _registered()
         if not self._was_registered:
-            original = post_training.create_ptq_pipeline
-            post_training.create_ptq_pipeline = _reading_the_flag(original)
+            for module, name, reading_the_flag in _REPLACED:
+                setattr(module, name, reading_the_flag(getattr(module, name)))
 
     def __enter__(self) -> "register":
         """It is done already."""
@@ -99,9 +108,9 @@ class register:  # noqa: N801, a function in its use
 
 def unregister() -> None:
     """Undo `register()`."""
-    current = post_training.create_ptq_pipeline
     if _registered():
-        post_training.create_ptq_pipeline = current.__wrapped__
+        for module, name, _ in _REPLACED:
+            setattr(module, name, getattr(module, name).__wrapped__)
 
 
 def _registered() -> bool:
@@ -125,7 +134,7 @@ def _flag(parameters: Any) -> Any:
     return None if value is False else value
 
 
-def _reading_the_flag(original: Any) -> Any:
+def _with_our_steps(original: Any) -> Any:
     """`create_ptq_pipeline` with the plugin's steps where the flag asks for them."""
 
     @functools.wraps(original)
@@ -162,6 +171,26 @@ def _reading_the_flag(original: Any) -> Any:
 
 
 _LAYERS = ("first_last", "depthwise")
+
+
+def _with_images_only(original: Any) -> Any:
+    """The PyTorch backend's `quantize`, with checked data where the flag is set."""
+
+    @functools.wraps(original)
+    def quantize_impl(*args: Any, **kwargs: Any) -> Any:
+        if _flag(kwargs.get("advanced_parameters")) is not None:
+            dataset = kwargs["calibration_dataset"]
+            kwargs["calibration_dataset"] = ImageDataset(dataset)
+        return original(*args, **kwargs)
+
+    return quantize_impl
+
+
+_REPLACED = (
+    (post_training, "create_ptq_pipeline", _with_our_steps),
+    (torch_backend, "quantize_impl", _with_images_only),
+)
+"""Functions of NNCF, where they are looked up at each call, and what replaces them."""
 
 
 class CoRaPipeline(Pipeline):

@@ -1,7 +1,9 @@
 """What is peculiar to NNCF; what every host owes is tested in test_contract.py."""
 
 import copy
+import dataclasses
 import json
+from importlib.util import find_spec
 
 import nncf
 import pytest
@@ -17,6 +19,7 @@ from nncf.quantization.advanced_parameters import (
 from nncf.torch import get_config, load_from_config
 from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
+from small_net import kl, run
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, algorithm
@@ -35,7 +38,11 @@ from cora_plugin.integrations.nncf import (
     unregister,
 )
 from cora_plugin.integrations.nncf.bits import set_bits
-from cora_plugin.integrations.nncf.extension import await_lock
+from cora_plugin.integrations.nncf.extension import (
+    await_lock,
+    is_compiled,
+    load_extension,
+)
 from cora_plugin.integrations.nncf.insert import (
     CoRaBranch,
     CoRaShift,
@@ -67,16 +74,6 @@ class Odd(nn.Module):
         x = F.relu(self.up(x))
         x = F.relu(self.line(x.flatten(2)))
         return self.head(x.mean(2))
-
-
-def kl(reference, output):
-    p, q = reference.log_softmax(1), output.log_softmax(1)
-    return float((p.exp() * (p - q)).sum(1).mean())
-
-
-@torch.no_grad()
-def run(model, x):
-    return model(x)
 
 
 def parameters(bits=4, **fields):
@@ -181,26 +178,38 @@ class TestFlag:
 
     def test_register_is_idempotent_and_reversible(self):
         import nncf.quantization.algorithms.post_training.algorithm as post_training
+        import nncf.torch.function_hook.quantization.quantize_model as torch_backend
 
-        original = post_training.create_ptq_pipeline
+        def now():
+            return post_training.create_ptq_pipeline, torch_backend.quantize_impl
+
+        original = now()
         register()
-        patched = post_training.create_ptq_pipeline
-        assert patched is not original
+        patched = now()
+        assert not set(patched) & set(original)
         with register():
-            assert post_training.create_ptq_pipeline is patched
-        assert post_training.create_ptq_pipeline is patched
+            assert now() == patched
+        assert now() == patched
         unregister()
-        assert post_training.create_ptq_pipeline is original
+        assert now() == original
         unregister()
-        assert post_training.create_ptq_pipeline is original
+        assert now() == original
         with pytest.raises(ZeroDivisionError), register():
             _ = 1 / 0
-        assert post_training.create_ptq_pipeline is original
+        assert now() == original
 
     def test_typed_without_registration_fails(self, float_net, dataset):
         flag = CoRaQuantizationParameters(cora={"budget": 0.3})
         with pytest.raises(CoRaError, match=r"register\(\) before nncf\.quantize"):
             nncf.quantize(float_net, dataset, advanced_parameters=flag)
+
+    def test_typed_parameters_can_be_looked_at_before_registration(self):
+        flag = CoRaQuantizationParameters(cora="budget=0.3", depthwise_bits=8)
+        assert "cora='budget=0.3'" in repr(flag)
+        other = dataclasses.replace(flag, depthwise_bits=4)
+        assert (other.cora, other.depthwise_bits) == ("budget=0.3", 4)
+        assert flag != other and flag == copy.deepcopy(flag)
+        assert dataclasses.asdict(flag)["cora"] == "budget=0.3"
 
     def test_unset_typed_parameters_are_stock(self, float_net, dataset):
         nncf.quantize(
@@ -237,6 +246,30 @@ class TestFlag:
             )
         assert model.cora_report.images + model.cora_report.held_out == 32
 
+    @pytest.mark.parametrize(
+        ("kind", "message"),
+        [
+            (tuple, r"item 0 of the nncf.Dataset is a tuple of \(Tensor, Tensor\)"),
+            (list, r"item 0 of the nncf.Dataset is a list of \(Tensor, Tensor\)"),
+            (lambda pair: [pair[0]], r"a list of \(Tensor\)"),
+            (lambda pair: {"x": pair[0], "y": pair[1]}, r"a dict of \(Tensor, Tensor"),
+            (lambda pair: pair[0].numpy(), "is a ndarray, and NNCF would call"),
+        ],
+    )
+    def test_items_that_are_not_images_alone(self, float_net, batches, kind, message):
+        data = nncf.Dataset([kind(pair) for pair in batches])
+        with register(), pytest.raises(CoRaError, match=message):
+            nncf.quantize(float_net, data, advanced_parameters=typed(CONFIG, 8))
+        with register(), pytest.raises((TypeError, AttributeError)):
+            nncf.quantize(float_net, data)  # as without us
+
+    def test_images_by_name_and_alone_in_a_tuple(self, float_net, batches):
+        images = [images for images, _ in batches]
+        data = nncf.Dataset([{"x": images[0]}, (images[1],), *images[2:]])
+        with register():
+            model = nncf.quantize(float_net, data, advanced_parameters=typed(CONFIG, 8))
+        assert model.cora_report.images + model.cora_report.held_out == 64
+
     def test_unknown_setting_fails_at_once(self, float_net, dataset):
         with register(), pytest.raises(CoRaError, match="unknown key 'budgte'"):
             nncf.quantize(
@@ -270,9 +303,9 @@ class TestApply:
     def test_reference_that_does_not_fit(self, model, unseen, float_net):
         other = copy.deepcopy(float_net)
         other.head.weight.data.neg_()
-        with pytest.raises(CoRaError, match=r"head: the reference.s head\.weight has"):
+        with pytest.raises(CoRaError, match=r"head: the reference.s weight has n"):
             _ = NNCFHost(model, unseen, other).layers
-        with pytest.raises(CoRaError, match="stem: the reference has no parameter"):
+        with pytest.raises(CoRaError, match=r"stem: .* no weight .* its stem\.weight"):
             _ = NNCFHost(model, unseen, {}).layers
 
     def test_a_correction_that_harms_is_taken_back(self, model, dataset, monkeypatch):
@@ -318,7 +351,7 @@ class TestApply:
             apply_cora(model, nncf.Dataset([]))
 
     def test_items_that_unpack_wrongly(self, model, quantized, batches, unseen):
-        with pytest.raises(CoRaError, match=r"item 0 .*Tensor, Tensor.*2 arguments"):
+        with pytest.raises(CoRaError, match=r"item 0 .*Tensor, Tensor\), and NNCF"):
             apply_cora(model, nncf.Dataset(batches))
         assert torch.equal(run(model, unseen), run(quantized, unseen))
 
@@ -354,11 +387,23 @@ class TestBackends:
         data = nncf.Dataset([{"input": unseen.numpy()}])
         with register(), pytest.raises(CoRaError, match="ONNX backend; supported"):
             nncf.quantize(onnx.load(path), data, advanced_parameters=typed(CONFIG, 8))
+        with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
+            apply_cora(onnx.load(path), data)
 
     def test_fx_model(self, float_net, dataset, unseen):
+        program = torch.export.export(float_net, (unseen[:16],))
+        for model in (program, program.module()):
+            with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
+                apply_cora(model, dataset)
+
+    @pytest.mark.skipif(find_spec("torchao") is None, reason="NNCF's TorchFX needs it")
+    @pytest.mark.parametrize(
+        "flag", [typed(CONFIG, 8), parameters(8, backend_params={"cora": CONFIG})]
+    )
+    def test_fx_model_inside_quantize(self, float_net, dataset, unseen, flag):
         model = torch.export.export(float_net, (unseen[:16],)).module()
-        with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
-            apply_cora(model, dataset)
+        with register(), pytest.raises(CoRaError, match="TORCH_FX backend; supported"):
+            nncf.quantize(model, dataset, advanced_parameters=flag)
 
 
 class TestBits:
@@ -573,8 +618,23 @@ class TestInsertion:
         host = NNCFHost(model, unseen)
         assert host.skipped == {"same": "its weight is not quantized"}
 
+    def test_an_output_without_its_input(self, model, unseen):
+        host = NNCFHost(model, unseen)
+        with host.observe(lambda *_: None):
+            hooks = get_hook_storage(model).modules()
+            watches = [hook for hook in hooks if hasattr(hook, "tap")]
+            assert len(watches) == len(host.layers)
+            with pytest.raises(CoRaError, match="an output came without its input"):
+                watches[0](unseen)
+
 
 class TestExtension:
+    def test_compiled_once_for_a_folder(self, tmp_path, monkeypatch):
+        load_extension()
+        assert is_compiled()
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+        assert not is_compiled()
+
     def test_stale_lock(self, tmp_path):
         import os
 
