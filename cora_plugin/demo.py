@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import io
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from cora_plugin.config import CoRaConfig
 from cora_plugin.demo_data import calibration_images, test_images
+from cora_plugin.demo_files import package_folder
 from cora_plugin.demo_model import efficientnet_lite0, plain_norms, static_padding
 from cora_plugin.divergence import divergence
 from cora_plugin.report import Report
@@ -40,6 +42,8 @@ class Toolkit:
     adapt: Callable[[nn.Module, Any, CoRaConfig], Report]
     logits: Callable[[nn.Module, Tensor], Tensor]
     export: Callable[[nn.Module, Tensor, Path], None]
+    setup: tuple[str, Callable[[], object]] | None = None
+    """What its first use on a machine takes, and what does it."""
 
 
 def _brevitas() -> Toolkit:
@@ -57,11 +61,17 @@ def _brevitas() -> Toolkit:
 
 def _nncf() -> Toolkit:
     from cora_plugin.integrations.nncf import apply_cora, export_onnx, quantize_ptq
+    from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
 
-    return Toolkit("NNCF", quantize_ptq, apply_cora, _torch_logits, export_onnx)
+    setup = None
+    if not is_compiled():
+        setup = "NNCF compiles its C++ extension, a minute or two, once", load_extension
+    return Toolkit("NNCF", quantize_ptq, apply_cora, _torch_logits, export_onnx, setup)
 
 
 TOOLKITS = {"brevitas": _brevitas, "nncf": _nncf}
+NEEDED = ("matplotlib", "onnxruntime", "foolbox", "timm")
+"""Packages of the demo, some of which are used only when minutes of work are done."""
 
 
 def run_demo(
@@ -86,8 +96,12 @@ def run_demo(
         OSError: The folder cannot be written to.
     """
     config = CoRaConfig.of(settings)
+    for package in NEEDED:
+        package_folder(package)
+    for package in toolkits:
+        package_folder(package, f"demo,{package}")
     output.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = Console(file=sys.stdout)  # This one, which the toolkits are not shown.
     with _quiet(console, "loading the toolkit, the network and the photos"):
         chosen = {name: TOOLKITS[name]() for name in toolkits}
         images, labels = test_images(CROPS_PER_PHOTO)
@@ -99,6 +113,10 @@ def run_demo(
     scores.add("float", scores.reference, 32.0, 0.0)
     lines = []
     for name, toolkit in chosen.items():
+        if toolkit.setup is not None:
+            what, work = toolkit.setup
+            console.print(what)
+            _timed(console, "compiling", work)
         precision = f"W{weight_bits}A{act_bits}"
         quantized, seconds = _timed(
             console,
@@ -213,6 +231,7 @@ def _quiet(console: Console, what: str) -> Iterator[None]:
     with (
         console.status(what),
         warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
         warnings.simplefilter("ignore")
