@@ -127,7 +127,7 @@ def run_demo(
             weight_bits,
             act_bits,
         )
-        plain = toolkit.logits(quantized, images)
+        plain = _logits(console, toolkit, quantized, images)
         rows = [
             (title, *_adapted(console, toolkit, quantized, loader, variant, title))
             for title, variant in _variants(config)
@@ -135,7 +135,7 @@ def run_demo(
         bits = rows[0][2].equivalent_bits_before
         scores.add(f"{toolkit.title} {precision}", plain, bits, seconds)
         for title, model, report, spent in rows:
-            logits = toolkit.logits(model, images)
+            logits = _logits(console, toolkit, model, images)
             scores.add(f"+ {title}", logits, report.equivalent_bits, spent)
         path = output / f"lite0-{name}.onnx"
         _timed(console, f"exporting {path}", toolkit.export, model, images[:1], path)
@@ -208,6 +208,13 @@ class _Scores:
         for row in self._rows:
             table.add_row(*row)
         return table
+
+
+def _logits(
+    console: Console, toolkit: Toolkit, model: nn.Module, images: Tensor
+) -> Tensor:
+    with _quiet(console, f"{toolkit.title}, running {len(images)} images"):
+        return toolkit.logits(model, images)
 
 
 @torch.no_grad()

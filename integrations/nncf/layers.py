@@ -118,8 +118,8 @@ def read_layers(
                 given.get(parameter),
                 dequantized,
                 f"pass the float model that was quantized, for its {parameter}; or "
-                "none where SmoothQuant or channel alignment moved weights: NNCF keeps "
-                "the float ones in the quantized model",
+                "none where SmoothQuant moved weights: NNCF keeps the float ones in "
+                "the quantized model",
             )
             seen[quantizer] = (weight, dequantized)
         layers[name] = QuantizedLayer(
