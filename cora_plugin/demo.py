@@ -39,6 +39,9 @@ class Toolkit:
 
     title: str
     quantize: Callable[[nn.Module, Any, int, int], nn.Module]
+    correct: Callable[[nn.Module, nn.Module, Any, int, int], nn.Module]
+    """From the float and the quantized model: the latter with corrected biases."""
+
     adapt: Callable[[nn.Module, Any, CoRaConfig], Report]
     logits: Callable[[nn.Module, Tensor], Tensor]
     export: Callable[[nn.Module, Tensor, Path], None]
@@ -48,11 +51,16 @@ class Toolkit:
 
 def _brevitas() -> Toolkit:
     from cora_plugin.integrations.brevitas import apply_cora, export_onnx_qcdq
-    from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+    from cora_plugin.integrations.brevitas.recipe import (
+        bias_corrected,
+        logits,
+        quantize_ptq,
+    )
 
     return Toolkit(
         "Brevitas",
         quantize_ptq,
+        lambda net, model, loader, *bits: bias_corrected(model, loader),
         lambda model, loader, config: apply_cora(loader, model, config),
         logits,
         export_onnx_qcdq,
@@ -66,7 +74,17 @@ def _nncf() -> Toolkit:
     setup = None
     if not is_compiled():
         setup = "NNCF compiles its C++ extension, a minute or two, once", load_extension
-    return Toolkit("NNCF", quantize_ptq, apply_cora, _torch_logits, export_onnx, setup)
+    return Toolkit(
+        "NNCF",
+        quantize_ptq,
+        lambda net, model, loader, weight_bits, act_bits: quantize_ptq(
+            net, loader, weight_bits, act_bits, bias_correction=True
+        ),
+        apply_cora,
+        _torch_logits,
+        export_onnx,
+        setup,
+    )
 
 
 TOOLKITS = {"brevitas": _brevitas, "nncf": _nncf}
@@ -111,29 +129,26 @@ def run_demo(
         loader = DataLoader(TensorDataset(calibration, targets), batch_size=16)
     scores = _Scores(_torch_logits(net, images), labels)
     scores.add("float", scores.reference, 32.0, 0.0)
+    widths = (weight_bits, act_bits)
     lines = []
     for name, toolkit in chosen.items():
         if toolkit.setup is not None:
             what, work = toolkit.setup
             console.print(what)
             _timed(console, "compiling", work)
-        precision = f"W{weight_bits}A{act_bits}"
-        quantized, seconds = _timed(
-            console,
-            f"{toolkit.title} PTQ at {precision}",
-            toolkit.quantize,
-            net,
-            loader,
-            weight_bits,
-            act_bits,
-        )
+        title, rest = f"{toolkit.title} W{weight_bits}A{act_bits}", (loader, *widths)
+        quantized, seconds = _timed(console, title, toolkit.quantize, net, *rest)
         plain = _logits(console, toolkit, quantized, images)
+        what = f"{toolkit.title}, its bias correction"
+        corrected, more = _timed(console, what, toolkit.correct, net, quantized, *rest)
+        better = _logits(console, toolkit, corrected, images)
         rows = [
             (title, *_adapted(console, toolkit, quantized, loader, variant, title))
             for title, variant in _variants(config)
         ]
         bits = rows[0][2].equivalent_bits_before
-        scores.add(f"{toolkit.title} {precision}", plain, bits, seconds)
+        scores.add(title, plain, bits, seconds)
+        scores.add(f"{title}, biases corrected", better, bits, more)
         for title, model, report, spent in rows:
             logits = _logits(console, toolkit, model, images)
             scores.add(f"+ {title}", logits, report.equivalent_bits, spent)
