@@ -115,12 +115,15 @@ class Brevitas:
 class NNCF:
     """`nncf.quantize` at low bits, with its range estimators and bias correction."""
 
-    recipes = ("ptq", "ptq-quantile", "ptq-histogram")
     SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "ptq": {},
-        "ptq-quantile": {"weight_quantile": 0.01},
         "ptq-histogram": {"act_range": "histogram"},
+        "ptq-minmax": {"act_range": "minmax"},
+        "ptq-unclipped": {"weight_quantile": None},
     }
+    """What differs from `quantize_ptq`, which clips weights at their 0.3 % quantile."""
+
+    recipes = tuple(SETTINGS)
 
     def quantize(
         self, net: nn.Module, loader: Any, options: Any, **settings: Any

@@ -31,9 +31,8 @@ ACTIVATION_RANGES = {
 """NNCF's estimators of activation ranges."""
 
 CLIPPED = 0.003
-"""Of 0, 0.003 and 0.01 the share that was best on EfficientNet-Lite0 at W4A8: KL to
-float 0.380, 0.325 and 0.451 with NNCF's bias correction, 0.044, 0.034 and 0.035 with
-adapters of 5 %."""
+"""Better at W4A8 than none, with bias correction and with adapters: see the table of
+NNCF in benchmarks/README.md."""
 
 
 def quantize_ptq(
