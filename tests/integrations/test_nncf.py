@@ -9,6 +9,7 @@ import nncf
 import pytest
 import torch
 import torch.nn.functional as F
+from host_checks import kl, run
 from nncf.common.hardware import config as hardware
 from nncf.parameters import ModelType
 from nncf.quantization.advanced_parameters import (
@@ -19,7 +20,6 @@ from nncf.quantization.advanced_parameters import (
 from nncf.torch import get_config, load_from_config
 from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
-from small_net import kl, run
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, algorithm
