@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cora_plugin import Report
+from cora_plugin.layer import Host
 
 METHODS: dict[str, dict[str, str]] = {
     "svd uniform": {"search": "uniform", "metric": "svd"},
@@ -47,6 +48,12 @@ class Toolkit(Protocol):
     def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
         """Add adapters in place."""
 
+    def remove(self, model: nn.Module) -> None:
+        """Take them out again."""
+
+    def host(self, model: nn.Module, images: Tensor) -> Host:
+        """The model as the algorithm sees it."""
+
     def variants(
         self, net: nn.Module, loader: Any, options: Any, recipe: str
     ) -> Iterator[Variant]:
@@ -79,6 +86,18 @@ class Brevitas:
         from cora_plugin.integrations.brevitas import apply_cora
 
         return apply_cora(loader, model, config)
+
+    def remove(self, model: nn.Module) -> None:
+        """What is left is Brevitas'."""
+        from cora_plugin.integrations.brevitas import remove_cora
+
+        remove_cora(model)
+
+    def host(self, model: nn.Module, images: Tensor) -> Host:
+        """A `BrevitasHost`."""
+        from cora_plugin.integrations.brevitas.host import BrevitasHost
+
+        return BrevitasHost(model)
 
     def variants(
         self, net: nn.Module, loader: Any, options: Any, recipe: str
@@ -145,6 +164,18 @@ class NNCF:
         from cora_plugin.integrations.nncf import apply_cora
 
         return apply_cora(model, loader, config)
+
+    def remove(self, model: nn.Module) -> None:
+        """What is left is NNCF's."""
+        from cora_plugin.integrations.nncf import remove_cora
+
+        remove_cora(model)
+
+    def host(self, model: nn.Module, images: Tensor) -> Host:
+        """An `NNCFHost`."""
+        from cora_plugin.integrations.nncf.host import NNCFHost
+
+        return NNCFHost(model, images)
 
     def variants(
         self, net: nn.Module, loader: Any, options: Any, recipe: str

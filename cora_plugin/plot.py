@@ -2,10 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
@@ -22,24 +26,10 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: matplotlib is not installed.
         CoRaError: The suffix is no format that matplotlib can draw.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'pictures need matplotlib; pip install "cora-plugin[report]"',
-            name="matplotlib",
-        ) from error
     import numpy as np
 
-    suffix = Path(path).suffix.lstrip(".")
     rows = report.layers
-    figure = Figure(figsize=(max(6.0, 0.24 * len(rows) + 2), 6.5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    if suffix not in canvas.get_supported_filetypes():
-        raise CoRaError(
-            f"{path}: {suffix!r} is no picture format; use .png, .svg or .pdf"
-        )
+    figure = _figure(path, max(6.0, 0.24 * len(rows) + 2), 6.5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     columns = np.arange(len(rows))
 
@@ -75,5 +65,66 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
     below.set_ylabel("singular value (fraction of full rank)")
     below.set_xticks(columns, [row.name for row in rows], rotation=90, fontsize=6)
     figure.colorbar(drawn, ax=below, label="log10 of the loss that a rank removes")
+    _save(figure, path)
+
+
+def plot_sweep(report: Report, path: str | os.PathLike[str]) -> None:
+    """Draw the KL divergence against the bits of every budget that was tried.
+
+    Args:
+        report: The report of a run with a sweep, or with a target for a budget.
+        path: The picture; the suffix says which format (.png, .svg, .pdf).
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        CoRaError: There was no sweep, or the suffix is no format for pictures.
+    """
+    if not report.sweep:
+        raise CoRaError(
+            "the report has no sweep to draw; pass budgets, such as "
+            "sweep=(0.02, 0.05, 0.1)"
+        )
+    figure = _figure(path, 6.0, 4.0)
+    axes = figure.subplots()
+    points = sorted(report.sweep, key=lambda point: point.equivalent_bits)
+    bits = [report.equivalent_bits_before, *(p.equivalent_bits for p in points)]
+    kl = [report.before.kl, *(p.kl for p in points)]
+    axes.plot(bits, kl, marker="o", color="#4477aa")
+    axes.annotate("no adapters", (bits[0], kl[0]), (6, 0), textcoords="offset points")
+    for point in points:
+        axes.annotate(
+            point.budget,
+            (point.equivalent_bits, point.kl),
+            (6, 6),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("bits a weight, adapters and scales included")
+    axes.set_ylabel("KL divergence from the float model")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    _save(figure, path)
+
+
+def _figure(path: str | os.PathLike[str], width: float, height: float) -> "Figure":
+    """An empty figure for a file, whose format is checked."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'pictures need matplotlib; pip install "cora-plugin[report]"',
+            name="matplotlib",
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    suffix = Path(path).suffix.lstrip(".")
+    if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
+        raise CoRaError(
+            f"{path}: {suffix!r} is no picture format; use .png, .svg or .pdf"
+        )
+    return figure
+
+
+def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     with whole_file(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=150)
+        figure.savefig(temporary, format=Path(path).suffix.lstrip("."), dpi=150)

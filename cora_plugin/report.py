@@ -186,3 +186,9 @@ class Report:
         from cora_plugin.plot import plot_report
 
         plot_report(self, path)
+
+    def plot_sweep(self, path: str | os.PathLike[str]) -> None:
+        """Draw KL against bits for all budgets tried (needs the `report` extra)."""
+        from cora_plugin.plot import plot_sweep
+
+        plot_sweep(self, path)

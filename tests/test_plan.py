@@ -91,3 +91,18 @@ def test_a_search_that_learns_is_not_repeated(key):
 )
 def test_a_sweep_is_read_from_a_flag(text, amounts):
     assert CoRaConfig.of(f"budget=0.05,sweep={text}").sweep == amounts
+
+
+def test_a_sweep_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    report = CoRa({"budget": 0.1, "sweep": [0.05, 0.3]}).apply(
+        PlainHost(net()), batches()
+    )
+    path = tmp_path / "sweep.png"
+    report.plot_sweep(path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(CoRaError, match="'txt' is no picture format"):
+        report.plot_sweep(tmp_path / "sweep.txt")
+    plain = CoRa(0.1).apply(PlainHost(net()), batches())
+    with pytest.raises(CoRaError, match="no sweep to draw"):
+        plain.plot_sweep(path)

@@ -1,0 +1,207 @@
+"""Searches, metrics and budgets against each other on the same quantized network.
+
+python benchmarks/search.py --model lite0 --weight-bits 3 --depthwise-bits 8
+
+Each row is one way to choose and fit adapters at one budget. "8 bits" are the layers
+whose residual costs most of the loss, raised to 8 bits in place of adapters, for as
+many bits as `spectral` adapters of that budget take.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import Task, load
+from rich.console import Console
+from rich.table import Table
+from toolkits import TOOLKITS, Toolkit, quiet, timed
+from torch import Tensor, nn
+
+from cora_plugin import Report
+from cora_plugin.adapters import quantize
+from cora_plugin.adapters.files import whole_file
+from cora_plugin.divergence import divergence, outputs
+
+METHODS: dict[str, dict[str, Any]] = {
+    "svd uniform": {"search": "uniform", "metric": "svd"},
+    "lqer uniform": {"search": "uniform", "metric": "lqer"},
+    "qera-approx uniform": {"search": "uniform", "metric": "qera-approx"},
+    "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
+    "svd spectral": {"metric": "svd"},
+    "lqer spectral": {"metric": "lqer"},
+    "qera-approx spectral": {"metric": "qera-approx"},
+    "qera-exact spectral": {},
+    "no bias correction": {"bias_correction": "off"},
+    "cascade": {"bias_correction": "cascade"},
+    "rrr": {"metric": "rrr"},
+    "alternation": {"alternations": 3},
+    "fit model": {"fit": {"iterations": 100}},
+    "fit layer": {"fit": {"iterations": 100, "scope": "layer"}},
+    "svd butterworth": {"search": "butterworth", "metric": "svd"},
+    "qera-exact butterworth": {"search": "butterworth"},
+}
+"""Settings beside the budget; what is not said is the default."""
+
+QUICK = ("svd uniform", "qera-exact uniform", "svd spectral", "qera-exact spectral")
+
+
+def main() -> None:
+    """Run the benchmark that the arguments describe."""
+    options = _options()
+    with quiet():
+        task = load(options.model)
+    toolkit = TOOLKITS[options.toolkit]
+    model, _ = timed(toolkit.quantize, task.net, task.loader(), options)
+    console, rows = Console(), []
+    for row in _rows(toolkit, model, task, options):
+        rows.append(row)
+        console.print(
+            f"{row['method']} {row['budget']}: KL {row['kl']:.4f}, top-1 "
+            f"{row['top1']:.1%}, {row['equivalent_bits']:.2f} bits, "
+            f"{row['seconds']:.0f} s",
+            highlight=False,
+        )
+        if options.json:  # after every row: a long run may be cut short
+            with whole_file(options.json) as temporary:
+                Path(temporary).write_text(json.dumps(rows, indent=2))
+    title = f"{task.name} W{options.weight_bits}A{options.act_bits} {options.toolkit}"
+    console.print(_table(title, rows))
+
+
+def _rows(
+    toolkit: Toolkit, model: nn.Module, task: Task, options: Any
+) -> Iterator[dict[str, Any]]:
+    reference = task.float_logits(task.test)
+
+    def row(
+        method: str, budget: Any, logits: Tensor, bits: float, seconds: float = 0
+    ) -> dict[str, Any]:
+        distance = divergence(reference, logits)
+        return {
+            "model": task.name,
+            "toolkit": options.toolkit,
+            "weights": f"W{options.weight_bits}A{options.act_bits}",
+            "method": method,
+            "budget": str(budget),
+            "top1": task.top1(logits),
+            "agreement": distance.agreement,
+            "kl": distance.kl,
+            "equivalent_bits": bits,
+            "seconds": seconds,
+        }
+
+    with quiet():
+        plain = toolkit.logits(model, task.test)
+    first = True
+    for budget in options.budgets:
+        for method in options.methods:
+            config = {"budget": budget, **METHODS[method]}
+            if METHODS[method].get("search") == "butterworth":
+                config["butterworth"] = {"iterations": options.iterations}
+            report, seconds = timed(toolkit.adapt, model, task.loader(), config)
+            if first:
+                yield row("none", "", plain, report.equivalent_bits_before)
+                first = False
+            with quiet():
+                logits = toolkit.logits(model, task.test)
+                toolkit.remove(model)
+            yield {
+                **row(method, budget, logits, report.equivalent_bits, seconds),
+                "iterations": report.search_iterations + report.fit_iterations,
+                "steps": [f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
+            }
+            if method == "qera-exact spectral":
+                logits, bits = raised(toolkit, model, task, report)
+                yield row("8 bits", budget, logits, bits)
+
+
+@torch.no_grad()
+def raised(
+    toolkit: Toolkit, model: nn.Module, task: Task, report: Report
+) -> tuple[Tensor, float]:
+    """Outputs with the most sensitive layers at 8 bits, and equivalent bits in all.
+
+    Layers are taken by error in the loss (as `spectral` measures it) a bit, while they
+    fit in what the adapters of the report take.
+    """
+    with quiet():
+        host = toolkit.host(model, task.test[:1])
+        layers = {layer.name: layer for layer in host.layers}
+        weights = sum(layer.weight.numel() for layer in layers.values())
+        left = (report.equivalent_bits - report.equivalent_bits_before) * weights
+        spent = 0.0
+        prices = {
+            name: (8 - layer.weight_bits) * layer.weight.numel()
+            for name, layer in layers.items()
+            if layer.weight_bits < 8
+        }
+        errors = {row.name: row.error_before for row in report.layers}
+        values: Mapping[str, Tensor] = {}
+        for name in sorted(prices, key=lambda n: errors[n] / prices[n], reverse=True):
+            if prices[name] <= left - spent:
+                spent += prices[name]
+                fine = quantize(layers[name].weight, 8).dequantize()
+                values = {**values, name: fine.to(layers[name].weight)}
+        with host.prepared(), host.weights(values):
+            logits = outputs(host, task.test.split(32))
+    return logits, report.equivalent_bits_before + spent / weights
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table("method", "budget", title=title)
+    for heading in ("top-1", "agreement", "KL", "bits", "iterations", "seconds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row["method"],
+            row["budget"],
+            f"{row['top1']:.1%}",
+            f"{row['agreement']:.1%}",
+            f"{row['kl']:.4f}",
+            f"{row['equivalent_bits']:.2f}",
+            str(row.get("iterations") or ""),
+            f"{row['seconds']:.0f}",
+        )
+    return table
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
+    )
+    parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
+    parser.add_argument("--weight-bits", type=int, default=4)
+    parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
+    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
+    parser.add_argument(
+        "--budgets",
+        type=lambda text: text.split(","),
+        default=["0.05"],
+        help="separated by commas, as CoRaConfig reads them, for example 0.02,0.05,0.1",
+    )
+    parser.add_argument(
+        "--methods",
+        type=lambda text: list(METHODS) if text == "all" else text.split(","),
+        default=list(QUICK),
+        help=f"all, or of: {', '.join(METHODS)}",
+    )
+    parser.add_argument(
+        "--iterations", type=int, default=250, help="of the butterworth search"
+    )
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    for method in options.methods:
+        if method not in METHODS:
+            parser.error(f"{method!r} is none of {', '.join(METHODS)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()
