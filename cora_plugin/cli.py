@@ -1,4 +1,4 @@
-"""The command line: `cora-plugin demo`."""
+"""The command line: `cora-plugin demo`, `run` and `brevitas-ptq`."""
 
 import argparse
 import sys
@@ -17,6 +17,18 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=version("cora-plugin"))
     commands = top.add_subparsers(dest="command", required=True)
+    _add_demo(commands)
+    _add_run(commands)
+    commands.add_parser(
+        "brevitas-ptq",
+        # It has a parser of its own, which imports Brevitas.
+        add_help=False,
+        help="Brevitas' ImageNet PTQ script, with all its flags, and --cora",
+    )
+    return top
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     demo = commands.add_parser(
         "demo",
         help="quantize EfficientNet-Lite0 at 4 bits, repair it, export it",
@@ -47,7 +59,27 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--act-bits", type=int, default=8, choices=range(2, 9), metavar="2..8"
     )
-    return top
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser(
+        "run",
+        help="quantize, repair and export a model of yours, as a YAML recipe says",
+        description="Quantize a model, add adapters, compare with the float model, "
+        "export and report, as a YAML recipe says.",
+    )
+    run.add_argument("recipe", type=Path, help="the YAML file")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="replace a value of the recipe, such as data.images=24; may be repeated",
+    )
+    run.add_argument(
+        "--check", action="store_true", help="say whether it could run, and stop"
+    )
 
 
 def _toolkits(text: str) -> list[str]:
@@ -61,8 +93,21 @@ def _toolkits(text: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
-    options = parser().parse_args(argv)
+    flags = parser()
+    options, rest = flags.parse_known_args(argv)
+    if rest and options.command != "brevitas-ptq":
+        flags.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        _run(options, rest)
+    except (CoRaError, ModuleNotFoundError, OSError) as error:
+        print(f"cora-plugin: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> None:
+    # Each command imports what it needs, and no other toolkit.
+    if options.command == "demo":
         from cora_plugin.demo import run_demo
 
         run_demo(
@@ -72,10 +117,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.act_bits,
             options.toolkit,
         )
-    except (CoRaError, ModuleNotFoundError, OSError) as error:
-        print(f"cora-plugin: {error}", file=sys.stderr)
-        return 2
-    return 0
+    elif options.command == "run":
+        from cora_plugin.recipe import Recipe, check, run
+
+        recipe = Recipe.read(options.recipe, options.overrides)
+        if options.check:
+            check(recipe)
+            print(f"{options.recipe}: ready to run")
+        else:
+            run(recipe)
+    else:
+        from cora_plugin.integrations.brevitas.cli import main as brevitas_ptq
+
+        brevitas_ptq(rest)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,239 @@
+"""Brevitas' ImageNet PTQ script, `brevitas_ptq_imagenet_val`, with adapters in it.
+
+The script has no place for a plugin. Its one function runs as it stands, but as a copy
+whose helpers are ours where adapters have to come in; nothing of Brevitas is changed.
+"""
+
+import random
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import brevitas.config
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.brevitas.algorithm import apply_cora
+from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
+from cora_plugin.integrations.brevitas.layers import snapshot
+from cora_plugin.report import Report
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Of the files that torchvision's `ImageFolder`, which the script uses, looks at."""
+
+
+@dataclass(frozen=True)
+class PTQResult:
+    """The script's metrics (`quant_top1` in percent), its model, CoRa's report."""
+
+    metrics: dict[str, float]
+    model: nn.Module
+    report: Report | None
+
+
+@contextmanager
+def stock_script() -> Iterator[ModuleType]:
+    """Brevitas' `ptq_evaluate`, with all that it changes globally undone afterwards.
+
+    Its import silences every warning and has Brevitas ignore missing keys of state
+    dicts; its run seeds all generators.
+
+    Raises:
+        ModuleNotFoundError: A package that it needs is not installed.
+    """
+    missing_keys = brevitas.config.IGNORE_MISSING_KEYS
+    states = random.getstate(), np.random.get_state()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            # As after the first import, whichever this one is.
+            warnings.simplefilter("ignore")
+            brevitas.config.IGNORE_MISSING_KEYS = True
+            try:
+                from brevitas_examples.imagenet_classification.ptq import ptq_evaluate
+            except ModuleNotFoundError as error:
+                raise ModuleNotFoundError(
+                    f"Brevitas' ImageNet script needs the package {error.name}; "
+                    'pip install "cora-plugin[brevitas,cli]"',
+                    name=error.name,
+                ) from error
+            yield ptq_evaluate
+    finally:
+        brevitas.config.IGNORE_MISSING_KEYS = missing_keys
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def ptq_imagenet(
+    options: Namespace, config: CoRaConfig | None, report_path: Path
+) -> PTQResult:
+    """Run the script; adapters come after its PTQ and before its bias correction.
+
+    Args:
+        options: The script's options, as its own parser names them.
+        config: What adapters to add; None adds none, and the run is Brevitas' own.
+        report_path: The JSON file that tells what was done.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+        OSError: A file cannot be written.
+    """
+    with stock_script() as script:
+        _check(script, options)
+        Path(options.export_dir).mkdir(parents=True, exist_ok=True)
+        report_path.parent.mkdir(parents=True, exist_ok=True)
+        step = _Step(script, config)
+        function = _with(
+            script.quantize_ptq_imagenet,
+            generate_dataloader=step.generate_dataloader,
+            get_torchvision_model=step.get_torchvision_model,
+            quantize_model=step.quantize_model,
+            apply_bias_correction=step.apply_bias_correction,
+            quant_inference_mode=step.quant_inference_mode,
+            export_onnx_qcdq=step.export_onnx_qcdq,
+            export_torch_qcdq=step.export_torch_qcdq,
+        )
+        metrics, model = function(options)
+        if step.report is not None:
+            step.report.to_json(report_path)
+        return PTQResult(metrics, model, step.report)
+
+
+class _Step:
+    """The script's helpers by their names, with adapters and exports that work in them.
+
+    Adapters go in where bias correction begins, or else where validation does.
+    """
+
+    def __init__(self, script: ModuleType, config: CoRaConfig | None) -> None:
+        self.report: Report | None = None
+        self._script = script
+        self._config = config
+        self._loader: Any = None
+        self._weights: dict[str, Tensor] = {}
+
+    def generate_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the first, which is for calibration."""
+        loader = self._script.generate_dataloader(*args, **kwargs)
+        if self._loader is None:
+            self._loader = loader
+        return loader
+
+    def get_torchvision_model(self, name: str) -> nn.Module:
+        """Say where weights are looked for when they cannot be downloaded."""
+        try:
+            model: nn.Module = self._script.get_torchvision_model(name)
+        except OSError as error:
+            folder = Path(torch.hub.get_dir(), "checkpoints")
+            raise CoRaError(
+                f"--model-name: the weights of {name} cannot be downloaded ({error}); "
+                f"put torchvision's file of them into {folder}"
+            ) from error
+        return model
+
+    def quantize_model(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Keep the float weights, which GPFQ and Qronos overwrite."""
+        model: nn.Module = self._script.quantize_model(*args, **kwargs)
+        self._weights = snapshot(model)
+        return model
+
+    def apply_bias_correction(self, loader: Any, model: nn.Module) -> None:
+        """Correct what the adapters leave."""
+        self._adapt(model)
+        self._script.apply_bias_correction(loader, model)
+
+    def quant_inference_mode(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Validate with adapters."""
+        self._adapt(model)
+        mode: AbstractContextManager[Any] = self._script.quant_inference_mode(model)
+        return mode
+
+    def export_onnx_qcdq(
+        self, model: nn.Module, example: Tensor, path: str, opset_version: int | None
+    ) -> None:
+        """Export by the exporter that can write quantized biases, Brevitas' default."""
+        given = {} if opset_version is None else {"opset_version": opset_version}
+        export_onnx_qcdq(model, example, self._named(path), **given)
+
+    def export_torch_qcdq(self, model: nn.Module, example: Tensor, path: str) -> None:
+        """Export by Brevitas' exporter."""
+        self._script.export_torch_qcdq(model, example, self._named(path))
+
+    def _adapt(self, model: nn.Module) -> None:
+        if self._config is not None and self.report is None:
+            print("Adding CoRa's adapters:")
+            self.report = apply_cora(self._loader, model, self._config, self._weights)
+        self._loader, self._weights = None, {}
+
+    def _named(self, path: str) -> str:
+        """With adapters, a name beside that of the file without."""
+        if self.report is None:
+            return path
+        given = Path(path)
+        stem = given.stem.removesuffix(".onnx").rstrip("_")  # of the script's .onnx.pt
+        name = f"{stem}_cora{given.suffix}"
+        return str(given.with_name(name))
+
+
+def _with(function: Any, **helpers: Callable[..., Any]) -> Any:
+    """A copy of a function that finds these under the names of its globals."""
+    absent = helpers.keys() - set(function.__code__.co_names)
+    if absent:
+        raise CoRaError(
+            f"brevitas-ptq: this Brevitas' {function.__name__} calls no "
+            f"{', '.join(sorted(absent))}; brevitas 0.13 is supported"
+        )
+    names = {**function.__globals__, **helpers}
+    return FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__
+    )
+
+
+def _check(script: ModuleType, options: Namespace) -> None:
+    """Refuse at once what the script would fail with later, or in a loader's process.
+
+    Raises:
+        CoRaError: A folder, a count or a combination of flags is wrong.
+    """
+    _check_folder("--calibration-dir", options.calibration_dir, 1)
+    _check_folder("--validation-dir", options.validation_dir, 1)
+    _check_folder(
+        "--calibration-dir", options.calibration_dir, options.calibration_samples
+    )
+    for flag in ("workers", "calibration_samples"):
+        if getattr(options, flag) < 1:
+            name = "--" + flag.replace("_", "-")
+            raise CoRaError(f"{name}: {getattr(options, flag)}; pass 1 or more")
+    try:
+        script.validate_args(options)
+    except AssertionError as error:
+        raise CoRaError(f"brevitas-ptq: {error}") from error
+
+
+def _check_folder(flag: str, folder: str | None, images: int) -> None:
+    if folder is None:
+        raise CoRaError(f"{flag}: pass a folder with a sub-folder of images a class")
+    if not Path(folder).is_dir():
+        raise CoRaError(f"{flag}: {folder} is not a folder")
+    files = (
+        file
+        for kind in Path(folder).iterdir()
+        if kind.is_dir()
+        for file in kind.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+    )
+    found = sum(1 for _ in islice(files, images))
+    if found < images:
+        what = "no sub-folders with images" if not found else f"{found} images"
+        way_out = "" if not found else "; pass --calibration-samples of at most that"
+        raise CoRaError(f"{flag}: {folder} has {what}{way_out}")
