@@ -1,17 +1,12 @@
 """The demo: a real ConvNet, quantized until it breaks, repaired, exported, run."""
 
-import contextlib
 import copy
 import dataclasses
-import io
-import logging
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,13 +19,11 @@ from cora_plugin.demo_data import calibration_images, test_images
 from cora_plugin.demo_files import package_folder
 from cora_plugin.demo_model import efficientnet_lite0, plain_norms, static_padding
 from cora_plugin.divergence import divergence
+from cora_plugin.progress import quiet, timed
 from cora_plugin.report import Report
 
 CALIBRATION_IMAGES = 192
 CROPS_PER_PHOTO = 5
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def run_demo(
         package_folder(package, f"demo,{package}")
     output.mkdir(parents=True, exist_ok=True)
     console = Console(file=sys.stdout)  # This one, which the toolkits are not shown.
-    with _quiet(console, "loading the toolkit, the network and the photos"):
+    with quiet(console, "loading the toolkit, the network and the photos"):
         chosen = {name: TOOLKITS[name]() for name in toolkits}
         images, labels = test_images(CROPS_PER_PHOTO)
         calibration = calibration_images(CALIBRATION_IMAGES)
@@ -135,12 +128,12 @@ def run_demo(
         if toolkit.setup is not None:
             what, work = toolkit.setup
             console.print(what)
-            _timed(console, "compiling", work)
+            timed(console, "compiling", work)
         title, rest = f"{toolkit.title} W{weight_bits}A{act_bits}", (loader, *widths)
-        quantized, seconds = _timed(console, title, toolkit.quantize, net, *rest)
+        quantized, seconds = timed(console, title, toolkit.quantize, net, *rest)
         plain = _logits(console, toolkit, quantized, images)
         what = f"{toolkit.title}, its bias correction"
-        corrected, more = _timed(console, what, toolkit.correct, net, quantized, *rest)
+        corrected, more = timed(console, what, toolkit.correct, net, quantized, *rest)
         better = _logits(console, toolkit, corrected, images)
         rows = [
             (title, *_adapted(console, toolkit, quantized, loader, variant, title))
@@ -153,7 +146,7 @@ def run_demo(
             logits = _logits(console, toolkit, model, images)
             scores.add(f"+ {title}", logits, report.equivalent_bits, spent)
         path = output / f"lite0-{name}.onnx"
-        _timed(console, f"exporting {path}", toolkit.export, model, images[:1], path)
+        timed(console, f"exporting {path}", toolkit.export, model, images[:1], path)
         report.to_json(path.with_suffix(".json"))
         report.plot(path.with_suffix(".png"))
         same = _run_onnx(path, images).argmax(1) == logits.argmax(1)
@@ -188,7 +181,7 @@ def _adapted(
 ) -> tuple[nn.Module, Report, float]:
     model = copy.deepcopy(quantized)
     what = f"{toolkit.title}, adapters: {title}"
-    report, seconds = _timed(console, what, toolkit.adapt, model, loader, config)
+    report, seconds = timed(console, what, toolkit.adapt, model, loader, config)
     return model, report, seconds
 
 
@@ -228,7 +221,7 @@ class _Scores:
 def _logits(
     console: Console, toolkit: Toolkit, model: nn.Module, images: Tensor
 ) -> Tensor:
-    with _quiet(console, f"{toolkit.title}, running {len(images)} images"):
+    with quiet(console, f"{toolkit.title}, running {len(images)} images"):
         return toolkit.logits(model, images)
 
 
@@ -245,36 +238,3 @@ def _run_onnx(path: Path, images: Tensor) -> Tensor:
     name = session.get_inputs()[0].name
     outputs = [session.run(None, {name: x.numpy()})[0] for x in images.split(1)]
     return torch.cat([torch.from_numpy(output) for output in outputs])
-
-
-@contextlib.contextmanager
-def _quiet(console: Console, what: str) -> Iterator[None]:
-    """Say what is being waited for, in place of what the toolkits say."""
-    with (
-        console.status(what),
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-def _timed(
-    console: Console,
-    what: str,
-    work: Callable[Arguments, Result],
-    *args: Arguments.args,
-    **kwargs: Arguments.kwargs,
-) -> tuple[Result, float]:
-    """Do some work; return what it returns, and its seconds."""
-    start = time.perf_counter()
-    with _quiet(console, what):
-        result = work(*args, **kwargs)
-    seconds = time.perf_counter() - start
-    console.print(f"{what}: {seconds:.0f} s", highlight=False)
-    return result, seconds

@@ -27,10 +27,6 @@ from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
 from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.report import Report
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Of the files that torchvision's `ImageFolder`, which the script uses, looks at."""
-
-
 @dataclass(frozen=True)
 class PTQResult:
     """The script's metrics (`quant_top1` in percent), its model, CoRa's report."""
@@ -225,12 +221,15 @@ def _check_folder(flag: str, folder: str | None, images: int) -> None:
         raise CoRaError(f"{flag}: pass a folder with a sub-folder of images a class")
     if not Path(folder).is_dir():
         raise CoRaError(f"{flag}: {folder} is not a folder")
+    # Of the class that the script reads images with.
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     files = (
         file
         for kind in Path(folder).iterdir()
         if kind.is_dir()
         for file in kind.rglob("*")
-        if file.suffix.lower() in SUFFIXES
+        if file.suffix.lower() in IMG_EXTENSIONS
     )
     found = sum(1 for _ in islice(files, images))
     if found < images:
