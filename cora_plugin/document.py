@@ -74,14 +74,13 @@ class Document:
             raise CoRaError(f"--set {text}: pass key=value, such as data.images=24")
         value = parse_value(raw)
         into: Any = self.values
+        step: Any
         key: Key = ()
         *parents, last = dotted.strip().split(".")
         for part in parents:
             step = _step(into, part, text)
             key += (step,)
-            if isinstance(into, dict) and not isinstance(
-                into.get(step), dict | list
-            ):
+            if isinstance(into, dict) and not isinstance(into.get(step), dict | list):
                 into[step] = {}
             into = into[step]
         step = _step(into, last, text)
@@ -105,6 +104,7 @@ class Document:
             CoRaError: It is something else, or has a key that is not allowed.
         """
         values: Any = self.values
+        step: Any
         for step in key:
             values = values[step] if isinstance(values, list) else values.get(step)
         values = {} if values is None else values
@@ -136,7 +136,7 @@ def parse_value(text: str) -> Any:
         CoRaError: It is none.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506, a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise CoRaError(f"{text!r} is no YAML value; put it in quotes") from error
 
@@ -170,14 +170,15 @@ def fits(value: Any, hint: Any) -> bool:
         return hint is bool
     if hint is float:
         return isinstance(value, int | float)
-    kind = origin or hint
+    kind: Any = origin or hint
     if kind is tuple:
         kind = list  # As YAML has it.
-    if not isinstance(kind, type) or not isinstance(value, kind):
-        return not isinstance(kind, type)
-    if kind is list and parts:
+    if not isinstance(kind, type):
+        return True
+    right = isinstance(value, kind)
+    if right and kind is list and parts:
         return all(fits(item, parts[0]) for item in value)
-    return True
+    return right
 
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -244,7 +245,7 @@ def _step(into: Any, part: str, text: str) -> Any:
         return part
     if isinstance(into, list) and part.isdecimal() and int(part) < len(into):
         return int(part)
-    raise CoRaError(f"--set {text}: {part!r} leads nowhere; the value there has no keys")
+    raise CoRaError(f"--set {text}: {part!r} leads nowhere; there are no keys there")
 
 
 def _syntax(name: str, error: yaml.YAMLError) -> str:

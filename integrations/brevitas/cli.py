@@ -15,7 +15,7 @@ from typing import Any
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.config import CoRaConfig
-from cora_plugin.document import Document, dotted, parse_value, unknown
+from cora_plugin.document import Document, parse_value, unknown
 from cora_plugin.integrations.brevitas.imagenet import ptq_imagenet, stock_script
 
 PROGRAM = "cora-plugin brevitas-ptq"
@@ -81,9 +81,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"report: {report}")
 
 
-def read_defaults(
-    document: Document, flags: argparse.ArgumentParser
-) -> dict[str, Any]:
+def read_defaults(document: Document, flags: argparse.ArgumentParser) -> dict[str, Any]:
     """The values of a YAML file, by the names of the flags that they stand for.
 
     Raises:

@@ -27,6 +27,7 @@ from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
 from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.report import Report
 
+
 @dataclass(frozen=True)
 class PTQResult:
     """The script's metrics (`quant_top1` in percent), its model, CoRa's report."""

@@ -1,4 +1,4 @@
-"""Brevitas' ImageNet script with adapters: its flags, its flow, and nothing left behind.
+"""Brevitas' ImageNet script with adapters: its flags, its flow, nothing left behind.
 
 The network is torchvision's SqueezeNet 1.1 with random weights, found where torch.hub
 keeps what it has downloaded before.

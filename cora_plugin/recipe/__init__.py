@@ -1,0 +1,10 @@
+"""`cora-plugin run`: a model quantized, repaired, judged, exported, as YAML says.
+
+>>> from cora_plugin.recipe import Recipe, run
+>>> run(Recipe.read("recipe.yaml", ["data.images=24"]))
+"""
+
+from cora_plugin.recipe.run import check, run
+from cora_plugin.recipe.schema import Recipe
+
+__all__ = ["Recipe", "check", "run"]

@@ -1,0 +1,313 @@
+"""The images of a recipe: where they are, which are drawn, how they are processed."""
+
+import glob
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.document import Document, Key, dotted
+from cora_plugin.recipe.models import imported, package
+from cora_plugin.recipe.schema import ImageSection, Preprocessing, Recipe
+
+CALIBRATION, TEST = 256, 500
+"""How many images are drawn if a recipe does not say, at most."""
+
+Item = tuple[Tensor, int]
+Transform = Callable[[Any], Tensor]
+
+
+class Files(Dataset[Item]):
+    """Image files and their classes, -1 for none.
+
+    Args:
+        paths: The files.
+        labels: The class of each, or None.
+        count: The number of classes, or None.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], labels: Sequence[int] | None, count: int | None
+    ) -> None:
+        self.paths = paths
+        self.labels = labels
+        self.classes = count
+        self.transform: Transform | None = None
+
+    def __len__(self) -> int:
+        """The number of files."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        """An image [C, H, W] and its class."""
+        from PIL import Image
+
+        assert self.transform is not None
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels = image.convert("RGB")
+        except (OSError, ValueError, SyntaxError) as error:
+            why = str(error).splitlines()[0]
+            raise CoRaError(f"{path}: cannot be read as an image: {why}") from error
+        label = -1 if self.labels is None else self.labels[index]
+        return self.transform(pixels), label
+
+
+class Made(Dataset[Item]):
+    """What a factory made, `(image, label)` or images; PIL images are preprocessed."""
+
+    classes = None
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.transform: Transform | None = None
+        self._name = name
+        if isinstance(source, DataLoader):
+            source = source.dataset
+        if isinstance(source, tuple) and all(isinstance(t, Tensor) for t in source):
+            source = TensorDataset(*source)
+        if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+            raise CoRaError(
+                f"{name} made a {type(source).__name__}; it should make something "
+                "with a length and an index, such as a Dataset, a tensor of images or "
+                "a pair (images, labels)"
+            )
+        self._source = source
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Item:
+        """An image [C, H, W] and its class."""
+        item = self._source[index]
+        pair = isinstance(item, list | tuple)
+        image = item[0] if pair else item
+        label = int(item[1]) if pair and len(item) > 1 else -1
+        if not isinstance(image, Tensor):
+            if self.transform is None:
+                raise CoRaError(
+                    f"{self._name}: item {index} is a {type(image).__name__}; make "
+                    "tensors, or give data.preprocessing"
+                )
+            image = self.transform(image.convert("RGB"))
+        return image, label
+
+
+Images = Files | Made
+
+
+def files(recipe: Recipe, name: str) -> Files | None:
+    """List the files of a section (`data` or `test`); None where a factory makes them.
+
+    Raises:
+        CoRaError: There are none, or a sub-folder is no known class.
+        ModuleNotFoundError: A package that reads images is not installed.
+    """
+    document = recipe.document
+    section: ImageSection = getattr(recipe, name)
+    if section.factory:
+        imported(document, (name, "factory"), section.factory)
+        return None
+    source = "folder" if section.folder else "glob"
+    key: Key = (name, source)
+    package(document, key, "PIL")
+    package(document, key, "torchvision")
+    if section.glob:
+        pattern = os.path.expanduser(os.path.expandvars(section.glob))
+        found = sorted(p for p in glob.glob(pattern, recursive=True) if _is_file(p))
+        if not found:
+            message = f"{name}.glob: no file matches {section.glob}"
+            raise document.error(key, message)
+        return Files(found, None, None)
+    assert section.folder is not None
+    return _image_folder(document, name, section.folder, section.classes)
+
+
+def make(recipe: Recipe, name: str, listed: Files | None) -> Images:
+    """The images of a section; a factory is called now."""
+    section: ImageSection = getattr(recipe, name)
+    if listed is not None or section.factory is None:
+        assert listed is not None
+        return listed
+    key: Key = (name, "factory")
+    factory = imported(recipe.document, key, section.factory)
+    return Made(factory(**section.args), f"{dotted(key)}: {section.factory}")
+
+
+def drawn(
+    recipe: Recipe, data: Images, test: Images | None
+) -> tuple[Subset[Item], Subset[Item]]:
+    """Draw calibration and test images under the seed; none is in both.
+
+    Args:
+        recipe: Says how many, and the seed.
+        data: Where calibration images are drawn from.
+        test: Where test images are drawn from; None: from what is left of `data`.
+
+    Raises:
+        CoRaError: There are not enough.
+    """
+    order = _shuffled(len(data), recipe.data.seed)
+    calibrate = _count(recipe, "data", len(order), CALIBRATION)
+    if test is None:
+        rest = order[calibrate:]
+        if not rest:
+            raise recipe.document.error(
+                ("data", "images"),
+                f"data.images: {calibrate} of {len(order)} images calibrate, which "
+                "leaves none to test with; set data.images to fewer or add a test "
+                "section",
+            )
+        judged = Subset(data, rest[: _count(recipe, "test", len(rest), TEST)])
+    else:
+        chosen = _shuffled(len(test), recipe.data.seed)
+        judged = Subset(test, chosen[: _count(recipe, "test", len(test), TEST)])
+    return Subset(data, order[:calibrate]), judged
+
+
+def _count(recipe: Recipe, name: str, available: int, default: int) -> int:
+    wanted: int | None = getattr(recipe, name).images
+    if wanted is None:
+        return min(default, available)
+    if wanted > available:
+        raise recipe.document.error(
+            (name, "images"),
+            f"{name}.images: {wanted} images are wanted and {available} are there; "
+            f"set it to at most {available}",
+        )
+    return wanted
+
+
+def _shuffled(count: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def _image_folder(
+    document: Document, name: str, folder: str, classes: str | None
+) -> Files:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    key: Key = (name, "folder")
+    root = Path(os.path.expandvars(folder)).expanduser()
+    if not root.is_dir():
+        raise document.error(key, f"{name}.folder: {folder} is not a folder")
+    kinds = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    names = [kind.name for kind in kinds]
+    if classes is not None:
+        listed = _lines(document, name, classes)
+        unknown = next((kind for kind in names if kind not in listed), None)
+        if unknown is not None:
+            message = f"{name}.classes: {classes} has no {unknown}, as {folder} has"
+            raise document.error((name, "classes"), message)
+        names = listed
+    found = [
+        (str(path), names.index(kind.name))
+        for kind in kinds
+        for path in sorted(kind.rglob("*"))
+        if path.suffix.lower() in IMG_EXTENSIONS
+    ]
+    if not found:
+        message = f"{name}.folder: {folder} has no sub-folder with images in it"
+        raise document.error(key, message)
+    return Files([path for path, _ in found], [label for _, label in found], len(names))
+
+
+def _lines(document: Document, name: str, path: str) -> list[str]:
+    try:
+        text = Path(os.path.expandvars(path)).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"{name}.classes: {path} cannot be read"
+        raise document.error((name, "classes"), message) from error
+    return text.split()
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path)
+
+
+def preprocessing(recipe: Recipe, model: nn.Module) -> Preprocessing:
+    """What the recipe says, and where it is silent what the model's weights say."""
+    given = recipe.data.preprocessing
+    known = _of_weights(recipe, model)
+    values = {name: value for name, value in vars(given).items() if value is not None}
+    if "size" in values and "resize" not in values and isinstance(known.resize, int):
+        # The same border is cut off at another size.
+        if isinstance(values["size"], int) and isinstance(known.size, int):
+            values["resize"] = round(values["size"] * known.resize / known.size)
+    return replace(known, **values)
+
+
+def transform(recipe: Recipe, wanted: Preprocessing) -> Transform | None:
+    """The preprocessing of one PIL image; None where too little is known of it."""
+    size, mean, std = wanted.size, wanted.mean, wanted.std
+    if size is None or mean is None or std is None:
+        return None
+    package(recipe.document, ("data", "preprocessing"), "torchvision")
+    from torchvision.transforms import (
+        CenterCrop,
+        Compose,
+        InterpolationMode,
+        Normalize,
+        Resize,
+        ToTensor,
+    )
+
+    steps = Compose(
+        [
+            Resize(
+                size if wanted.resize is None else wanted.resize,
+                InterpolationMode(wanted.interpolation or "bilinear"),
+                antialias=True,
+            ),
+            CenterCrop(size),
+            ToTensor(),
+            Normalize(mean, std),
+        ]
+    )
+    result: Transform = steps
+    return result
+
+
+def _of_weights(recipe: Recipe, model: nn.Module) -> Preprocessing:
+    if hasattr(model, "pretrained_cfg"):
+        return _of_timm(recipe.document, model)
+    if recipe.model.torchvision is None:
+        return Preprocessing()
+    from torchvision.models import get_model_weights
+
+    preset = get_model_weights(recipe.model.torchvision)["DEFAULT"].transforms()
+    return Preprocessing(
+        size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        mean=list(preset.mean),
+        std=list(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def _of_timm(document: Document, model: Any) -> Preprocessing:
+    config = package(document, ("model",), "timm.data").resolve_model_data_config(model)
+    height, width = config["input_size"][1:]
+    share = config["crop_pct"]
+    resize: int | list[int]
+    if config.get("crop_mode", "center") == "center" and height == width:
+        resize = math.floor(height / share)
+    else:
+        resize = [math.floor(height / share), math.floor(width / share)]
+    return Preprocessing(
+        size=height if height == width else [height, width],
+        resize=resize,
+        mean=list(config["mean"]),
+        std=list(config["std"]),
+        interpolation=config["interpolation"],
+    )

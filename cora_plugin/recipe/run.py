@@ -1,0 +1,219 @@
+"""Runs a recipe: float model, toolkit, adapters, exports, report."""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+from tqdm import tqdm
+
+from cora_plugin.document import Document
+from cora_plugin.progress import timed
+from cora_plugin.recipe.images import (
+    Files,
+    Item,
+    drawn,
+    files,
+    make,
+    preprocessing,
+    transform,
+)
+from cora_plugin.recipe.models import (
+    check_model,
+    load_model,
+    own_modules,
+    plain_layers,
+)
+from cora_plugin.recipe.results import Results
+from cora_plugin.recipe.schema import IMAGES, Recipe
+from cora_plugin.recipe.toolkits import Toolkit, toolkit
+
+BATCH = 64
+"""Test images that are in memory at once."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `check` found: the toolkit, and the files that images are in."""
+
+    kind: type[Toolkit]
+    data: Files | None
+    test: Files | None
+
+
+def check(recipe: Recipe) -> None:
+    """Find out whether a recipe could run, and leave nothing behind.
+
+    Names, options, files, packages and the output folder are looked at; the model is
+    not loaded and factories are not called.
+
+    Raises:
+        CoRaError: Something in the recipe is wrong; the message says its line.
+        ModuleNotFoundError: A package is not installed.
+    """
+    with own_modules():
+        _plan(recipe)
+    with _staged(recipe.document, Path(recipe.output), keep=False):
+        pass
+
+
+def run(recipe: Recipe, console: Console | None = None) -> Results:
+    """Do what a recipe says; print a table, fill its output folder.
+
+    The folder is changed at the end, when everything has succeeded.
+
+    Args:
+        recipe: The recipe.
+        console: Where progress and the table go.
+
+    Raises:
+        CoRaError: Something in the recipe is wrong; the message says its line.
+        ModuleNotFoundError: A package is not installed.
+        OSError: The output folder cannot be written to.
+    """
+    console = console or Console()
+    with (
+        own_modules(),
+        _staged(recipe.document, Path(recipe.output), keep=True) as folder,
+    ):
+        plan = _plan(recipe)
+        net = load_model(recipe)
+        recipe, data, test = _images(recipe, plan, net)
+        batches = _loaded(data, recipe.data.batch_size)
+        net = plain_layers(net, batches.dataset[:1][0])
+        results = Results(recipe, plan.kind.title)
+        reference, labels = _outputs(_plainly, net, test, "float model")
+        results.begin(reference, labels, test)
+
+        tool = plan.kind(net, batches, recipe.ptq)
+        what = f"{tool.title} PTQ"
+        base, seconds = timed(console, what, tool.quantize)
+        plain = base
+        if recipe.ptq.get("bias_correction"):
+            plain, more = timed(console, f"{what}, biases", tool.corrected, base)
+            seconds += more
+        outputs, _ = _outputs(tool.logits, plain, test, what)
+        results.add(what, outputs, seconds)
+        model = plain
+        if recipe.cora is not None:
+            report, more = timed(console, "adapters", tool.adapt, base, recipe.cora)
+            outputs, _ = _outputs(tool.logits, base, test, "with adapters")
+            results.add("+ adapters", outputs, more, report)
+            model = base
+        formats = plan.kind.formats()
+        example = batches.dataset[:1][0]
+        for export in recipe.exports:
+            path = folder / export.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write = partial(formats[export.format], **export.options)
+            timed(console, f"exporting {export.path}", write, model, example, path)
+        results.write(folder)
+    console.print(results.table())
+    for line in results.lines():
+        console.print(line, highlight=False, markup=False)
+    return results
+
+
+def _plan(recipe: Recipe) -> _Plan:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kind = toolkit(recipe)
+    check_model(recipe)
+    data = files(recipe, "data")
+    own = any(getattr(recipe.test, name) for name in IMAGES)
+    test = files(recipe, "test") if own else None
+    if data is not None and (test is not None or not own):
+        drawn(recipe, data, test)  # Are there enough?
+    return _Plan(kind, data, test)
+
+
+def _images(
+    recipe: Recipe, plan: _Plan, net: nn.Module
+) -> tuple[Recipe, Subset[Item], Subset[Item]]:
+    """Draw the images; return the recipe with all that was decided for it."""
+    data = make(recipe, "data", plan.data)
+    own = any(getattr(recipe.test, name) for name in IMAGES)
+    test = make(recipe, "test", plan.test) if own else None
+    wanted = preprocessing(recipe, net)
+    process = transform(recipe, wanted)
+    for source in (data, test):
+        if source is None:
+            continue
+        source.transform = process
+        if isinstance(source, Files) and process is None:
+            raise recipe.document.error(
+                ("data", "preprocessing"),
+                "data.preprocessing: the model does not say how images are made its "
+                "input; give size, mean and std",
+            )
+    calibrating, judging = drawn(recipe, data, test)
+    resolved = replace(
+        recipe,
+        data=replace(recipe.data, images=len(calibrating), preprocessing=wanted),
+        test=replace(recipe.test, images=len(judging)),
+    )
+    return resolved, calibrating, judging
+
+
+def _loaded(images: Subset[Item], batch_size: int) -> "DataLoader[tuple[Tensor, ...]]":
+    """All images in memory: a toolkit walks them once for every layer."""
+    items = list(tqdm(DataLoader(images), "calibration images", disable=None))
+    pixels = torch.cat([x for x, _ in items])
+    targets = torch.cat([y for _, y in items])
+    return DataLoader(TensorDataset(pixels, targets), batch_size)
+
+
+@torch.no_grad()
+def _plainly(net: nn.Module, images: Tensor) -> Tensor:
+    outputs: Tensor = net(images)
+    return outputs
+
+
+def _outputs(
+    logits: Callable[[nn.Module, Tensor], Tensor],
+    model: nn.Module,
+    images: Subset[Item],
+    what: str,
+) -> tuple[Tensor, Tensor]:
+    """Outputs [N, classes, …] for all test images, and their labels [N]."""
+    batches = tqdm(DataLoader(images, BATCH), f"testing: {what}", disable=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pairs = [(logits(model, x), y) for x, y in batches]
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+@contextmanager
+def _staged(document: Document, folder: Path, keep: bool) -> Iterator[Path]:
+    """A folder whose files move to `folder` once the block has succeeded.
+
+    Raises:
+        CoRaError: The folder cannot be written to.
+    """
+    near = folder
+    while not near.exists():
+        near = near.parent
+    try:
+        staging = Path(tempfile.mkdtemp(dir=near, prefix=".cora-"))
+    except OSError as error:
+        message = f"output: cannot write to {folder}: {error.strerror}"
+        raise document.error(("output",), message) from error
+    try:
+        yield staging
+        if keep:
+            for source in sorted(staging.rglob("*")):
+                if source.is_file():
+                    target = folder / source.relative_to(staging)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(source, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
