@@ -151,6 +151,8 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1)
     way_out = f"did you mean {close[0]}?" if close else f"use {', '.join(names)}"
+    if not close and len(names) > 100:
+        way_out = f"there are {len(names)}, none like it"
     place = f"{where}: " if where else ""
     return f"{place}unknown {what} {name!r}; {way_out}"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.demo_model import plain_norms, static_padding
-from cora_plugin.document import Document, Key, dotted
+from cora_plugin.document import Document, Key, dotted, unknown
 from cora_plugin.recipe.schema import Recipe
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -84,20 +84,14 @@ def check_model(recipe: Recipe) -> None:
         key: Key = ("model", "timm")
         timm = package(document, key, "timm")
         if not timm.is_model(section.timm.partition(".")[0]):
-            close = ", ".join(timm.list_models(f"*{section.timm[:8]}*")[:5])
-            hint = f"; near it: {close}" if close else "; timm.list_models() has all"
-            raise document.error(
-                key, f"model.timm: unknown model {section.timm!r}{hint}"
-            )
+            message = unknown("model", section.timm, timm.list_models(), "model.timm")
+            raise document.error(key, message)
     elif section.torchvision:
         key = ("model", "torchvision")
-        models = package(document, key, "torchvision").models
-        if section.torchvision not in models.list_models():
-            raise document.error(
-                key,
-                f"model.torchvision: unknown model {section.torchvision!r}; "
-                "torchvision.models.list_models() has all",
-            )
+        names = package(document, key, "torchvision").models.list_models()
+        if section.torchvision not in names:
+            message = unknown("model", section.torchvision, names, "model.torchvision")
+            raise document.error(key, message)
     if section.checkpoint and not _path(section.checkpoint).is_file():
         raise document.error(
             ("model", "checkpoint"),

@@ -1,0 +1,245 @@
+"""`cora-plugin run` with Brevitas: the whole way, and nothing half-written."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from small_recipe import images, net, photos, written
+
+from cora_plugin.cli import main
+from cora_plugin.integrations.brevitas import load_cora
+from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+
+RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
+NEEDS_DEMO = pytest.mark.skipif(
+    find_spec("foolbox") is None, reason="needs the demo's weights and photos"
+)
+
+
+def run(path, *overrides):
+    return main(["run", str(path), *(f"--set={text}" for text in overrides)])
+
+
+def result(folder):
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_the_whole_way(tmp_path, capsys):
+    exports = ["onnx_qcdq", "adapters"]
+    path = written(tmp_path / "recipe.yaml", exports=exports, test={"images": 20})
+    assert main(["run", str(path), "--check"]) == 0
+    assert "ready to run" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+    assert run(path) == 0
+    out = tmp_path / "out"
+    said = capsys.readouterr().out
+    report = result(out)
+    rows = {row["model"]: row for row in report["rows"]}
+    assert list(rows) == ["float", "Brevitas PTQ", "+ adapters"]
+    assert rows["float"]["top1"] > 0.8 and rows["float"]["kl"] == 0
+    assert rows["+ adapters"]["kl"] < rows["Brevitas PTQ"]["kl"] / 2
+    assert 3 < rows["Brevitas PTQ"]["bits"] < rows["+ adapters"]["bits"]
+    assert report["images"] == 20
+    assert report["cora"]["images"] + report["cora"]["held_out"] == 40
+    for text in ("+ adapters", "top-1", str(out)):
+        assert text in said
+    assert "KL to float" in (out / "report.txt").read_text()
+    # What was exported is what was judged.
+    for export in report["exports"]:
+        assert export["bytes"] == (out / export["path"]).stat().st_size
+    x, _ = images()
+    session = onnxruntime.InferenceSession(out / "onnx_qcdq.onnx")
+    name = session.get_inputs()[0].name
+    got = np.concatenate([session.run(None, {name: i.numpy()})[0] for i in x.split(1)])
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*images(64)), 16)
+    fresh = quantize_ptq(net(), data, weight_bits=3, first_last_bits=3)
+    load_cora(out / "adapters.safetensors", fresh)
+    expected = logits(fresh, x).argmax(1).numpy()
+    assert (got.argmax(1) == expected).mean() > 0.9
+
+    # The resolved recipe does the same again.
+    assert run(out / "recipe.yaml", f"output={tmp_path / 'again'}") == 0
+    for row, other in zip(
+        report["rows"], result(tmp_path / "again")["rows"], strict=True
+    ):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_photos_without_labels_adapters_off_biases_corrected(tmp_path):
+    folder = photos(tmp_path / "photos", 36)
+    preprocessing = {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}
+    path = written(
+        tmp_path / "recipe.yaml",
+        data={"glob": f"{folder}/*/*.png", "preprocessing": preprocessing},
+        ptq={"weight_bits": 3, "first_last_bits": 3, "bias_correction": True},
+        cora=False,
+    )
+    assert run(path, "data.images=24") == 0
+    report = result(tmp_path / "out")
+    assert report["cora"] is None and report["images"] == 12
+    rows = report["rows"]
+    assert [row["top1"] for row in rows] == [None, None]
+    resolved = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert resolved["data"]["images"] == 24 and resolved["test"]["images"] == 12
+    assert run(path, "data.images=24", "ptq.bias_correction=false") == 0
+    # Bias correction did something, and its row is the one before.
+    assert result(tmp_path / "out")["rows"][1]["kl"] != rows[1]["kl"]
+
+
+def test_gptq_with_adapters_and_bias_correction(tmp_path):
+    ptq = {"weight_bits": 3, "first_last_bits": 3, "gptq": True}
+    path = written(
+        tmp_path / "recipe.yaml", ptq={**ptq, "bias_correction": True}, exports=[]
+    )
+    assert run(path) == 0
+    _, plain, adapted = result(tmp_path / "out")["rows"]
+    assert adapted["kl"] < plain["kl"]
+    assert run(path, "ptq.gptq=false", f"output={tmp_path / 'other'}") == 0
+    assert result(tmp_path / "other")["rows"][1]["kl"] != plain["kl"]
+
+
+@pytest.mark.parametrize("algorithm", ["gpfq", "qronos"])
+def test_adapters_after_what_overwrites_float_weights(algorithm, tmp_path):
+    ptq = {"weight_bits": 3, "first_last_bits": 3, algorithm: True}
+    assert run(written(tmp_path / "recipe.yaml", ptq=ptq)) == 0
+    _, plain, adapted = result(tmp_path / "out")["rows"]
+    assert adapted["kl"] < plain["kl"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"ptq": {"weight_bit": 4}}, ":7: ptq: unknown key 'weight_bit'; did you mean"),
+        ({"ptq": {"weight_bits": "4"}}, ":7: ptq.weight_bits: '4' is not a whole num"),
+        ({"ptq": {"gptq": 1}}, ":7: ptq.gptq: 1 is not true or false"),
+        ({"ptq": {"gptq": True, "gpfq": True}}, "choose one of them"),
+        ({"exports": ["onnx_qdcq"]}, "exports.0: unknown format 'onnx_qdcq'; did you"),
+        ({"exports": ["openvino"]}, "exports.0: unknown format 'openvino'; use adapt"),
+        (
+            {"exports": [{"format": "adapters", "opset": 3}]},
+            "exports.0: unknown key 'opset'",
+        ),
+        ({"exports": ["adapters"], "cora": False}, "no adapters where cora is off"),
+        ({"cora": {"ranks": {"nowhere": 1}}}, "nowhere"),
+        ({"data": {"glob": "nowhere/*"}}, ":4: data.glob: no file matches nowhere/*"),
+        (
+            {"model": {"factory": "nowhere:net"}},
+            ":2: model.factory: nowhere:net cannot",
+        ),
+        ({"model": {"timm": "resnet19"}}, ":2: model.timm: unknown model 'resnet19'"),
+    ],
+)
+def test_what_is_wrong_ends_with_one_line(
+    sections, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(written(tmp_path / "recipe.yaml", **sections)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("cora-plugin: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_at_once(tmp_path, capsys):
+    folder = photos(tmp_path / "photos", 12)
+    (folder / "class0" / "broken.png").write_text("no picture")
+    preprocessing = {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}
+    source = {"folder": str(folder), "images": 13, "preprocessing": preprocessing}
+    test = {"factory": "small_recipe:images"}
+    path = written(tmp_path / "recipe.yaml", data=source, test=test)
+    assert run(path) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "broken.png: cannot be read as an image" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_must_fit_the_outputs(tmp_path, capsys):
+    folder = photos(tmp_path / "photos", 16, classes=4)
+    preprocessing = {"size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}
+    source = {"folder": str(folder), "images": 8, "preprocessing": preprocessing}
+    assert run(written(tmp_path / "recipe.yaml", data=source)) == 2
+    assert "4 classes and the model 3 outputs; name the" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_written_to(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    path = written(tmp_path / "recipe.yaml")
+    for check in ([], ["--check"]):
+        output = f"--set=output={tmp_path / 'file' / 'out'}"
+        assert main(["run", str(path), output, *check]) == 2
+        error = capsys.readouterr().err
+        assert "output: cannot write to" in error and error.count("\n") == 1
+
+
+def test_a_failure_leaves_what_was_there_before(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("old")
+    exports = [
+        "adapters",
+        {"format": "onnx_qcdq", "path": "a.onnx", "opset_version": 1},
+    ]
+    path = written(tmp_path / "recipe.yaml", exports=exports)
+    with pytest.raises(Exception, match="."):
+        run(path)
+    assert os.listdir(out) == ["report.json"]
+    assert (out / "report.json").read_text() == "old"
+
+
+SMALL = ["data.images=12", "test.images=10", "cora.sensitivity_images=4"]
+LITE0 = [
+    *SMALL,
+    "data.args={count: 12, size: 64}",
+    "test.args={crops_per_photo: 1, size: 64}",
+]
+SHORT = {
+    "brevitas-lite0-w4a8.yaml": LITE0,
+    "brevitas-lite0-gptq.yaml": [
+        *LITE0,
+        "ptq.gptq=false",
+        "data.images=6",
+        "exports=[]",
+    ],
+    "brevitas-lite0-butterworth.yaml": [
+        *LITE0,
+        "cora.butterworth.iterations=2",
+        "cora.butterworth.batch_size=2",
+    ],
+    "brevitas-timm-imagefolder.yaml": [
+        *SMALL,
+        "model.timm=test_efficientnet",
+        "model.args={num_classes: 2}",
+        "model.pretrained=false",
+        "data.preprocessing.size=64",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=NEEDS_DEMO if "lite0-" in n else ()) for n in SHORT],
+)
+def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
+    if "imagefolder" in name:
+        for split in ("train", "val"):
+            photos(tmp_path / split, 12, classes=2, side=80)
+        monkeypatch.setenv("IMAGENET", str(tmp_path))
+    output = f"output={tmp_path / 'out'}"
+    assert run(RECIPES / name, *SHORT[name], output) == 0
+    report = result(tmp_path / "out")
+    rows = report["rows"]
+    assert len(rows) == 3 and all(row["top1"] is not None for row in rows)
+    if "lite0-" in name:
+        assert rows[2]["kl"] < rows[1]["kl"]
+    for export in report["exports"]:
+        assert export["bytes"] > 0
+
+
+def test_every_ready_recipe_is_run():
+    assert {p.name for p in RECIPES.glob("brevitas-*.yaml")} == set(SHORT)

@@ -1,0 +1,122 @@
+"""YAML keeps its lines, whichever way a value came into it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cora_plugin import CoRaError
+from cora_plugin.document import Document, fits, parse_value
+
+
+def read(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    return Document.read(path)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("abc é:#", max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text("xyz", min_size=1, max_size=3), plain, max_size=4))
+def test_values_are_those_of_yaml(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("yaml") / "a.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert Document.read(path).values == values
+
+
+def test_each_value_knows_its_line(tmp_path):
+    text = "a: 1\nb:\n  c:\n    - x\n    - {d: 2}\n"
+    document = read(tmp_path, text)
+    name = tmp_path / "a.yaml"
+    for key, line in {
+        ("a",): 1,
+        ("b",): 2,
+        ("b", "c"): 3,
+        ("b", "c", 1, "d"): 5,
+        ("b", "absent", "below"): 2,
+    }.items():
+        assert str(document.error(key, "wrong")) == f"{name}:{line}: wrong"
+    assert str(document.error(("absent",), "wrong")) == f"{name}: wrong"
+
+
+def test_merged_keys_are_no_doubles(tmp_path):
+    document = read(tmp_path, "base: &b {x: 1, y: 1}\nsame:\n  <<: *b\n  y: 2\n")
+    assert document.values["same"] == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", ":3: a stands on line 1 already"),
+        ("1: 2", ":1: 1 is not a key; put it in quotes"),
+        ("- a", "not a mapping of keys"),
+        ("a: [1", ":1: not YAML: "),
+        ("a: !!python/name:os.system x", ":1: not YAML: could not determine a constr"),
+        ("a: *b", "not YAML: found undefined alias"),
+    ],
+)
+def test_what_cannot_be_read_is_named(text, message, tmp_path):
+    with pytest.raises(CoRaError) as error:
+        read(tmp_path, text)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides(tmp_path):
+    document = read(tmp_path, "a: {b: 1}\nl: [{c: 1}, 2]\n")
+    for text in ("a.b=1e-4", "l.0.c=[x, y]", "new.deep=true", "a.e=", "l.1=z"):
+        document.override(text)
+    assert document.values == {
+        "a": {"b": 1e-4, "e": None},
+        "l": [{"c": ["x", "y"]}, "z"],
+        "new": {"deep": True},
+    }
+    assert str(document.error(("a", "b"), "no")) == "--set a.b=1e-4: no"
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "l.7=1", "l.x=1", "a=[", "l.1.b=3"])
+def test_overrides_that_lead_nowhere(text, tmp_path):
+    with pytest.raises(CoRaError):
+        read(tmp_path, "a: 1\nl: [{c: 1}, 2]\n").override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("-2E3", -2000.0), ("0.05 params", "0.05 params"), ("3", 3)],
+)
+def test_numbers(text, value):
+    assert parse_value(text) == value and type(parse_value(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "right"),
+    [
+        (1, int, True),
+        (True, int, False),
+        (1, float, True),
+        (1.5, int, False),
+        (None, int | None, True),
+        ("a", int | None, False),
+        ("a", Literal["a", "b"], True),
+        ("c", Literal["a", "b"], False),
+        ([1, 2], list[int], True),
+        ([1, "2"], list[int], False),
+        ({"a": 1}, Mapping[str, Any], True),
+        ([], Mapping[str, Any], False),
+        (object(), Any, True),
+        (0, bool, False),
+    ],
+)
+def test_fits(value, hint, right):
+    assert fits(value, hint) is right
