@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from tqdm import tqdm
 
+from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.document import Document
 from cora_plugin.progress import timed
 from cora_plugin.recipe.images import (
@@ -109,18 +110,39 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             outputs, _ = _outputs(tool.logits, base, test, "with adapters")
             results.add("+ adapters", outputs, more, report)
             model = base
-        formats = plan.kind.formats()
-        example = batches.dataset[:1][0]
-        for export in recipe.exports:
-            path = folder / export.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write = partial(formats[export.format], **export.options)
-            timed(console, f"exporting {export.path}", write, model, example, path)
+        _export(recipe, plan.kind, model, batches.dataset[:1][0], folder, console)
         results.write(folder)
     console.print(results.table())
     for line in results.lines():
         console.print(line, highlight=False, markup=False)
     return results
+
+
+def _export(
+    recipe: Recipe,
+    kind: type[Toolkit],
+    model: nn.Module,
+    example: Tensor,
+    folder: Path,
+    console: Console,
+) -> None:
+    formats = kind.formats()
+    for index, export in enumerate(recipe.exports):
+        path = folder / export.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write = partial(formats[export.format], **export.options)
+        try:
+            timed(console, f"exporting {export.path}", write, model, example, path)
+        except (CoRaError, OSError):
+            raise
+        # Whatever an exporter may raise at a model that it cannot write.
+        except Exception as error:
+            why = next(iter(str(error).splitlines()), "")
+            raise recipe.document.error(
+                ("exports", index),
+                f"exports.{index}: {export.format} cannot be written: "
+                f"{type(error).__name__}: {why}",
+            ) from error
 
 
 def _plan(recipe: Recipe) -> _Plan:

@@ -86,7 +86,7 @@ def test_a_factory_makes_tensors_or_pictures(tmp_path):
         {"factory": "torchvision.datasets:ImageFolder", "args": {"root": str(folder)}},
     )
     data = make(pictures, "data", None)
-    with pytest.raises(CoRaError, match="or give data.preprocessing"):
+    with pytest.raises(CoRaError, match=r"or give data\.preprocessing"):
         data[0]
     data.transform = torchvision.transforms.ToTensor()
     assert data[1][0].shape == (3, SIDE, SIDE) and data[1][1] == 1

@@ -72,7 +72,7 @@ def photos(folder: Path, count: int, classes: int = 3, side: int = 20) -> Path:
 
 
 def written(path: Path, **sections: object) -> Path:
-    """A recipe of the small net, with other sections if they are given; None: no such."""
+    """A recipe of the small net, with other sections if they are given."""
     whole: dict[str, object] = {
         "model": {"factory": "small_recipe:net"},
         "data": {"factory": "small_recipe:images", "images": 40},
@@ -81,7 +81,5 @@ def written(path: Path, **sections: object) -> Path:
         "cora": {"budget": "0.3 params"},
         "output": str(path.parent / "out"),
     }
-    whole |= sections
-    kept = {key: value for key, value in whole.items() if value is not None}
-    path.write_text(yaml.safe_dump(kept, sort_keys=False))
+    path.write_text(yaml.safe_dump(whole | sections, sort_keys=False))
     return path
