@@ -128,6 +128,8 @@ def _export(
 ) -> None:
     formats = kind.formats()
     for index, export in enumerate(recipe.exports):
+        if export.format == "adapters" and recipe.cora is None:
+            continue  # So that cora=false is all that a baseline takes.
         path = folder / export.path
         path.parent.mkdir(parents=True, exist_ok=True)
         write = partial(formats[export.format], **export.options)

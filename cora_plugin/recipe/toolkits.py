@@ -206,10 +206,6 @@ def toolkit(recipe: Recipe) -> type[Toolkit]:
         if export.format not in formats:
             where = f"exports.{index}"
             raise document.error(key, unknown("format", export.format, formats, where))
-        if export.format == "adapters" and recipe.cora is None:
-            raise document.error(
-                key, f"exports.{index}: there are no adapters where cora is off"
-            )
         allowed = _options(formats[export.format])
         for name, value in export.options.items():
             if name not in allowed:

@@ -7,7 +7,10 @@ keeps what it has downloaded before.
 import copy
 import json
 import random
+import re
+import shlex
 import warnings
+from pathlib import Path
 
 import brevitas.config
 import numpy as np
@@ -23,7 +26,12 @@ from PIL import Image
 from cora_plugin import CoRaError
 from cora_plugin.cli import main
 from cora_plugin.document import Document
-from cora_plugin.integrations.brevitas import apply_cora, load_cora, save_cora
+from cora_plugin.integrations.brevitas import (
+    apply_cora,
+    load_cora,
+    remove_cora,
+    save_cora,
+)
 from cora_plugin.integrations.brevitas.cli import _config, parser, read_defaults
 from cora_plugin.integrations.brevitas.imagenet import ptq_imagenet, stock_script
 
@@ -107,39 +115,41 @@ def test_the_whole_command(arguments, tmp_path, capsys):
 
 def test_adapters_go_between_ptq_and_bias_correction(arguments, tmp_path):
     """The same as the three steps by hand, in the order that is right."""
-    settings = ["--cora=budget=0.1,held_out=0.34"]
-    flags = parser()
-    options = flags.parse_args([*arguments, *settings])
+    options = parser().parse_args([*arguments, "--cora=budget=0.1,held_out=0.34"])
     result = ptq_imagenet(options, _config(options), tmp_path / "report.json")
     save_cora(tmp_path / "adapters", result.model)
-
-    plain = flags.parse_args([*arguments, "--no-bias-corr"])
-    model = ptq_imagenet(plain, None, tmp_path / "none.json").model
-    assert not (tmp_path / "none.json").exists()
     with stock_script() as script:
+        stock = create_args_parser().parse_args([*arguments, "--no-bias-corr"])
+        _, model = script.quantize_ptq_imagenet(stock)
         loader = script.generate_dataloader(options.calibration_dir, 3, 1, 256, 224, 6)
         by_hand = copy.deepcopy(model)
         apply_cora(loader, by_hand, _config(options))
         script.apply_bias_correction(loader, by_hand)
-    got, expected = result.model.state_dict(), by_hand.state_dict()
-    assert got.keys() == expected.keys()
-    for name, value in got.items():
-        torch.testing.assert_close(value, expected[name], msg=name)
+    assert_same(result.model, by_hand)
     # And the adapters fit onto what Brevitas' own script makes.
     load_cora(tmp_path / "adapters", model)
 
+    # Without adapters the script is Brevitas' own.
+    plain = parser().parse_args([*arguments, "--no-bias-corr"])
+    ours = ptq_imagenet(plain, _config(plain), tmp_path / "none.json")
+    assert ours.report is None and not (tmp_path / "none.json").exists()
+    remove_cora(model)
+    assert_same(ours.model, model)
 
-def test_without_adapters_the_script_is_brevitas_own(arguments, tmp_path):
-    options = parser().parse_args(arguments)
-    ours = ptq_imagenet(options, _config(options), tmp_path / "report.json")
-    assert ours.report is None
-    with stock_script() as script:
-        metrics, model = script.quantize_ptq_imagenet(
-            create_args_parser().parse_args(arguments)
-        )
-    assert ours.metrics == metrics
-    for name, value in ours.model.state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+
+def assert_same(model, other):
+    got, expected = model.state_dict(), other.state_dict()
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_the_command_of_the_readme():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (command,) = re.findall(r"cora-plugin brevitas-ptq ((?:.*\\\n)*.*)\n", readme)
+    options = parser().parse_args(shlex.split(command.replace("\\\n", "")))
+    assert options.gptq and options.weight_bit_width == 4
+    assert str(_config(options).budget) == "0.2 bits"
 
 
 def test_every_flag_of_brevitas_is_known():

@@ -15,6 +15,7 @@ from small_recipe import images, net, photos, written
 from cora_plugin.cli import main
 from cora_plugin.integrations.brevitas import load_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+from cora_plugin.recipe.toolkits import Brevitas
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
@@ -80,10 +81,12 @@ def test_photos_without_labels_adapters_off_biases_corrected(tmp_path):
         data={"glob": f"{folder}/*/*.png", "preprocessing": preprocessing},
         ptq={"weight_bits": 3, "first_last_bits": 3, "bias_correction": True},
         cora=False,
+        exports=["adapters"],  # There are none.
     )
     assert run(path, "data.images=24") == 0
     report = result(tmp_path / "out")
     assert report["cora"] is None and report["images"] == 12
+    assert [e["bytes"] for e in report["exports"]] == [0]
     rows = report["rows"]
     assert [row["top1"] for row in rows] == [None, None]
     resolved = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
@@ -125,7 +128,6 @@ def test_adapters_after_gpfq_which_overwrites_float_weights(tmp_path):
             {"exports": [{"format": "adapters", "opset": 3}]},
             "exports.0: unknown key 'opset'",
         ),
-        ({"exports": ["adapters"], "cora": False}, "no adapters where cora is off"),
         ({"cora": {"ranks": {"nowhere": 1}}}, "nowhere"),
         ({"data": {"glob": "nowhere/*"}}, ":4: data.glob: no file matches nowhere/*"),
         (
@@ -198,6 +200,7 @@ LITE0 = [
     "data.args={count: 16, size: 64}",
     "test.args={crops_per_photo: 1, size: 64}",
     "cora.sensitivity_images=4",
+    "exports=[adapters]",
 ]
 SMALL_NET = [
     "model.factory=small_recipe:net",
@@ -248,6 +251,31 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
         assert rows[2]["kl"] < rows[1]["kl"]
     for export in report["exports"]:
         assert export["bytes"] > 0
+
+
+def test_every_option_is_explained():
+    docs = (RECIPES / "README.md").read_text()
+    names = [*Brevitas.hints(), *Brevitas.formats()]
+    assert [name for name in names if f"`{name}`" not in docs] == []
+
+
+COMMANDS = [
+    line.split()[1:]
+    for path in (RECIPES / "README.md", RECIPES.parents[1] / "README.md")
+    for line in path.read_text().splitlines()
+    if line.startswith("cora-plugin run") and "nncf" not in line
+]
+
+
+@NEEDS_DEMO
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_of_the_docs_could_run(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run, recipe, *flags = command
+    path = str(RECIPES.parents[1] / recipe)
+    assert main([run, path, *flags, "--check"]) == 0
+    assert "ready to run" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_ready_recipe_is_run():

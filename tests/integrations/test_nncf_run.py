@@ -11,6 +11,7 @@ import pytest
 from small_recipe import images, photos, written
 
 from cora_plugin.cli import main
+from cora_plugin.recipe.toolkits import NNCF
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
@@ -67,12 +68,14 @@ SHORT = {
         "data.args={count: 16, size: 64}",
         "test.args={crops_per_photo: 1, size: 64}",
         "cora.sensitivity_images=4",
+        "exports=[adapters]",
     ],
     "nncf-torchvision-photos.yaml": [
-        "model.torchvision=resnet18",
+        "model.torchvision=squeezenet1_1",
         "model.pretrained=false",
+        "cora.ranks={classifier.1: 0}",
         "data.images=10",
-        "data.preprocessing.size=32",
+        "data.preprocessing.size=64",
         "test.images=4",
     ],
 }
@@ -94,6 +97,12 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
     if "lite0" in name:
         assert adapted["kl"] < plain["kl"]
     assert all(export["bytes"] > 0 for export in report["exports"])
+
+
+def test_every_option_is_explained():
+    docs = (RECIPES / "README.md").read_text()
+    names = [*NNCF.hints(), *NNCF.formats()]
+    assert [name for name in names if f"`{name}`" not in docs] == []
 
 
 def test_every_ready_recipe_is_run():
