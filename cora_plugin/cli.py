@@ -127,8 +127,14 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
         else:
             run(recipe)
     else:
-        from cora_plugin.integrations.brevitas.cli import main as brevitas_ptq
-
+        try:
+            from cora_plugin.integrations.brevitas.cli import main as brevitas_ptq
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"brevitas-ptq needs the package {error.name}, which is not installed; "
+                'pip install "cora-plugin[brevitas,cli]"',
+                name=error.name,
+            ) from error
         brevitas_ptq(rest)
 
 

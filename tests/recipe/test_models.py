@@ -15,6 +15,7 @@ from cora_plugin.recipe.models import (
     check_model,
     load_model,
     own_modules,
+    package,
     plain_layers,
 )
 from cora_plugin.recipe.schema import Recipe
@@ -151,3 +152,14 @@ def test_models_that_cannot_be_had(model, message, tmp_path):
         model = {"pretrained": False, **model}
         message = message.replace(":2:", ":3:").replace(":3: model.ch", ":4: model.ch")
     assert message in failure(tmp_path, **model)
+
+
+def test_an_absent_package_is_named_with_the_way_out(tmp_path):
+    document = recipe(tmp_path, timm="resnet18").document
+    with pytest.raises(ModuleNotFoundError) as error:
+        package(document, ("model", "timm"), "no_such_package")
+    message = (
+        "recipe.yaml:2: model.timm needs the package no_such_package, which is not"
+    )
+    assert message in str(error.value)
+    assert 'pip install "cora-plugin[cli]"' in str(error.value)
