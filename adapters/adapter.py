@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.factor import Weighting, truncate
+from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.adapters.operation import Operation
 from cora_plugin.adapters.quantized import QuantizedTensor, quantize
 
@@ -34,6 +35,9 @@ class Adapter:
     * low-rank: `a` [g·r, n/g, *kernel] and `b` [m, r, 1…] (linear: [r, n] and [m, r]);
     * shared-basis: `a` [r, k] and `b` [m, r];
     * full: `a` [m, n/g, *kernel].
+
+    `fingerprint` tells the quantized weight that it was made for, once it stands beside
+    a layer.
     """
 
     kind: Kind
@@ -42,6 +46,7 @@ class Adapter:
     b: QuantizedTensor | None
     weight_shape: tuple[int, ...]
     groups: int = 1
+    fingerprint: Fingerprint | None = None
 
     @property
     def tensors(self) -> dict[str, QuantizedTensor]:

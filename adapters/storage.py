@@ -4,6 +4,8 @@ import base64
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from torch import Tensor
 from cora_plugin.adapters.adapter import Adapter, Kind, factor_shapes
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.adapters.quantized import FLOAT_BITS, QuantizedTensor
 
-FORMAT = "cora-plugin adapters 1"
+FORMAT = "cora-plugin adapters 2"
+FIRST_FORMAT = "cora-plugin adapters 1"
 
 
 def save_adapters(
@@ -25,7 +29,11 @@ def save_adapters(
     adapters: Mapping[str, Adapter],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write adapters by layer name; `notes` is JSON that travels in the header.
+    """Write adapters by layer name.
+
+    The header, JSON, tells of each its kind, rank, bits, the shape of its layer's
+    weight and the fingerprint of what it was made for; of the file, the versions that
+    wrote it and the caller's `notes`.
 
     Raises:
         CoRaError: The notes are not JSON.
@@ -40,6 +48,7 @@ def save_adapters(
             "weight_shape": list(adapter.weight_shape),
             "groups": adapter.groups,
             "bits": {key: t.bits for key, t in adapter.tensors.items()},
+            "fingerprint": adapter.fingerprint and asdict(adapter.fingerprint),
         }
         for key, tensor in adapter.tensors.items():
             tensors[f"{name}/{key}"] = _own(tensor.values)
@@ -49,7 +58,13 @@ def save_adapters(
         text = json.dumps(dict(notes or {}))
     except (TypeError, ValueError) as error:
         raise CoRaError(f"notes: cannot be written as JSON: {error}") from error
-    header = {"format": FORMAT, "layers": json.dumps(layers), "notes": text}
+    versions = {"cora-plugin": version("cora-plugin"), "torch": torch.__version__}
+    header = {
+        "format": FORMAT,
+        "versions": json.dumps(versions),
+        "layers": json.dumps(layers),
+        "notes": text,
+    }
     with whole_file(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=header)
@@ -90,6 +105,11 @@ def load_adapters(
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise CoRaError(f"{path}: not a readable safetensors file: {error}") from error
+    if header.get("format") == FIRST_FORMAT:
+        raise CoRaError(
+            f"{path}: was written by an earlier version, which did not note what its "
+            "adapters were made for; apply CoRa again and save them anew"
+        )
     if header.get("format") != FORMAT:
         raise CoRaError(
             f"{path}: holds {header.get('format', 'no adapters')!r}, not {FORMAT!r}; "
@@ -116,6 +136,7 @@ def _read(name: str, row: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter
             raise ValueError(f"{groups} groups do not divide a weight {list(shape)}")
         if kind is Kind.SHARED_BASIS and (groups == 1 or shape[1] != 1):
             raise ValueError(f"a weight {list(shape)} is not depthwise")
+        made_for = row["fingerprint"] and Fingerprint.read(row["fingerprint"])
         expected = factor_shapes(kind, rank, shape, groups)
         if bits.keys() != expected.keys():
             raise ValueError(f"has {[*bits]} where it should have {[*expected]}")
@@ -125,7 +146,7 @@ def _read(name: str, row: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
-    return Adapter(kind, rank, stored["a"], stored.get("b"), shape, groups)
+    return Adapter(kind, rank, stored["a"], stored.get("b"), shape, groups, made_for)
 
 
 def _read_tensor(

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any
 
@@ -29,6 +30,7 @@ from cora_plugin.integrations.nncf.insert import (
 )
 from cora_plugin.integrations.nncf.layers import Reference, check_model
 from cora_plugin.integrations.nncf.step import TorchStep
+from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.report import Report
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,9 @@ def apply_cora(
         )
     images = first[0] if isinstance(first, list | tuple) else first
     host = NNCFHost(model, images, reference)
-    return CoRa(config).apply(host, chain([first], batches))
+    report = CoRa(config).apply(host, chain([first], batches))
+    vars(model)["cora_config"] = report.config  # for `save_cora`
+    return report
 
 
 def _batches(dataset: nncf.Dataset | Iterable[Any]) -> Iterator[Any]:
@@ -162,7 +166,9 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     corrections = {
         name: encode_shift(hook.shift) for name, hook in shifts(model).items()
     }
-    save_adapters(path, adapters, {"shifts": corrections})
+    config = getattr(model, "cora_config", None)
+    notes = {"nncf": version("nncf"), "config": config, "shifts": corrections}
+    save_adapters(path, adapters, notes)
 
 
 def load_cora(
@@ -191,6 +197,12 @@ def load_cora(
                 "model does not have; quantize it by the recipe the adapters were made "
                 "for"
             )
+    weights = {
+        name: (layer.dequantized, layer.weight_bits, layer.operation)
+        for name, layer in reading.layers.items()
+    }
+    check_made_for(adapters, weights)
     insert_adapters(model, reading.layers, reading.nodes, adapters)
     insert_shifts(model, reading.layers, reading.nodes, corrections)
+    vars(model)["cora_config"] = notes.get("config")
     return model

@@ -10,6 +10,7 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.integrations.host import refuse_carriers, run_model
 from cora_plugin.integrations.nncf.insert import (
     OURS,
@@ -28,6 +29,7 @@ from cora_plugin.integrations.nncf.layers import (
     read_layers,
 )
 from cora_plugin.integrations.nncf.swap import parameter_values
+from cora_plugin.integrations.provenance import fingerprints, with_fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, Observer, QuantizedLayer
 
@@ -58,6 +60,10 @@ class NNCFHost:
         self._example = example_input
         self._reference = reference
         self._changed_biases: dict[str, Tensor] = {}
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        return fingerprints(self.layers)
 
     @cached_property
     def reading(self) -> Reading:
@@ -189,7 +195,8 @@ class NNCFHost:
         """Put a correction into the model; all of it or, on an error, nothing."""
         reading = self.reading
         where = self.model, reading.layers, reading.nodes
-        insert_adapters(*where, correction.adapters)
+        noted = with_fingerprints(correction, self._fingerprints)
+        insert_adapters(*where, noted.adapters)
         insert_shifts(*where, correction.shifts)
         if correction.float_biases:
             for name, value in self._float_biases.items():

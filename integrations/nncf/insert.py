@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import Adapter, Kind, Operation, QuantizedTensor, quantize
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.host import check_fit, refuse_carriers
 from cora_plugin.layer import QuantizedLayer
@@ -72,6 +73,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         operation: Fields of the layer's `Operation`.
         shapes: Shapes of the factors by name.
         bits: Bit width of the factors, 32 for float.
+        fingerprint: Fields of the `Fingerprint` that the adapter was made for.
     """
 
     a: Tensor
@@ -87,9 +89,13 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         operation: Mapping[str, Any],
         shapes: Mapping[str, Sequence[int]],
         bits: int,
+        fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.layer, self.node = layer, node
+        self.fingerprint = None
+        if fingerprint is not None:
+            self.fingerprint = Fingerprint.read(fingerprint)
         self.kind, self.rank, self.bits = Kind(kind), rank, bits
         self.weight_shape = tuple(weight_shape)
         self.operation = _operation(operation)
@@ -112,6 +118,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
             asdict(layer.operation),
             {key: list(t.values.shape) for key, t in adapter.tensors.items()},
             adapter.a.bits,
+            None if adapter.fingerprint is None else asdict(adapter.fingerprint),
         )
         for key, stored in adapter.tensors.items():
             getattr(branch, key).data.copy_(stored.dequantize())
@@ -181,6 +188,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
             stored.get("b"),
             self.weight_shape,
             self.operation.groups,
+            self.fingerprint,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -198,6 +206,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
                 if hasattr(self, key)
             },
             "bits": self.bits,
+            "fingerprint": self.fingerprint and asdict(self.fingerprint),
         }
 
     @classmethod

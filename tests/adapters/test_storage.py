@@ -1,5 +1,9 @@
 import json
+import os
 import resource
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from cora_plugin.adapters import (
 )
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.factor import Weighting
+from cora_plugin.adapters.fingerprint import Fingerprint
 
 
 def randn(*shape, seed=0):
@@ -55,8 +60,12 @@ def rewrite(path, tensors=None, **header):
 
 
 def layers_in(path):
+    return header_of(path, "layers")
+
+
+def header_of(path, field):
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["layers"])
+        return json.loads(file.metadata()[field])
 
 
 def test_adapters_come_back_exactly(adapters, tmp_path):
@@ -67,7 +76,8 @@ def test_adapters_come_back_exactly(adapters, tmp_path):
     assert list(loaded) == list(adapters)
     for name, adapter in adapters.items():
         other = loaded[name]
-        for field in ("kind", "rank", "weight_shape", "groups", "stored_bits"):
+        fields = "kind", "rank", "weight_shape", "groups", "stored_bits", "fingerprint"
+        for field in fields:
             assert getattr(other, field) == getattr(adapter, field)
         for key, tensor in adapter.tensors.items():
             assert torch.equal(other.tensors[key].values, tensor.values)
@@ -77,6 +87,34 @@ def test_adapters_come_back_exactly(adapters, tmp_path):
             else:
                 assert torch.equal(other.tensors[key].scale, tensor.scale)
         assert torch.equal(other.merged(), adapter.merged())
+
+
+def test_the_file_tells_what_its_adapters_were_made_for(tmp_path):
+    layer, weight = Operation(), randn(9, 30)
+    adapter = make_adapter(randn(9, 30, seed=1), layer, 3, Weighting())
+    made_for = Fingerprint.of(weight, 4, layer)
+    adapter = replace(adapter, fingerprint=made_for)
+    save_adapters(tmp_path / "a.safetensors", {"head": adapter})
+    read = load_adapters(tmp_path / "a.safetensors")[0]["head"].fingerprint
+    assert read.difference(made_for, weight.numel()) is None
+    doubled = Fingerprint.of(2 * weight, 4, layer)
+    assert "other scales" in read.difference(doubled, weight.numel())
+    versions = header_of(tmp_path / "a.safetensors", "versions")
+    assert versions.keys() == {"cora-plugin", "torch"}
+
+
+def test_a_file_is_read_with_torch_alone(file):
+    """No toolkit is imported."""
+    code = f"""
+import sys
+from cora_plugin.adapters import load_adapters
+adapters, _ = load_adapters({str(file)!r})
+assert {{a.merged().shape for a in adapters.values()}}
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+assert not loaded & {{"brevitas", "nncf", "openvino", "onnx"}}, loaded
+"""
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # not the checkout in the cwd
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_integers_take_a_byte_in_the_file(tmp_path):
@@ -125,6 +163,12 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         load_adapters(path)
 
 
+def test_a_file_of_the_first_format_is_refused_with_the_way_out(file):
+    rewrite(file, format="cora-plugin adapters 1")
+    with pytest.raises(CoRaError, match=r"earlier version.*apply CoRa again and save"):
+        load_adapters(file)
+
+
 def test_another_version_of_the_format_is_refused(file):
     rewrite(file, format="cora-plugin adapters 99")
     with pytest.raises(CoRaError, match="adapters 99"):
@@ -160,6 +204,8 @@ def test_a_header_that_is_not_of_adapters_is_refused(layers, file):
         ("bits", {"a": 32, "b": 16}),
         ("bits", [32, 32]),
         ("bits", {"a": "many", "b": 32}),
+        ("fingerprint", 7),
+        ("fingerprint", {"bits": 4}),
     ],
 )
 def test_a_header_that_contradicts_its_tensors_is_refused(field, value, file):

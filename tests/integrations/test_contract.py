@@ -193,6 +193,21 @@ class Contract:
         expected, output = run(model, unseen), run(other, unseen)
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
 
+    def test_a_file_is_refused_by_other_weights(
+        self, model, prototype, batches, tmp_path
+    ):
+        self.apply(batches, model)
+        self.save(tmp_path / "adapters.safetensors", model)
+        other = copy.deepcopy(prototype)
+        torch.manual_seed(0)
+        for name in LAYERS:
+            weight = other.get_parameter(f"{name}.weight").data
+            weight += 0.1 * weight.std() * torch.randn_like(weight)
+        before = state(other)
+        with pytest.raises(CoRaError, match="for a weight whose integers are others"):
+            self.load(tmp_path / "adapters.safetensors", other, batches)
+        assert_same_state(other, before)
+
     def test_failing_data_leaves_the_model(self, host, model, batches, unseen):
         before, output = state(model), run(model, unseen)
         broken = [*batches[:2], (torch.full_like(batches[0][0], torch.nan), None)]
