@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
@@ -16,11 +17,15 @@ from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.insert import (
+    check_provenance,
     insert_correction,
+    note_config,
+    read_config,
     read_correction,
     remove_correction,
 )
 from cora_plugin.integrations.brevitas.layers import Reference
+from cora_plugin.integrations.brevitas.order import refuse_bias_corrected
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import Correction
 from cora_plugin.report import Report
@@ -48,7 +53,15 @@ def apply_cora(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    return CoRa(config).apply(BrevitasHost(model, reference), calib_loader)
+    algorithm = CoRa(config)
+    report = algorithm.apply(_host(model, reference), calib_loader)
+    note_config(model, report.config)
+    return report
+
+
+def _host(model: nn.Module, reference: Reference | None) -> BrevitasHost:
+    refuse_bias_corrected(model)
+    return BrevitasHost(model, reference)
 
 
 class cora_mode:  # noqa: N801, as gptq_mode
@@ -75,7 +88,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
         self.model = model
         self.report: Report | None = None
         self._algorithm = CoRa(config)
-        self._host = BrevitasHost(model, reference)
+        self._host = _host(model, reference)
         self._stack = ExitStack()
         self._run: Run | None = None
 
@@ -107,6 +120,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
             if error is None and self._run is not None:
                 with replaced(self.model, "forward", self._forward):
                     self.report = self._run.finish()
+                    note_config(self.model, self.report.config)
 
 
 def remove_cora(model: nn.Module) -> nn.Module:
@@ -131,11 +145,20 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
             "anew, which a file of adapters does not hold; save the model's state_dict"
         )
     shifts = {name: encode_shift(value) for name, value in correction.shifts.items()}
-    save_adapters(path, correction.adapters, {"shifts": shifts})
+    notes = {
+        "brevitas": version("brevitas"),
+        "config": read_config(model),
+        "shifts": shifts,
+    }
+    save_adapters(path, correction.adapters, notes)
 
 
 def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Put saved adapters into a freshly quantized model of the same recipe, in place.
+
+    Bit widths and quantized weights must be those that the adapters were made for, but
+    for an integer in a thousand and the last bits of scales. Activations and biases may
+    differ.
 
     Raises:
         CoRaError: The file is not one of adapters, or does not fit the model, which
@@ -143,7 +166,9 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """
     adapters, notes = load_adapters(path)
     shifts = {n: decode_shift(text) for n, text in notes.get("shifts", {}).items()}
+    check_provenance(model, adapters)
     insert_correction(model, Correction(adapters, shifts))
+    note_config(model, notes.get("config"))
     return model
 
 

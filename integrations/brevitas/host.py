@@ -11,6 +11,7 @@ from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
     corrected,
@@ -24,6 +25,7 @@ from cora_plugin.integrations.brevitas.layers import (
     unpack,
 )
 from cora_plugin.integrations.host import refuse_carriers, run_model
+from cora_plugin.integrations.provenance import fingerprints, with_fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, Observer, QuantizedLayer
 
@@ -50,6 +52,10 @@ class BrevitasHost:
     ) -> tuple[dict[str, QuantizedLayer], dict[str, str], dict[str, QuantTensor]]:
         with evaluation(self.model):
             return read_layers(self.model, self._reference)
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        return fingerprints(self.layers)
 
     @property
     def layers(self) -> Sequence[QuantizedLayer]:
@@ -164,7 +170,8 @@ class BrevitasHost:
 
     def insert(self, correction: Correction) -> None:
         """Put a correction into the model; all of it or, on an error, nothing."""
-        insert_correction(self.model, correction)
+        noted = with_fingerprints(correction, self._fingerprints)
+        insert_correction(self.model, noted)
 
     def remove(self) -> None:
         """Take it out again: the model is as it was."""

@@ -4,6 +4,7 @@ The subclass sees the quantized input on every backend, and Brevitas' own machin
 (bias correction, inference mode, exporters, deepcopy) goes on to work with it.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import brevitas.nn as qnn
@@ -14,8 +15,20 @@ from torch import Tensor, nn
 from cora_plugin.adapters import Adapter, Kind
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS
-from cora_plugin.integrations.brevitas.layers import SUPPORTED, operation_of, unpack
+from cora_plugin.integrations.brevitas.layers import (
+    SUPPORTED,
+    operation_of,
+    quantized_weight,
+    unpack,
+)
+from cora_plugin.integrations.brevitas.order import (
+    refuse_gpxq,
+    unwatch_rounding,
+    watch_rounding,
+)
 from cora_plugin.integrations.host import check_fit, refuse_carriers
+from cora_plugin.integrations.provenance import check_made_for
+from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.layer import Correction
 
 
@@ -25,6 +38,7 @@ class QuantBranch(nn.Module):
     def __init__(self, layer: Any, adapter: Adapter) -> None:
         super().__init__()
         self.adapter = adapter
+        self.config: Mapping[str, Any] | None = None
         self.kind = adapter.kind
         self.weight_shape = adapter.weight_shape
         self.operation = operation_of(layer)
@@ -82,6 +96,12 @@ class _Adapted:
             y = y + self.cora_shift
         return y if self.cora is None else y + self.cora(unpack(x))
 
+    def register_forward_pre_hook(
+        self, hook: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        refuse_gpxq(hook)
+        return super().register_forward_pre_hook(hook, *args, **kwargs)  # type: ignore[misc]
+
 
 class CoRaQuantLinear(_Adapted, qnn.QuantLinear):
     """A QuantLinear with an adapter."""
@@ -113,6 +133,37 @@ _ADAPTED = {
 }
 
 
+class _Factor:
+    """Mixed into a branch's layers, which bias correction would give zeros to store."""
+
+    def register_parameter(self, name: str, value: nn.Parameter | None) -> None:
+        if name != "bias" or value is None:
+            super().register_parameter(name, value)  # type: ignore[misc]
+
+
+class QuantFactorLinear(_Factor, qnn.QuantLinear):
+    """A factor of a linear layer's adapter, or of a shared basis."""
+
+
+class QuantFactorConv1d(_Factor, qnn.QuantConv1d):
+    """A factor of a QuantConv1d's adapter."""
+
+
+class QuantFactorConv2d(_Factor, qnn.QuantConv2d):
+    """A factor of a QuantConv2d's adapter."""
+
+
+class QuantFactorConv3d(_Factor, qnn.QuantConv3d):
+    """A factor of a QuantConv3d's adapter."""
+
+
+_FACTOR: dict[Any, Any] = {
+    qnn.QuantConv1d: QuantFactorConv1d,
+    qnn.QuantConv2d: QuantFactorConv2d,
+    qnn.QuantConv3d: QuantFactorConv3d,
+}
+
+
 def corrected(model: nn.Module) -> dict[str, Any]:
     """The layers of a model that carry an adapter or a shift, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _Adapted)}
@@ -136,10 +187,11 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
         check_fit(name, adapter, weight, getattr(layer, "groups", 1))
         branch = None if adapter is None else QuantBranch(layer, adapter)
         shift = _shift(name, layer, correction.shifts.get(name))
-        parts.append((layer, branch, shift, correction.weights.get(name)))
-    for layer, branch, shift, weight in parts:
+        parts.append((name, layer, branch, shift, correction.weights.get(name)))
+    for name, layer, branch, shift, weight in parts:
         layer.__class__ = _ADAPTED[type(layer)]
         layer.cora = branch
+        watch_rounding(name, layer)
         layer.register_buffer("cora_shift", shift)
         layer.cora_float_weight = None
         if weight is not None:
@@ -173,6 +225,7 @@ def remove_correction(model: nn.Module) -> None:
             layer.weight.data.copy_(layer.cora_float_weight)
         del layer.cora, layer.cora_shift, layer.cora_returned_quant_tensor
         del layer.cora_float_weight
+        unwatch_rounding(layer)
 
 
 def read_correction(model: nn.Module) -> Correction:
@@ -191,6 +244,29 @@ def read_correction(model: nn.Module) -> Correction:
             if layer.cora_float_weight is not None
         },
     )
+
+
+def check_provenance(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
+    """Raise for the first adapter that was made for another quantized weight."""
+    weights = {}
+    for name, layer in model.named_modules():
+        if name in adapters and type(layer) in _ADAPTED:
+            with evaluation(layer):
+                weights[name] = (*quantized_weight(layer), operation_of(layer))
+    check_made_for(adapters, weights)
+
+
+def note_config(model: nn.Module, config: Mapping[str, Any] | None) -> None:
+    """Remember with the adapters by which settings they were made."""
+    for layer in corrected(model).values():
+        if layer.cora is not None:
+            layer.cora.config = config
+
+
+def read_config(model: nn.Module) -> Mapping[str, Any] | None:
+    """The settings by which a model's adapters were made, where they are known."""
+    branches = (layer.cora for layer in corrected(model).values())
+    return next((branch.config for branch in branches if branch is not None), None)
 
 
 def _second(adapter: Adapter) -> Tensor:
@@ -213,7 +289,7 @@ def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
 
 def _quant_linear(weight: Tensor, bits: int) -> nn.Module:
     rows, columns = weight.shape
-    return _with_weight(qnn.QuantLinear(columns, rows, **_arguments(bits)), weight)
+    return _with_weight(QuantFactorLinear(columns, rows, **_arguments(bits)), weight)
 
 
 def _like(layer: Any, weight: Tensor, bits: int) -> nn.Module:
@@ -221,7 +297,7 @@ def _like(layer: Any, weight: Tensor, bits: int) -> nn.Module:
     kind = type(layer)
     if not SUPPORTED[kind]:
         return _quant_linear(weight, bits)
-    made = kind(
+    made = _FACTOR[kind](
         layer.in_channels,
         weight.shape[0],
         layer.kernel_size,
@@ -239,7 +315,7 @@ def _pointwise(layer: Any, weight: Tensor, bits: int) -> nn.Module:
     kind = type(layer)
     if not SUPPORTED[kind]:
         return _quant_linear(weight, bits)
-    made = kind(
+    made = _FACTOR[kind](
         weight.shape[1] * layer.groups,
         weight.shape[0],
         1,

@@ -7,13 +7,14 @@ from typing import Any
 import brevitas.nn as qnn
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
-from brevitas.quant_tensor import QuantTensor
+from brevitas.quant_tensor import FloatQuantTensor, QuantTensor
 from torch import Tensor, nn
 
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.operation import Padding
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.integrations.brevitas.order import bias_corrected
 from cora_plugin.integrations.host import given_weight
 from cora_plugin.layer import QuantizedLayer
 
@@ -39,13 +40,19 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
     Take it right after `quantize_model`, once BN merging and equalization have moved
     the weights and before GPTQ, GPFQ or Qronos overwrite them; then pass it as
-    `reference`.
+    `reference`. Each layer's bias goes with it, as `<name>.bias`: it tells when bias
+    correction has run too early.
     """
-    return {
-        name: layer.weight.detach().clone()
-        for name, layer in model.named_modules()
-        if isinstance(layer, QuantWeightBiasInputOutputLayer)
-    }
+    copied = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantWeightBiasInputOutputLayer):
+            copied[name] = layer.weight.detach().clone()
+            copied[f"{name}.bias"] = _bias(layer).clone()
+    return copied
+
+
+def _bias(layer: Any) -> Tensor:
+    return torch.zeros(()) if layer.bias is None else layer.bias.detach()
 
 
 def operation_of(layer: Any) -> Operation:
@@ -126,7 +133,7 @@ def read_layers(
             _float_weight(name, layer, weight.value, given),
             weight.value.detach(),
             operation_of(layer),
-            float(weight.bit_width),
+            _bits(weight),
             _scale_bits(weight),
         )
     return layers, skipped, quantized
@@ -141,11 +148,24 @@ def _inside_adapter(model: nn.Module, name: str) -> bool:
     return False
 
 
+@torch.no_grad()
+def quantized_weight(layer: Any) -> tuple[Tensor, float]:
+    """A layer's dequantized weight, and its bit width."""
+    weight = layer.quant_weight()
+    return weight.value, _bits(weight)
+
+
+def _bits(weight: QuantTensor) -> float:
+    if isinstance(weight, FloatQuantTensor):
+        return 1 + float(weight.exponent_bit_width) + float(weight.mantissa_bit_width)
+    return float(weight.bit_width)
+
+
 def _scale_bits(weight: QuantTensor) -> int:
     scales: int = FLOAT_BITS * weight.scale.numel()
-    zero_point = weight.zero_point
-    if torch.count_nonzero(zero_point):
-        scales += round(float(weight.bit_width)) * zero_point.numel()
+    zero_point = getattr(weight, "zero_point", None)  # none for minifloats
+    if zero_point is not None and torch.count_nonzero(zero_point):
+        scales += round(_bits(weight)) * zero_point.numel()
     return scales
 
 
@@ -164,20 +184,24 @@ def _float_weight(
 ) -> Tensor:
     """The weight that the host quantized: given, kept by GPTQ, or still in place."""
     if given is not None:
-        return given_weight(
+        weight = given_weight(
             name,
             given.get(name),
             dequantized,
             "BN merging and equalization move weights, so pass the model as it was "
             "quantized, or snapshot(model) taken right after quantize_model",
         )
+        bias = given.get(f"{name}.bias")
+        if bias is not None and not torch.equal(bias.to(_bias(layer)), _bias(layer)):
+            raise bias_corrected(name)
+        return weight
     kept = getattr(layer, "weight_orig", None)
     held: Tensor = layer.weight if kept is None else kept
     weight = held.detach().to(dequantized)
     # Not equality: GPTQ divides by the scale and multiplies again, which rounds. Even
     # at 16 bits a residual is ten times this size.
     residual, size = (weight - dequantized).norm(), weight.norm()
-    if kept is None and 0 < size < math.inf and residual <= 1e-6 * size:
+    if 0 < size < math.inf and residual <= 1e-6 * size:
         raise CoRaError(
             f"{name}: its float weight is gone, the layer holds its quantized weight; "
             "pass reference=snapshot(model) taken right after quantize_model, or run "

@@ -78,9 +78,17 @@ def float_net() -> nn.Module:
 def quantize(float_net, batches):
     """Quantize a net, by default the small one, by Brevitas' own ConvNet recipe."""
 
-    def quantize(backend="layerwise", net=None, calibrated=True, data=None, **options):
+    def quantize(
+        backend="layerwise",
+        net=None,
+        calibrated=True,
+        data=None,
+        prepare=None,
+        **options,
+    ):
         # Here, since this file is read where Brevitas is not installed, too.
         from brevitas.graph.quantize import preprocess_for_quantize
+        from brevitas.graph.target.flexml import preprocess_for_flexml_quantize
         from brevitas_examples.imagenet_classification.ptq.ptq_common import (
             calibrate,
             quantize_model,
@@ -88,21 +96,29 @@ def quantize(float_net, batches):
 
         data = batches if data is None else data
         torch.manual_seed(0)
-        prepared = preprocess_for_quantize(
-            copy.deepcopy(net or float_net), equalize_iters=3, merge_bn=True
-        )
+        merging = {"equalize_iters": 3, "merge_bn": True}
+        net = copy.deepcopy(net or float_net)
+        if backend == "flexml":  # traces the net
+            prepared = preprocess_for_flexml_quantize(net, data[0][0][:1], **merging)
+        else:
+            prepared = preprocess_for_quantize(net, **merging)
+        if prepare is not None:
+            prepare(prepared)
         model = quantize_model(
             prepared,
             backend=backend,
             weight_bit_width=options.pop("weight_bits", 4),
             act_bit_width=8,
             bias_bit_width=options.pop("bias_bits", 32),
-            weight_quant_granularity="per_channel",
             act_quant_percentile=99.999,
-            act_quant_type=options.pop("act_quant_type", "asym"),
-            scale_factor_type="float_scale",
-            quant_format="int",
-            **{"weight_param_method": "stats", **options},
+            **{
+                "weight_quant_granularity": "per_channel",
+                "act_quant_type": "asym",
+                "scale_factor_type": "float_scale",
+                "quant_format": "int",
+                "weight_param_method": "stats",
+                **options,
+            },
         )
         with torch.no_grad():
             model(data[0][0])

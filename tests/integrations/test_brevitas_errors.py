@@ -1,14 +1,27 @@
 import copy
+from argparse import Namespace
 from dataclasses import replace
 
 import brevitas.nn as qnn
 import pytest
 import torch
+from brevitas.graph.calibrate import load_quant_model_mode
+from brevitas.graph.gptq import gptq_mode
+from brevitas.graph.magr import magr_mode
 from brevitas.quant import Int8WeightPerChannelFloat
-from brevitas_examples.imagenet_classification.ptq.ptq_common import apply_gptq
+from brevitas.quant_tensor import QuantTensor
+from brevitas_examples.imagenet_classification.ptq.learned_round_utils import (
+    apply_learned_round,
+)
+from brevitas_examples.imagenet_classification.ptq.ptq_common import (
+    apply_bias_correction,
+    apply_gpfq,
+    apply_gptq,
+    apply_qronos,
+)
 from torch import nn
 
-from cora_plugin import CoRa, CoRaError, save_adapters
+from cora_plugin import CoRa, CoRaError, load_adapters, save_adapters
 from cora_plugin.adapters import Operation, make_adapter
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.integrations.brevitas import (
@@ -17,10 +30,13 @@ from cora_plugin.integrations.brevitas import (
     apply_cora,
     cora_mode,
     load_cora,
+    remove_cora,
     save_cora,
     snapshot,
 )
 from cora_plugin.integrations.brevitas.insert import corrected
+
+LAYERS = ["stem", "reflect", "depthwise", "pointwise", "same", "dilated", "head"]
 
 
 class Untouched:
@@ -239,10 +255,8 @@ def test_float_weights_that_gptq_overwrote_are_refused(model, batches):
 
 
 def test_float_weights_that_were_merged_away_are_refused(model, batches):
-    for name, weight in snapshot(model).items():
-        layer = model.get_submodule(name)
-        assert layer.weight.shape == weight.shape
-        layer.eval()
+    for name in LAYERS:
+        layer = model.get_submodule(name).eval()
         layer.weight.data.copy_(layer.quant_weight().value)
     refuse(model, batches_of(batches), 0.1, "its float weight is gone")
 
@@ -300,6 +314,99 @@ def test_an_unknown_configuration_is_refused_before_the_model_is_looked_at(model
                 apply([], model, value)
 
 
+# Steps in the wrong order.
+
+ORDER = "the right order is: quantize, calibrate, .* apply_cora, bias correction"
+
+
+def test_adapters_after_bias_correction_are_refused(model, batches):
+    apply_bias_correction(batches, model)
+    match = f"^stem: its bias was corrected before there were adapters.*{ORDER}"
+    refuse(model, batches_of(batches), 0.1, match)
+
+
+def test_a_snapshot_tells_bias_correction_of_a_reloaded_state(
+    quantize, prototypes, batches
+):
+    model = copy.deepcopy(prototypes["layerwise"])
+    given = snapshot(model)
+    apply_bias_correction(batches, model)
+    fresh = quantize()
+    with load_quant_model_mode(fresh):
+        fresh.load_state_dict(model.state_dict())
+    match = f"^stem: its bias was corrected.*{ORDER}"
+    refuse(fresh, batches_of(batches), 0.1, match, reference=given)
+
+
+def entered(mode, **options):
+    def apply(batches, model):
+        with torch.no_grad(), mode(model, **options) as entered:
+            for _ in range(entered.num_layers):
+                for images, _ in batches:
+                    entered.model(images)
+                entered.update()
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("GPTQ", lambda loader, model: apply_gptq(loader, model, act_order=True)),
+        ("GPTQ", entered(gptq_mode, use_quant_activations=True)),
+        ("GPFQ", lambda loader, model: apply_gpfq(loader, model, act_order=True)),
+        ("Qronos", lambda loader, model: apply_qronos(model, loader)),
+        ("MagR", entered(magr_mode, num_steps=2)),
+    ],
+)
+@pytest.mark.parametrize("first", ["stem", "dilated"])
+def test_what_moves_weights_is_refused_beside_adapters(
+    model, batches, unseen, name, method, first
+):
+    # What is hooked before the first adapter is reached is let go, too.
+    before = LAYERS[: LAYERS.index(first)]
+    ranks = dict.fromkeys(before, 0)
+    plain = copy.deepcopy(model.eval())
+    apply_cora(batches, model, {"budget": 0.2, "ranks": {**ranks, first: 2}})
+    untouched = Untouched(model)
+    match = f"^{first}: carries an adapter.*{name} would change.*remove_cora.*{ORDER}"
+    with pytest.raises(CoRaError, match=match):
+        method(batches[:1], model)
+    untouched.check()
+    with torch.no_grad():
+        model(unseen)
+        method(batches[:1], remove_cora(model))
+        method(batches[:1], plain)
+        assert torch.equal(values(model(unseen)), values(plain(unseen)))
+
+
+def values(output):
+    return output.value if isinstance(output, QuantTensor) else output
+
+
+@pytest.mark.parametrize("form", ["hard_sigmoid", "identity"])
+def test_learned_round_is_refused_beside_adapters(prototypes, batches, form):
+    settings = Namespace(
+        learned_round=form,
+        learned_round_mode="layerwise",
+        learned_round_loss="mse",
+        learned_round_lr=0.1,
+        learned_round_lr_scheduler=None,
+        learned_round_iters=2,
+        learned_round_batch_size=8,
+    )
+    model = copy.deepcopy(prototypes["layerwise"])
+    apply_cora(batches, model, {"budget": 0.3, "ranks": {"stem": 2}})
+    model = copy.deepcopy(model)
+    untouched = Untouched(model)
+    match = f"^stem: carries an adapter.*learned round would change.*{ORDER}"
+    with pytest.raises(CoRaError, match=match):
+        apply_learned_round(model, batches[:1], settings)
+    untouched.check()
+    apply_learned_round(remove_cora(model), batches[:1], settings)
+    apply_cora(batches, model, 0.3)
+
+
 # Files.
 
 
@@ -347,6 +454,55 @@ def test_adapters_of_another_model_are_refused_by_the_layer(model, tmp_path):
         with pytest.raises(CoRaError, match=f"^{name}: .*{match}"):
             load_cora(tmp_path / "other", model)
         untouched.check()
+
+
+def gptq(batches, model):
+    apply_gptq(batches[:1], model, act_order=True)
+
+
+def trained_further(batches, model):
+    torch.manual_seed(0)
+    for name in LAYERS:
+        weight = model.get_submodule(name).weight.data
+        weight += 0.1 * weight.std() * torch.randn_like(weight)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "match"),
+    [
+        ({"weight_bits": 5}, None, "a weight of 4 bits, not of 5"),
+        ({"weight_quant_granularity": "per_tensor"}, None, "a weight whose integers"),
+        ({"weight_param_method": "mse"}, None, "a weight of other scales"),
+        ({}, gptq, "a weight whose integers are others"),
+        ({}, trained_further, "a weight whose integers are others"),
+    ],
+)
+def test_adapters_of_another_recipe_are_refused_by_the_layer(
+    quantize, batches, saved, options, step, match
+):
+    model = quantize(**options)
+    if step is not None:
+        step(batches, model)
+    untouched = Untouched(model)
+    with pytest.raises(CoRaError, match=rf"^\w+: the adapter was made for {match}"):
+        load_cora(saved, model)
+    untouched.check()
+
+
+def test_adapters_fit_where_activations_and_biases_are_others(quantize, batches, saved):
+    data = [(1.1 * images + 0.3, target) for images, target in batches]
+    model = quantize(data=data, act_quant_type="sym")
+    apply_bias_correction(data, model)
+    load_cora(saved, model)
+    assert corrected(model)
+
+
+def test_the_settings_travel_with_the_adapters(prototypes, saved, tmp_path):
+    model = load_cora(saved, copy.deepcopy(prototypes["layerwise"]))
+    save_cora(tmp_path / "again", copy.deepcopy(model))
+    _, notes = load_adapters(tmp_path / "again")
+    assert notes["config"]["budget"] == "0.3 params"
+    assert notes["brevitas"]
 
 
 def test_loading_into_a_model_that_has_adapters_is_refused(prototypes, saved):
