@@ -12,7 +12,11 @@ from cora_plugin.integrations.brevitas.algorithm import (
     remove_cora,
     save_cora,
 )
-from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
+from cora_plugin.integrations.brevitas.export import (
+    export_onnx_qcdq,
+    export_qonnx,
+    export_torch_qcdq,
+)
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import snapshot
 
@@ -22,6 +26,8 @@ __all__ = [
     "apply_cora",
     "cora_mode",
     "export_onnx_qcdq",
+    "export_qonnx",
+    "export_torch_qcdq",
     "load_cora",
     "remove_cora",
     "save_cora",

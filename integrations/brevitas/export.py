@@ -1,13 +1,33 @@
-"""Exports through Brevitas' own exporters, with the settings that work for adapters."""
+"""Exports through Brevitas' own exporters, with the settings that work for adapters.
+
+The names and arguments are Brevitas'. The model itself is not touched, files are
+written whole or not at all, and what a format cannot hold is refused by the layer's
+name.
+"""
 
 import copy
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.nn.utils import merge_quant_weights
+from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
+from brevitas.proxy.quant_proxy import QuantProxyFromInjector
+from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
+from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.integrations.scopes import replaced
+
+# The dynamo exporter rejects quantized biases.
+_TORCHSCRIPT = {"dynamo": False, "keep_initializers_as_inputs": False}
 
 
 def export_onnx_qcdq(
@@ -19,8 +39,7 @@ def export_onnx_qcdq(
 ) -> None:
     """Write a model, adapters included, as ONNX with QuantizeLinear/DequantizeLinear.
 
-    Weights are stored as integers: int8 with a Clip below 8 bits. The model itself is
-    not touched, and the file is written whole or not at all.
+    Weights are stored as integers: int8 with a Clip below 8 bits.
 
     Args:
         model: The quantized model.
@@ -28,16 +47,157 @@ def export_onnx_qcdq(
         export_path: The ONNX file.
         opset_version: ONNX operator set.
         kwargs: Passed on to Brevitas and from there to `torch.onnx.export`.
-    """
-    from brevitas.export import export_onnx_qcdq as export
 
-    # The dynamo exporter rejects quantized biases.
-    options = {"dynamo": False, "keep_initializers_as_inputs": False} | kwargs
-    with whole_file(export_path) as temporary, torch.no_grad():
-        export(
-            copy.deepcopy(model).eval(),
-            args=args,
-            export_path=temporary,
-            opset_version=opset_version,
-            **options,
+    Raises:
+        CoRaError: The format cannot hold the model, the model rejects the example
+            input, or a package that Brevitas needs is not installed.
+        OSError: The file cannot be written; no partial file is left.
+    """
+    _check_onnx()
+    from brevitas.export import export_onnx_qcdq as export
+    from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXManager
+
+    ready = _ready(model, args, integer_biases=True)
+    with whole_file(export_path) as path, _explained(StdQCDQONNXManager, ready):
+        options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
+        export(copy.deepcopy(ready), args=args, export_path=path, **options)
+
+
+def export_qonnx(
+    model: nn.Module,
+    args: Tensor,
+    export_path: str | os.PathLike[str],
+    opset_version: int = 17,
+    **kwargs: Any,
+) -> None:
+    """Write a model, adapters included, as QONNX.
+
+    QONNX stores float weights, and its `Quant` nodes round them to the nearest integer
+    when the file is run. Where a layer rounds in another way, as after learned round,
+    weights that are rounded already are stored.
+
+    Args and errors are those of `export_onnx_qcdq`.
+    """
+    _check_onnx()
+    from brevitas.export import export_qonnx as export
+    from brevitas.export.onnx.qonnx.manager import QONNXManager
+
+    ready = _ready(model, args, integer_biases=False)
+    with whole_file(export_path) as path, _explained(QONNXManager, ready):
+        options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
+        rounded = copy.deepcopy(ready)
+        if _rounds_in_its_own_way(rounded):
+            merge_quant_weights(rounded, args)
+        export(rounded, args=args, export_path=path, **options)
+
+
+def export_torch_qcdq(
+    model: nn.Module, args: Tensor, export_path: str | os.PathLike[str], **kwargs: Any
+) -> None:
+    """Write a model, adapters included, as TorchScript with integer weights.
+
+    `torch.jit.load` runs the file, without Brevitas.
+
+    Args and errors are those of `export_onnx_qcdq`; `kwargs` go to Brevitas.
+    """
+    from brevitas.export import export_torch_qcdq as export
+    from brevitas.export.torch.qcdq.manager import TorchQCDQManager
+
+    ready = _ready(model, args, integer_biases=True)
+    with whole_file(export_path) as path, _explained(TorchQCDQManager, ready):
+        traced = export(copy.deepcopy(ready), args, **kwargs)
+        # Not torch.jit.save, which takes the process down where the disk is full.
+        Path(path).write_bytes(traced.save_to_buffer())
+
+
+def _check_onnx() -> None:
+    missing = [name for name in ("onnx", "onnxoptimizer") if find_spec(name) is None]
+    if missing:
+        raise CoRaError(
+            f"Brevitas' ONNX exporters need {' and '.join(missing)}; install with: "
+            f"pip install {' '.join(missing)}"
         )
+
+
+@torch.no_grad()
+def _ready(model: nn.Module, args: Tensor, integer_biases: bool) -> nn.Module:
+    """A copy of the model that has been seen to run with these arguments."""
+    copied = copy.deepcopy(model).eval()
+    with ExitStack() as stack:
+        for name, layer in copied.named_modules():
+            if integer_biases and isinstance(layer, QuantWeightBiasInputOutputLayer):
+                checked = _checked(name, layer.inner_forward_impl)
+                stack.enter_context(replaced(layer, "inner_forward_impl", checked))
+        try:
+            copied(args)
+        except CoRaError:
+            raise
+        except Exception as error:
+            given = list(args.shape) if isinstance(args, Tensor) else type(args)
+            raise CoRaError(
+                f"args: the model cannot be run with this example input, {given}: "
+                f"{error}; pass images as the model takes them"
+            ) from error
+    return copied
+
+
+def _rounds_in_its_own_way(model: nn.Module) -> bool:
+    return any(
+        isinstance(proxy, WeightQuantProxyFromInjectorBase)
+        and proxy.is_quant_enabled
+        and proxy.rounding_mode.upper() != "ROUND"
+        for proxy in model.modules()
+    )
+
+
+def _checked(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def inner_forward_impl(x: Any, quant_weight: Any, quant_bias: Any) -> Any:
+        if isinstance(quant_bias, IntQuantTensor) and not quant_bias.is_valid:
+            smallest = float(unpack(quant_weight).abs().flatten(1).amax(1).min())
+            raise CoRaError(
+                f"{name}: its bias cannot be stored as integers: where a channel's "
+                f"weights are almost nothing (here {smallest:.1g} at most), the bias "
+                "is more steps of their scale than float32 can count; keep it float: "
+                "quantize with bias_bit_width=None, or set "
+                f'model.get_submodule("{name}").bias_quant.disable_quant = True'
+            )
+        return inner(x, quant_weight, quant_bias)
+
+    return inner_forward_impl
+
+
+@contextmanager
+def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
+    """Say of an exporter's failure which layer it cannot write."""
+    try:
+        with torch.no_grad():
+            yield
+    except (CoRaError, OSError):
+        raise
+    except Exception as error:
+        culprit = _culprit(manager, model)
+        way_out = "quantize to 2 to 8 bits, with one scale a channel or a tensor"
+        raise CoRaError(
+            f"Brevitas cannot write the model in this format: {error}"
+            if culprit is None
+            else f"{culprit}; {way_out}, or choose another format"
+        ) from error
+
+
+def _culprit(manager: Any, model: nn.Module) -> str | None:
+    """The first quantizer that an exporter has no way to write."""
+    for name, proxy in model.named_modules():
+        if not isinstance(proxy, QuantProxyFromInjector) or not proxy.is_quant_enabled:
+            continue
+        layer, _, role = name.rpartition(".")
+        what = f"{layer}: Brevitas cannot write its {role} in this format"
+        if proxy.is_groupwise:
+            return f"{what}: it has a scale for every few values (per group)"
+        handler = manager.handler_from_module(proxy, no_inheritance=True)
+        if handler is None:
+            return f"{what}: no {type(proxy).__name__}"
+        try:
+            handler().prepare_for_export(proxy)
+        except Exception as error:
+            return f"{what}: {str(error) or type(error).__name__}"
+    return None

@@ -1,16 +1,37 @@
 import copy
+import resource
+import sys
+from argparse import Namespace
 from collections import Counter
+from contextlib import contextmanager
 
+import brevitas.nn as qnn
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from brevitas.quant import Int8WeightPerChannelFloat, SignedBinaryWeightPerTensorConst
+from brevitas.quant.experimental.float_quant_ocp import (
+    Fp8e4m3OCPWeightPerTensorFloat,
+)
+from brevitas.quant.experimental.mx_quant_ocp import MXInt8Weight
 from brevitas.quant_tensor import QuantTensor
+from brevitas_examples.imagenet_classification.ptq.learned_round_utils import (
+    apply_learned_round,
+)
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.core.onnx_exec import execute_onnx
+from qonnx.util.cleanup import cleanup_model
 from torch import nn
 
-from cora_plugin.adapters import Kind
-from cora_plugin.integrations.brevitas import apply_cora, export_onnx_qcdq
+from cora_plugin import CoRaError
+from cora_plugin.integrations.brevitas import (
+    apply_cora,
+    export_onnx_qcdq,
+    export_qonnx,
+    export_torch_qcdq,
+)
 
 
 class Shallow(nn.Module):
@@ -37,6 +58,30 @@ def onnx_output(path, x):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (name,) = [each.name for each in session.get_inputs()]
     return session.run(None, {name: x.numpy()})[0]
+
+
+def qonnx_output(path, x):
+    with pytest.MonkeyPatch.context() as patch:
+        # The executor makes models as new as the onnx package, which onnxruntime lags.
+        patch.setattr(onnx, "IR_VERSION", 10)
+        model = cleanup_model(ModelWrapper(str(path)))
+        (name,) = [each.name for each in model.graph.input]
+        (answer,) = execute_onnx(model, {name: x.numpy()}).values()
+    return answer
+
+
+def torchscript_output(path, x):
+    return torch.jit.load(path)(x).numpy()
+
+
+FORMATS = {
+    "onnx qcdq": (export_onnx_qcdq, onnx_output),
+    "qonnx": (export_qonnx, qonnx_output),
+    "torch qcdq": (export_torch_qcdq, torchscript_output),
+}
+every_format = pytest.mark.parametrize(
+    ("export", "output"), FORMATS.values(), ids=FORMATS.keys()
+)
 
 
 def assert_parity(got, expected):
@@ -80,12 +125,49 @@ def shallow(request, quantize, batches):
     return model, report
 
 
-def test_onnxruntime_gives_the_answers_of_torch(shallow, unseen, tmp_path):
+@every_format
+def test_the_file_gives_the_answers_of_torch(shallow, unseen, tmp_path, export, output):
     model, _ = shallow
-    path = tmp_path / "model.onnx"
-    export_onnx_qcdq(model, unseen, path)
-    onnx.checker.check_model(path)
-    assert_parity(onnx_output(path, unseen), torch_output(model, unseen))
+    export(model, unseen, tmp_path / "model")
+    assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
+
+
+@every_format
+def test_adapters_of_every_kind_are_exported(
+    quantize, batches, unseen, tmp_path, export, output
+):
+    torch.manual_seed(1)
+    model = quantize(net=Shallow(24).eval(), weight_quant_type="asym")
+    ranks = {"conv": 24, "second": 3, "head": 3}
+    report = apply_cora(batches, model, {"ranks": ranks, "budget": 1})
+    assert [row.kind for row in report.layers] == ["full", "shared-basis", "low-rank"]
+    export(model, unseen, tmp_path / "model")
+    assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
+
+
+@every_format
+def test_learned_rounding_is_exported(
+    quantize, batches, unseen, tmp_path, export, output
+):
+    torch.manual_seed(1)
+    plain = quantize(net=Shallow(1).eval())
+    model = copy.deepcopy(plain)
+    settings = Namespace(
+        learned_round="hard_sigmoid",
+        learned_round_mode="layerwise",
+        learned_round_loss="mse",
+        learned_round_lr=1.0,
+        learned_round_lr_scheduler=None,
+        learned_round_iters=5,
+        learned_round_batch_size=8,
+    )
+    apply_learned_round(model, batches[:2], settings)
+    assert torch.equal(plain.second.weight, model.second.weight)
+    rounded, nearest = model.second.quant_weight(), plain.second.quant_weight()
+    assert (rounded.int() != nearest.int()).float().mean() > 0.02
+    apply_cora(batches, model, 0.1)
+    export(model, unseen, tmp_path / "model")
+    assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
 
 
 def test_weights_and_adapters_are_stored_as_integers(shallow, unseen, tmp_path):
@@ -103,17 +185,6 @@ def test_weights_and_adapters_are_stored_as_integers(shallow, unseen, tmp_path):
     assert clips
 
 
-def test_a_depthwise_layer_carries_a_shared_basis(quantize, batches, unseen, tmp_path):
-    torch.manual_seed(1)
-    model = quantize(net=Shallow(24).eval())
-    report = apply_cora(batches, model, {"ranks": {"second": 3}, "budget": 0.9})
-    kinds = {row.name: row.kind for row in report.layers}
-    assert kinds["second"] == Kind.SHARED_BASIS.value
-    path = tmp_path / "model.onnx"
-    export_onnx_qcdq(model, unseen, path)
-    assert_parity(onnx_output(path, unseen), torch_output(model, unseen))
-
-
 @pytest.mark.parametrize("backend", ["layerwise", "fx"])
 def test_a_deeper_net_decides_as_torch_does(
     prototypes, batches, unseen, tmp_path, backend
@@ -128,12 +199,36 @@ def test_a_deeper_net_decides_as_torch_does(
     assert (got.argmax(1) == expected.argmax(1)).mean() > 0.95
 
 
-def test_exporting_does_not_touch_the_model(shallow, unseen, tmp_path):
-    model, _ = shallow
+@pytest.mark.parametrize(
+    ("export", "each"),
+    [(export_onnx_qcdq, 1), (export_qonnx, 4), (export_torch_qcdq, 1)],
+)
+def test_bytes_are_those_of_the_documents_table(export, each, quantize, tmp_path):
+    data = [(x, None) for x in torch.randn(40, 256).split(10)]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
+    model = quantize(net=net, data=data, bias_bits=None)
+    path = tmp_path / "model"
+    export(model, data[0][0], path)
+    plain = path.stat().st_size
+    report = apply_cora(data, model, {"ranks": {"*": 64}, "budget": 0.9})
+    export(model, data[0][0], path)
+    weights = sum(row.weights for row in report.layers)
+    adapters = path.stat().st_size - plain
+    assert 1 <= plain / (each * weights) < 1.25
+    assert 1 <= adapters / (each * report.adapter_parameters) < 1.25
+
+
+@every_format
+def test_exporting_does_not_touch_the_model(
+    prototypes, batches, unseen, tmp_path, export, output
+):
+    model = copy.deepcopy(prototypes["fx"])
+    apply_cora(batches, model, 0.3)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen = {n: (type(m), m.training, sorted(vars(m))) for n, m in model.named_modules()}
-    export_onnx_qcdq(model, unseen[:1], tmp_path / "model.onnx")
+    export(model, unseen[:1], tmp_path / "model")
     assert seen == {
         n: (type(m), m.training, sorted(vars(m))) for n, m in model.named_modules()
     }
@@ -142,17 +237,121 @@ def test_exporting_does_not_touch_the_model(shallow, unseen, tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_a_failed_export_leaves_the_old_file_and_no_other(prototypes, unseen, tmp_path):
-    path = tmp_path / "model.onnx"
-    with pytest.raises(RuntimeError):
-        export_onnx_qcdq(prototypes["layerwise"], unseen[:, :2], path)
+@every_format
+def test_a_failed_export_leaves_the_old_file_and_no_other(
+    prototypes, unseen, tmp_path, export, output
+):
+    model, path = prototypes["layerwise"], tmp_path / "model"
+    wrong = r"args: the model cannot be run .* \[64, 2, 16, 16\]: .*channels"
+    with pytest.raises(CoRaError, match=wrong):
+        export(model, unseen[:, :2], path)
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError):
-        export_onnx_qcdq(prototypes["layerwise"], unseen[:, :2], path)
+    with pytest.raises(CoRaError, match=wrong):
+        export(model, unseen[:, :2], path)
+    with disk_full(), pytest.raises(OSError):
+        export(model, unseen, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        export_onnx_qcdq(
-            prototypes["layerwise"], unseen, tmp_path / "nowhere" / "m.onnx"
-        )
+        export(model, unseen, tmp_path / "nowhere" / "model")
+
+
+@contextmanager
+def disk_full():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def linear(weight_quant):
+    torch.manual_seed(0)
+    layer = qnn.QuantLinear(32, 32, bias=True, weight_quant=weight_quant)
+    return nn.Sequential(layer).eval()
+
+
+@pytest.mark.parametrize(
+    ("weight_quant", "export", "why"),
+    [
+        (MXInt8Weight, export_onnx_qcdq, "per group"),
+        (MXInt8Weight, export_qonnx, "per group"),
+        (MXInt8Weight, export_torch_qcdq, "per group"),
+        (Fp8e4m3OCPWeightPerTensorFloat, export_onnx_qcdq, "NotImplemented"),
+        (Fp8e4m3OCPWeightPerTensorFloat, export_torch_qcdq, "WeightFloatQuant"),
+        (SignedBinaryWeightPerTensorConst, export_onnx_qcdq, "Binary"),
+        (Int8WeightPerChannelFloat.let(bit_width=16), export_onnx_qcdq, "width 16"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_by_the_layer(
+    weight_quant, export, why, tmp_path
+):
+    model = linear(weight_quant)
+    data = torch.randn(40, 32).split(10)
+    apply_cora(data, model, {"ranks": {"0": 4}, "budget": 1})
+    match = f"^0: Brevitas cannot write its weight_quant in this format: .*{why}"
+    with pytest.raises(CoRaError, match=match):
+        export(model, data[0], tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_operator_that_onnx_does_not_know_is_refused(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = linear(Int8WeightPerChannelFloat)
+
+        def forward(self, x):
+            return torch.special.bessel_j0(self.layer(x))
+
+    with pytest.raises(CoRaError, match=r"cannot write the model .*bessel_j0"):
+        export_onnx_qcdq(Odd().eval(), torch.randn(2, 32), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@every_format
+def test_a_bias_that_no_integer_can_hold_is_refused_by_the_layer(
+    quantize, unseen, tmp_path, export, output
+):
+    """As a channel's that batch norm has scaled to almost nothing."""
+    torch.manual_seed(1)
+    net = Shallow(1).eval()
+    net.second.weight.data[5] *= 1e-4
+    model = quantize(net=net)
+    model.second.bias.data[5] = beyond_float32(model, unseen)
+    if export is export_qonnx:  # which stores floats
+        export(model, unseen, tmp_path / "model")
+        return
+    match = r"^second: its bias .*get_submodule\(\"second\"\)\.bias_quant"
+    with pytest.raises(CoRaError, match=match):
+        export(model, unseen, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+    model.get_submodule("second").bias_quant.disable_quant = True
+    export(model, unseen, tmp_path / "model")
+    assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
+
+
+def beyond_float32(model, x):
+    """A bias of so many steps that their number times the step is a half apart."""
+    seen, inner = {}, model.second.inner_forward_impl
+
+    def observe(x, weight, bias):
+        seen["step"] = bias.scale.flatten()[5]
+        return inner(x, weight, bias)
+
+    model.second.inner_forward_impl = observe
+    torch_output(model, x)
+    del model.second.inner_forward_impl
+    steps = torch.arange(2**22, 2**23, 2, dtype=torch.float32)
+    biases = steps * seen["step"]
+    return biases[biases / seen["step"] != steps][0]
+
+
+@pytest.mark.parametrize("export", [export_onnx_qcdq, export_qonnx])
+def test_a_missing_package_is_named(prototypes, unseen, tmp_path, export, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxoptimizer", None)
+    with pytest.raises(CoRaError, match=r"need onnxoptimizer; .*pip install onnxopt"):
+        export(prototypes["layerwise"], unseen, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
