@@ -1,4 +1,4 @@
-"""Every Python example of the README that needs Brevitas runs, as it stands."""
+"""Every Python example of the documents that needs Brevitas runs, as it stands."""
 
 import re
 from pathlib import Path
@@ -11,8 +11,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from cora_plugin.integrations.brevitas import apply_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[2]
+BLOCKS = [
+    block
+    for page in ("README.md", "docs/brevitas.md")
+    for block in re.findall(r"(?s)```python\n(.*?)```", (ROOT / page).read_text())
+]
 
 
 def net():
@@ -47,7 +51,7 @@ def loader():
     [b for b in BLOCKS if "nncf" not in b],
     ids=lambda block: next(x for x in block.splitlines() if "import" not in x and x),
 )
-def test_readme_example_runs(block, float_net, loader, tmp_path, monkeypatch):
+def test_example_runs(block, float_net, loader, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {
         "calib_loader": loader,
@@ -58,7 +62,7 @@ def test_readme_example_runs(block, float_net, loader, tmp_path, monkeypatch):
     }
     if "save_cora" in block:
         apply_cora(loader, names["quant_model"], "budget=0.05")
-    exec(compile(block, str(README), "exec"), names)
+    exec(compile(block, "example", "exec"), names)
     if "load_cora" in block:
         x = names["example_input"]
         torch.testing.assert_close(
@@ -67,7 +71,7 @@ def test_readme_example_runs(block, float_net, loader, tmp_path, monkeypatch):
 
 
 def test_examples_were_found():
-    assert len(BLOCKS) >= 5
+    assert len(BLOCKS) >= 7
 
 
 def test_the_recipe_leaves_the_float_model_alone(float_net, loader):

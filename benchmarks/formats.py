@@ -1,0 +1,119 @@
+"""What each export stores, in bytes, and whether its runtime answers as torch does.
+
+python benchmarks/formats.py --model lite0
+
+A model is exported as the toolkit quantized it and with adapters: what the files differ
+by is what the adapters take. `agreement` is the share of images for which the runtime
+gives the class that torch gives.
+"""
+
+import argparse
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import load
+from rich.console import Console
+from rich.table import Table
+from toolkits import TOOLKITS, quiet
+from torch import Tensor, nn
+
+from cora_plugin.integrations import brevitas
+from cora_plugin.integrations.brevitas.layers import unpack
+
+
+def main() -> None:
+    """Run the benchmark that the arguments describe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
+    )
+    parser.add_argument("--weight-bits", type=int, default=4)
+    parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--equalize-iters", type=int, default=0)
+    parser.add_argument("--depthwise-bits", type=int)
+    parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
+    parser.add_argument("--images", type=int, default=8, help="run through each file")
+    options = parser.parse_args()
+
+    toolkit = TOOLKITS["brevitas"]
+    with quiet():
+        task = load(options.model)
+        plain = toolkit.quantize(task.net, task.loader(), options)
+        model = copy.deepcopy(plain)
+        report = toolkit.adapt(model, task.loader(), options.cora)
+    weights = sum(row.weights for row in report.layers)
+    values = report.adapter_parameters
+    x = task.test[: options.images]
+    with torch.no_grad():
+        expected = unpack(model(x)).argmax(1)
+
+    title = f"{task.name}: {weights:,} weights, {values:,} values in adapters"
+    table = Table("format", title=title)
+    for heading in ("MB", "with adapters", "bytes a weight", "a value", "agreement"):
+        table.add_column(heading, justify="right")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model")
+        for name, (export, run) in FORMATS.items():
+            with quiet():
+                sizes = [_exported(export, each, x, path) for each in (plain, model)]
+                agreement = (run(path, x).argmax(1) == expected).float().mean()
+            table.add_row(
+                name,
+                f"{sizes[0] / 1e6:.2f}",
+                f"{sizes[1] / 1e6:.2f}",
+                f"{sizes[0] / weights:.2f}",
+                f"{(sizes[1] - sizes[0]) / values:.2f}",
+                f"{float(agreement):.1%}",
+            )
+        brevitas.save_cora(path, model)
+        size = path.stat().st_size
+        table.add_row("save_cora", "", f"{size / 1e6:.2f}", "", f"{size / values:.2f}")
+    Console().print(table)
+
+
+def _exported(export: Any, model: nn.Module, x: Tensor, path: Path) -> int:
+    export(model, x, path)
+    return path.stat().st_size
+
+
+def _onnxruntime(path: Path, x: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    (name,) = [each.name for each in session.get_inputs()]
+    return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def _qonnx(path: Path, x: Tensor) -> Tensor:
+    import onnx
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.util.cleanup import cleanup_model
+
+    # The executor makes models as new as the onnx package, which onnxruntime lags.
+    onnx.IR_VERSION = 10
+    model = cleanup_model(ModelWrapper(str(path)))
+    (name,) = [each.name for each in model.graph.input]
+    (answer,) = execute_onnx(model, {name: x.numpy()}).values()
+    return torch.from_numpy(answer)
+
+
+def _torchscript(path: Path, x: Tensor) -> Tensor:
+    output: Tensor = torch.jit.load(path)(x)
+    return output
+
+
+Export = tuple[Callable[..., None], Callable[[Path, Tensor], Tensor]]
+FORMATS: dict[str, Export] = {
+    "ONNX QCDQ": (brevitas.export_onnx_qcdq, _onnxruntime),
+    "QONNX": (brevitas.export_qonnx, _qonnx),
+    "torch QCDQ": (brevitas.export_torch_qcdq, _torchscript),
+}
+
+
+if __name__ == "__main__":
+    main()
