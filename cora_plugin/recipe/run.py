@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         ModuleNotFoundError: A package is not installed.
         OSError: The output folder cannot be written to.
     """
-    console = console or Console()
+    console = console or Console(file=sys.stdout)  # Toolkits print elsewhere.
     with (
         own_modules(),
         _staged(recipe.document, Path(recipe.output), keep=True) as folder,
