@@ -136,16 +136,16 @@ def _export(
         write = partial(formats[export.format], **export.options)
         try:
             timed(console, f"exporting {export.path}", write, model, example, path)
-        except (CoRaError, OSError):
+        except OSError:
             raise
         # Whatever an exporter may raise at a model that it cannot write.
         except Exception as error:
             why = next(iter(str(error).splitlines()), "")
-            raise recipe.document.error(
-                ("exports", index),
-                f"exports.{index}: {export.format} cannot be written: "
-                f"{type(error).__name__}: {why}",
-            ) from error
+            if not isinstance(error, CoRaError):  # Those say what they are about.
+                what = f"{export.format} cannot be written"
+                why = f"{what}: {type(error).__name__}: {why}"
+            message = f"exports.{index}: {why}"
+            raise recipe.document.error(("exports", index), message) from error
 
 
 def _plan(recipe: Recipe) -> _Plan:
