@@ -34,33 +34,54 @@ def export_onnx_qcdq(
     model: nn.Module,
     args: Tensor,
     export_path: str | os.PathLike[str],
-    opset_version: int = 17,
+    opset_version: int | None = None,
+    packed: bool = False,
+    int8_kernels: bool = False,
     **kwargs: Any,
 ) -> None:
     """Write a model, adapters included, as ONNX with QuantizeLinear/DequantizeLinear.
 
-    Weights are stored as integers: int8 with a Clip below 8 bits.
+    Weights are stored as integers: int8 with a Clip below 8 bits, unless `packed`.
 
     Args:
         model: The quantized model.
         args: Example input, [N, …].
         export_path: The ONNX file.
-        opset_version: ONNX operator set.
+        opset_version: ONNX operator set, 17 by default; packed weights need their own.
+        packed: Store weights of 4 bits and fewer as INT4 or UINT4 (opset 21), the
+            narrowest that ONNX has there; adapters stay int8.
+        int8_kernels: Write the graph so that onnxruntime and OpenVINO run it in int8
+            kernels: they add each adapter to its layer's weight when they load the
+            file, and round the sum to 8 bits a channel. The file is `packed` as well.
         kwargs: Passed on to Brevitas and from there to `torch.onnx.export`.
 
     Raises:
         CoRaError: The format cannot hold the model, the model rejects the example
-            input, or a package that Brevitas needs is not installed.
+            input, options contradict each other, or a package that Brevitas needs is
+            not installed.
         OSError: The file cannot be written; no partial file is left.
     """
     _check_onnx()
     from brevitas.export import export_onnx_qcdq as export
     from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXManager
 
+    from cora_plugin.integrations.onnx.export import TRACED_OPSET, rewrite
+
+    rewritten = packed or int8_kernels
+    given = {"opset_version": opset_version, "dynamo": kwargs.get("dynamo")}
+    for option, value in given.items():
+        if rewritten and value:
+            raise CoRaError(
+                f"{option}={value}: packed weights and int8 kernels are written for "
+                f"opset 21 from a traced graph; leave {option} out"
+            )
     ready = _ready(model, args, integer_biases=True)
     with whole_file(export_path) as path, _explained(StdQCDQONNXManager, ready):
-        options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
+        opset = opset_version or (TRACED_OPSET if rewritten else 17)
+        options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
         export(copy.deepcopy(ready), args=args, export_path=path, **options)
+        if rewritten:
+            rewrite(path, int8_kernels)
 
 
 def export_qonnx(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.nncf.layers import check_model
+from cora_plugin.integrations.required import require
 
 
 def export_openvino(
@@ -27,6 +29,7 @@ def export_openvino(
     example_input: Tensor,
     path: str | os.PathLike[str],
     compress_to_fp16: bool = True,
+    int8_kernels: bool = False,
 ) -> None:
     """Write a model, adapters included, as OpenVINO IR: `path` and its `.bin`.
 
@@ -38,23 +41,35 @@ def export_openvino(
         example_input: Input that the model is traced with, [N, …].
         path: The `.xml` file.
         compress_to_fp16: Store what is not quantized as float16.
+        int8_kernels: Fold adapters into weights of 8 bits, which OpenVINO runs in int8
+            kernels, as `export_onnx` does; all weights are stored as i8.
 
     Raises:
-        CoRaError: The path does not end in .xml, or the model is not one of NNCF's.
+        CoRaError: The path does not end in .xml, the model is not one of NNCF's, or
+            openvino or onnx is missing.
         OSError: A file cannot be written; what was there before is left.
     """
     target = Path(path)
     if target.suffix != ".xml":
         raise CoRaError(f"{path}: OpenVINO IR is a .xml and a .bin; name the .xml file")
     check_model(model)
+    require("OpenVINO IR", "openvino")
+    import openvino
+
     with (
         whole_file(target) as xml,
         whole_file(target.with_suffix(".bin")) as binary,
         _quiet_tracing(),
     ):
-        import openvino
-
-        converted = openvino.convert_model(_copy(model), example_input=example_input)
+        if int8_kernels:
+            with TemporaryDirectory() as folder:
+                traced = Path(folder) / "model.onnx"
+                export_onnx(model, example_input, traced, int8_kernels=True)
+                converted = openvino.convert_model(traced)
+        else:
+            converted = openvino.convert_model(
+                _copy(model), example_input=example_input
+            )
         written = Path(xml).with_suffix(".bin")
         try:
             openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
@@ -64,7 +79,10 @@ def export_openvino(
 
 
 def export_onnx(
-    model: nn.Module, example_input: Tensor, path: str | os.PathLike[str]
+    model: nn.Module,
+    example_input: Tensor,
+    path: str | os.PathLike[str],
+    int8_kernels: bool = False,
 ) -> None:
     """Write a model, adapters included, as ONNX of standard operators (opset 21).
 
@@ -75,16 +93,23 @@ def export_onnx(
         model: The quantized model.
         example_input: Input that the model is traced with, [N, …].
         path: The ONNX file.
+        int8_kernels: Write the graph so that onnxruntime and OpenVINO run it in int8
+            kernels: they add each adapter to its layer's weight when they load the
+            file, and round the sum to 8 bits a channel. The file still stores packed
+            weights and factors.
 
     Raises:
-        CoRaError: The model is not one of NNCF's.
+        CoRaError: The model is not one of NNCF's, or onnx is missing.
         OSError: The file cannot be written; what was there before is left.
     """
+    check_model(model)
+    require("ONNX export", "onnx")
     import onnx
 
     from cora_plugin.integrations.nncf.qdq import fake_quantize_to_qdq
+    from cora_plugin.integrations.onnx.graph import TRACED_OPSET, Graph
+    from cora_plugin.integrations.onnx.int8 import for_int8_kernels
 
-    check_model(model)
     with whole_file(path) as temporary, _quiet_tracing():
         torch.onnx.export(
             _copy(model),
@@ -96,11 +121,11 @@ def export_onnx(
             output_names=["output"],
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )
-        onnx.save(fake_quantize_to_qdq(onnx.load(temporary)), temporary)
-
-
-TRACED_OPSET = 20
-"""The last that torch's tracing exporter writes; from it to 21 operators only widen."""
+        graph = Graph(onnx.load(temporary))
+        fake_quantize_to_qdq(graph)
+        if int8_kernels:
+            for_int8_kernels(graph)
+        onnx.save(graph.finish(), temporary)
 
 
 def exportable(model: nn.Module) -> nn.Module:

@@ -1,0 +1,1 @@
+"""What both hosts' ONNX exports share: packed 4-bit weights and int8 kernels."""

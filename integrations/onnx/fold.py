@@ -1,0 +1,182 @@
+"""Folds an adapter's branch into the weight of the layer that it stands beside.
+
+`W ∗ x + B ∗ (A ∗ x) = (W + BA) ∗ x`: the graph is left with one layer whose weight is
+computed from constants, which runtimes do once, when they load the file.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from cora_plugin.integrations.onnx.graph import Graph, attributes
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operators with a weight, their second input."""
+
+REPEATED = ("Clip", "DequantizeLinear", "Max", "Min", "Pad", "QuantizeLinear")
+"""What exporters may write once for a layer and once more for its branch."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of the graph whose weight is constant."""
+
+    node: onnx.NodeProto
+    shape: tuple[int, ...]
+
+    @property
+    def source(self) -> str:
+        """What it is applied to."""
+        return str(self.node.input[0])
+
+    @property
+    def weight(self) -> str:
+        """Its weight."""
+        return str(self.node.input[1])
+
+    @property
+    def bias(self) -> str | None:
+        """Its bias."""
+        return self.node.input[2] if len(self.node.input) > 2 else None
+
+    @property
+    def axis(self) -> int:
+        """The weight's axis of output channels."""
+        if self.node.op_type == "Conv":
+            return 0
+        return 0 if attributes(self.node).get("transB", 0) else 1
+
+    @property
+    def operation(self) -> dict[str, Any]:
+        """All but the weight that decides what it computes."""
+        found: dict[str, Any] = {"op": self.node.op_type}
+        if self.node.op_type == "Conv":
+            size = len(self.shape) - 2
+            found |= {"group": 1, "strides": [1] * size, "dilations": [1] * size}
+            found |= {"pads": [0] * 2 * size, "auto_pad": b"NOTSET"}
+            found |= {"kernel_shape": list(self.shape[2:])}
+        elif self.node.op_type == "Gemm":
+            found |= {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+        return found | attributes(self.node)
+
+    @property
+    def mixes_channels(self) -> bool:
+        """Whether it sees one position at a time and keeps them all."""
+        if self.node.op_type != "Conv":
+            return True
+        operation = self.operation
+        operation.pop("group")
+        plain = Layer(onnx.helper.make_node("Conv", [], []), self.shape).operation
+        plain.pop("group")
+        return operation == plain and all(n == 1 for n in self.shape[2:])
+
+
+def layer_of(graph: Graph, node: onnx.NodeProto | None) -> Layer | None:
+    """The layer that a node is, if it is one and its weight alone is constant."""
+    if node is None or node.op_type not in LAYERS or node.domain:
+        return None
+    weight = graph.value(node.input[1])
+    if graph.is_constant(node.output[0]):
+        return None
+    if weight is None or weight.ndim < 2:
+        return None
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return None
+    return Layer(node, weight.shape)
+
+
+def fold_branches(graph: Graph) -> None:
+    """Fold every branch.
+
+    A branch is a layer without a bias, or two of which the second mixes channels,
+    applied to what its layer is applied to, in the same way, and added to its output.
+    """
+    for node in list(graph.nodes):
+        if node.op_type == "Add":
+            _fold(graph, node)
+
+
+def _fold(graph: Graph, add: onnx.NodeProto) -> None:
+    for main, share in (list(add.input), list(add.input)[::-1]):
+        layer = layer_of(graph, graph.producer(main))
+        last = layer_of(graph, graph.producer(share))
+        if layer is None or last is None or main == share:
+            continue
+        if not (graph.read_once(main) and graph.read_once(share)):
+            continue
+        branch = _branch_weight(graph, layer, last)
+        if branch is None:
+            continue
+        name = f"{add.output[0]}_weight"
+        layer.node.input[1] = graph.node("Add", [layer.weight, branch], name)
+        graph.supersede(add, layer.node)
+        return
+
+
+def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> str | None:
+    """The weight that a branch amounts to; None if it is not one beside the layer."""
+    if last.bias is not None:
+        return None
+    if layer.shape == last.shape and _parallel(graph, layer, last):
+        return last.weight
+    first = layer_of(graph, graph.producer(last.source))
+    if first is None or first.bias is not None or not graph.read_once(last.source):
+        return None
+    groups = layer.operation.get("group", 1)
+    if not (
+        last.mixes_channels
+        and last.operation.get("group", 1) == groups
+        and first.axis == last.axis
+        and _parallel(graph, layer, first)
+    ):
+        return None
+    name = f"{layer.weight}_branch"
+    if layer.axis == 1:  # y = x A B
+        rank = last.shape[0]
+        if first.shape != (layer.shape[0], rank) or last.shape[1] != layer.shape[1]:
+            return None
+        return graph.node("MatMul", [first.weight, last.weight], name)
+    rank = last.shape[1]
+    if first.shape != (groups * rank, *layer.shape[1:]):
+        return None
+    if last.shape[0] != layer.shape[0]:
+        return None
+    # [g, r, k] and [g, m/g, r]
+    a = _reshape(graph, first.weight, (groups, rank, -1))
+    b = _reshape(graph, last.weight, (groups, layer.shape[0] // groups, rank))
+    return _reshape(graph, graph.node("MatMul", [b, a], name), layer.shape)
+
+
+def _reshape(graph: Graph, name: str, shape: tuple[int, ...]) -> str:
+    wanted = graph.constant(f"{name}_shape", shape, "int64")
+    return graph.node("Reshape", [name, wanted], f"{name}_reshaped")
+
+
+def _parallel(graph: Graph, layer: Layer, other: Layer) -> bool:
+    """Whether two layers do the same to the same input, but for their weights."""
+    return layer.operation == other.operation and _same(
+        graph, layer.source, other.source
+    )
+
+
+def _same(graph: Graph, left: str, right: str) -> bool:
+    """Whether two values are one, or made of one in the same way."""
+    if left == right:
+        return True
+    values = graph.value(left), graph.value(right)
+    if values[0] is not None and values[1] is not None:
+        return np.array_equal(*values)
+    one, other = graph.producer(left), graph.producer(right)
+    return (
+        one is not None
+        and other is not None
+        and one.op_type == other.op_type
+        and one.op_type in REPEATED
+        and attributes(one) == attributes(other)
+        and len(one.input) == len(other.input)
+        and all(
+            _same(graph, *pair) for pair in zip(one.input, other.input, strict=True)
+        )
+    )

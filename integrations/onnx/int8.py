@@ -1,0 +1,186 @@
+"""Rewrites a QDQ model so that runtimes run all they can in int8 kernels.
+
+A kernel is fused from DequantizeLinear, layer and QuantizeLinear, where weights are
+8-bit integers and a bias is int32 in steps of input scale times weight scale. Weights
+are brought to that form by operators on constants, which runtimes carry out once, when
+they load the file; the file itself keeps the packed weights and the adapters' factors.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from cora_plugin.integrations.onnx.affine import absorb_affine
+from cora_plugin.integrations.onnx.fold import Layer, fold_branches, layer_of
+from cora_plugin.integrations.onnx.graph import Array, Graph, attributes
+from cora_plugin.integrations.onnx.moving import (
+    round_after_moving,
+    round_before_moving,
+)
+from cora_plugin.integrations.onnx.packed import pack_weights
+from cora_plugin.integrations.onnx.padding import absorb_padding
+from cora_plugin.integrations.onnx.steps import merge_steps
+
+TOP = 127
+"""Largest magnitude of an 8-bit weight."""
+
+BIAS_TOP = 2**30
+"""Largest magnitude of an int32 bias, which leaves room for the sum of products."""
+
+
+def for_int8_kernels(graph: Graph) -> None:
+    """Bring a graph of QuantizeLinear and DequantizeLinear to the form of int8 kernels.
+
+    Adapters are folded into their layers' weights, which are rounded to 8 bits a
+    channel; 4-bit weights without an adapter stay exact. Activations are rounded by the
+    same quantizers as before.
+    """
+    for step in (
+        pack_weights,
+        absorb_padding,
+        fold_branches,
+        absorb_affine,
+        merge_steps,
+        round_before_moving,
+        round_after_moving,
+        _integer_weights,
+        _constants_by_arithmetic,
+    ):
+        step(graph)
+        graph.prune()
+
+
+def _integer_weights(graph: Graph) -> None:
+    for node in list(graph.nodes):
+        layer = layer_of(graph, node)
+        if layer is not None:
+            _weight_and_bias(graph, layer)
+
+
+def _weight_and_bias(graph: Graph, layer: Layer) -> None:
+    """Give a layer with quantized input an 8-bit weight and an int32 bias."""
+    step = _step(graph, layer.source)
+    if step is None:
+        return
+    weight = _channels(graph.value(layer.weight), layer.axis)  # [m, k]
+    bias = None if layer.bias is None else graph.value(layer.bias)
+    smallest = np.full(len(weight), np.finfo(np.float32).tiny)
+    if bias is not None:
+        # A channel with tiny weights beside a large bias would overflow the int32.
+        smallest = np.maximum(smallest, np.abs(bias.reshape(-1)) / (BIAS_TOP * step))
+    stored = _stored_scale(graph, layer)
+    scale = np.abs(weight).max(1) / TOP if stored is None else np.abs(stored)
+    scale = np.maximum(scale, smallest).astype(np.float32)
+    if stored is None or (scale != stored).any():
+        _round_weight(graph, layer, scale)
+    else:
+        _widen_weight(graph, layer)
+    if bias is not None:
+        _int32_bias(graph, layer, bias.reshape(-1), np.float32(step) * scale)
+
+
+def _round_weight(graph: Graph, layer: Layer, scale: Array) -> None:
+    name = f"{layer.node.output[0]}_int8"
+    parameters = [
+        graph.constant(f"{name}_scale", scale),
+        graph.constant(f"{name}_zero", np.zeros(len(scale)), np.int8),
+    ]
+    axis = layer.axis
+    levels = graph.node("QuantizeLinear", [layer.weight, *parameters], name, axis=axis)
+    layer.node.input[1] = graph.node(
+        "DequantizeLinear", [levels, *parameters], f"{name}_weight", axis=axis
+    )
+
+
+def _widen_weight(graph: Graph, layer: Layer) -> None:
+    """Let a Cast make 8-bit integers of 4-bit ones, for kernels take no others."""
+    node = graph.producer(layer.weight)
+    if node is None or graph.initializers[node.input[0]].data_type != TensorProto.INT4:
+        return
+    levels, scale = list(node.input)[:2]
+    name = f"{layer.node.output[0]}_int8"
+    wide = graph.node("Cast", [levels], name, to=TensorProto.INT8)
+    zero = np.zeros(np.shape(graph.value(scale)))
+    layer.node.input[1] = graph.node(
+        "DequantizeLinear",
+        [wide, scale, graph.constant(f"{name}_zero", zero, np.int8)],
+        f"{name}_weight",
+        **attributes(node),
+    )
+
+
+def _int32_bias(graph: Graph, layer: Layer, bias: Array, scale: Array) -> None:
+    name = f"{layer.node.output[0]}_bias"
+    levels = np.round(bias.astype(np.float64) / scale)
+    layer.node.input[2] = graph.node(
+        "DequantizeLinear",
+        [
+            graph.constant(f"{name}_int32", levels, np.int32),
+            graph.constant(f"{name}_scale", scale),
+            graph.constant(f"{name}_zero", np.zeros(len(scale)), np.int32),
+        ],
+        f"{name}_float",
+        axis=0,
+    )
+
+
+def _stored_scale(graph: Graph, layer: Layer) -> Array | None:
+    """The scales [m] of a weight that is stored as signed integers around zero."""
+    node = graph.producer(layer.weight)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    stored = graph.initializers.get(node.input[0])
+    scale = graph.value(node.input[1])
+    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
+    if stored is None or scale is None or (zero is not None and zero.any()):
+        return None
+    if stored.data_type not in (TensorProto.INT4, TensorProto.INT8):
+        return None
+    axis = attributes(node).get("axis", 1) % len(layer.shape)
+    if scale.size > 1 and (scale.ndim != 1 or axis != layer.axis):
+        return None
+    return np.broadcast_to(scale.reshape(-1), layer.shape[layer.axis])
+
+
+def _constants_by_arithmetic(graph: Graph) -> None:
+    """Let arithmetic dequantize what the weights are computed from.
+
+    A runtime keeps every DequantizeLinear for its kernels and computes none at load.
+    """
+    for node in list(graph.nodes):
+        if node.op_type != "DequantizeLinear" or not graph.is_constant(node.output[0]):
+            continue
+        readers = graph.readers(node.output[0])
+        inner = [r for r in readers if graph.is_constant(r.output[0])]
+        if inner:
+            graph.redirect(node.output[0], _dequantized(graph, node), inner)
+
+
+def _dequantized(graph: Graph, node: onnx.NodeProto) -> str:
+    values, scale = graph.value(node.input[0]), graph.value(node.input[1])
+    name = f"{node.output[0]}_f"
+    shape = [1] * np.ndim(values)
+    if np.size(scale) > 1:
+        shape[attributes(node).get("axis", 1)] = -1
+    result = graph.node("Cast", [node.input[0]], name, to=TensorProto.FLOAT)
+    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
+    if zero is not None and zero.any():
+        offset = graph.constant(f"{name}_zero", np.reshape(zero, shape))
+        result = graph.node("Sub", [result, offset], name)
+    # A division, for OpenVINO takes integers times a scale for a weight to keep.
+    levels = graph.constant(f"{name}_levels", 1 / np.reshape(scale, shape))
+    return graph.node("Div", [result, levels], name)
+
+
+def _step(graph: Graph, name: str) -> float | None:
+    """The step of a quantized activation."""
+    node = graph.producer(name)
+    if node is None or node.op_type != "DequantizeLinear":
+        return None
+    scale = graph.value(node.input[1])
+    return None if scale is None or scale.size > 1 else float(scale)
+
+
+def _channels(weight: Array | None, axis: int) -> Array:
+    moved = np.moveaxis(np.asarray(weight, np.float64), axis, 0)
+    return moved.reshape(len(moved), -1)
