@@ -74,6 +74,11 @@ def export_openvino(
         try:
             openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
             os.replace(written, binary)
+        except RuntimeError as error:  # a full disk is a "basic_ios::clear" there
+            raise OSError(
+                f"cannot write {target}: OpenVINO failed to save it ({error}); see "
+                "that the disk has room"
+            ) from error
         finally:
             written.unlink(missing_ok=True)
 

@@ -119,34 +119,73 @@ def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> str | None:
     """The weight that a branch amounts to; None if it is not one beside the layer."""
     if last.bias is not None:
         return None
+    first = layer_of(graph, graph.producer(last.source))
+    if first is not None and (
+        first.bias is not None or not graph.read_once(last.source)
+    ):
+        first = None
+    if layer.node.op_type == "Conv":
+        return _branch_kernel(graph, layer, first, last)
+    return _branch_matrix(graph, layer, first, last)
+
+
+def _branch_kernel(
+    graph: Graph, layer: Layer, first: Layer | None, last: Layer
+) -> str | None:
     if layer.shape == last.shape and _parallel(graph, layer, last):
         return last.weight
-    first = layer_of(graph, graph.producer(last.source))
-    if first is None or first.bias is not None or not graph.read_once(last.source):
+    if first is None or last.node.op_type != "Conv" or not last.mixes_channels:
         return None
-    groups = layer.operation.get("group", 1)
+    rank, groups = last.shape[1], layer.operation["group"]
     if not (
-        last.mixes_channels
-        and last.operation.get("group", 1) == groups
-        and first.axis == last.axis
+        first.shape == (groups * rank, *layer.shape[1:])
+        and last.shape[0] == layer.shape[0]
+        and last.operation["group"] == groups
         and _parallel(graph, layer, first)
     ):
-        return None
-    name = f"{layer.weight}_branch"
-    if layer.axis == 1:  # y = x A B
-        rank = last.shape[0]
-        if first.shape != (layer.shape[0], rank) or last.shape[1] != layer.shape[1]:
-            return None
-        return graph.node("MatMul", [first.weight, last.weight], name)
-    rank = last.shape[1]
-    if first.shape != (groups * rank, *layer.shape[1:]):
-        return None
-    if last.shape[0] != layer.shape[0]:
         return None
     # [g, r, k] and [g, m/g, r]
     a = _reshape(graph, first.weight, (groups, rank, -1))
     b = _reshape(graph, last.weight, (groups, layer.shape[0] // groups, rank))
-    return _reshape(graph, graph.node("MatMul", [b, a], name), layer.shape)
+    product = graph.node("MatMul", [b, a], f"{layer.weight}_branch")
+    return _reshape(graph, product, layer.shape)
+
+
+def _branch_matrix(
+    graph: Graph, layer: Layer, first: Layer | None, last: Layer
+) -> str | None:
+    """The same of matrix products, y = x W with W [n, m], by Gemm or MatMul."""
+    parts = [last] if first is None else [first, last]
+    if not all(_is_product(part) for part in (layer, *parts)):
+        return None
+    if not _same(graph, layer.source, parts[0].source):
+        return None
+    sides = [part.shape[::-1] if part.axis == 0 else part.shape for part in parts]
+    whole = layer.shape[::-1] if layer.axis == 0 else layer.shape
+    if (sides[0][0], sides[-1][1]) != whole:
+        return None
+    weight = _columns(graph, parts[0])
+    for part in parts[1:]:
+        weight = graph.node(
+            "MatMul", [weight, _columns(graph, part)], f"{layer.weight}_branch"
+        )
+    if layer.axis == 0:
+        weight = graph.node("Transpose", [weight], f"{weight}_rows", perm=[1, 0])
+    return weight
+
+
+def _is_product(layer: Layer) -> bool:
+    if layer.node.op_type == "Conv":
+        return False
+    operation = layer.operation
+    return (operation.get("alpha", 1), operation.get("transA", 0)) == (1, 0)
+
+
+def _columns(graph: Graph, layer: Layer) -> str:
+    if layer.axis == 1:
+        return layer.weight
+    name = f"{layer.weight}_columns"
+    return graph.node("Transpose", [layer.weight], name, perm=[1, 0])
 
 
 def _reshape(graph: Graph, name: str, shape: tuple[int, ...]) -> str:

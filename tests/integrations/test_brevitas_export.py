@@ -31,6 +31,7 @@ from cora_plugin.integrations.brevitas import (
     export_onnx_qcdq,
     export_qonnx,
     export_torch_qcdq,
+    remove_cora,
 )
 
 
@@ -354,4 +355,72 @@ def test_a_missing_package_is_named(prototypes, unseen, tmp_path, export, monkey
     monkeypatch.setitem(sys.modules, "onnxoptimizer", None)
     with pytest.raises(CoRaError, match=r"need onnxoptimizer; .*pip install onnxopt"):
         export(prototypes["layerwise"], unseen, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_packed_weights_give_the_same_answers(shallow, unseen, tmp_path):
+    model, report = shallow
+    plain, packed = tmp_path / "plain.onnx", tmp_path / "packed.onnx"
+    export_onnx_qcdq(model, unseen, plain)
+    export_onnx_qcdq(model, unseen, packed, packed=True)
+    np.testing.assert_allclose(
+        onnx_output(packed, unseen), onnx_output(plain, unseen), atol=1e-5
+    )
+    count = stored(packed)
+    weights = {row.name: row.weights for row in report.layers}
+    # Brevitas' layerwise backend keeps the first layer at 8 bits.
+    assert count["INT4"] in (sum(weights.values()), weights["second"] + weights["head"])
+    assert count["INT8"] < stored(plain)["INT8"] - count["INT4"] + 100
+    assert packed.stat().st_size < plain.stat().st_size - count["INT4"] // 3
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5])
+def test_other_widths_are_stored_in_the_nearest_type(quantize, unseen, tmp_path, bits):
+    model = quantize(net=Shallow(1).eval(), weight_bits=bits)
+    export_onnx_qcdq(model, unseen, tmp_path / "model.onnx", packed=True)
+    assert (stored(tmp_path / "model.onnx")["INT4"] > 0) == (bits <= 4)
+    got = onnx_output(tmp_path / "model.onnx", unseen)
+    assert_parity(got, torch_output(model, unseen))
+
+
+def test_asymmetric_weights_are_stored_unsigned(quantize, unseen, tmp_path):
+    model = quantize(net=Shallow(1).eval(), weight_quant_type="asym")
+    for how in ({"packed": True}, {"int8_kernels": True}):
+        export_onnx_qcdq(model, unseen, tmp_path / "model.onnx", **how)
+        assert stored(tmp_path / "model.onnx")["UINT4"] > 24 * 24 * 9
+        got = onnx_output(tmp_path / "model.onnx", unseen)
+        expected = torch_output(model, unseen)
+        assert np.abs(got - expected).max() < 0.02 * np.ptp(expected)
+
+
+def test_adapters_cost_no_kernel(shallow, unseen, tmp_path):
+    model, _ = shallow
+    path = tmp_path / "model.onnx"
+    expected = torch_output(model, unseen)
+    kinds = []
+    for carried in (True, False):
+        export_onnx_qcdq(model, unseen, path, int8_kernels=True)
+        assert stored(path)["INT4"] > 0
+        if carried:
+            got = onnx_output(path, unseen)
+            # Weights are rounded to 8 bits once more.
+            assert np.abs(got - expected).max() < 0.05 * np.ptp(expected)
+            assert (got.argmax(1) == expected.argmax(1)).mean() > 0.95
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(tmp_path / "optimized.onnx").graph
+        kinds.append(Counter(node.op_type for node in graph.node))
+        remove_cora(model)
+    assert kinds[0] == kinds[1]
+    # Both backends leave something before the mean over positions float.
+    assert kinds[0]["QLinearConv"] >= 1
+
+
+@pytest.mark.parametrize("how", [{"opset_version": 17}, {"dynamo": True}])
+def test_options_that_contradict_each_other(prototypes, unseen, tmp_path, how):
+    with pytest.raises(CoRaError, match=f"{next(iter(how))}=.*leave"):
+        export_onnx_qcdq(
+            prototypes["layerwise"], unseen, tmp_path / "m.onnx", packed=True, **how
+        )
     assert not list(tmp_path.iterdir())

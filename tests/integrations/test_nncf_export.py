@@ -1,7 +1,10 @@
 """NNCF models with adapters outside of NNCF: OpenVINO, ONNX Runtime, torch.export."""
 
 import copy
+import resource
 import stat
+import sys
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -167,6 +170,73 @@ def test_what_was_there_survives_a_failure(suffix, low, tmp_path):
         export(low, torch.zeros(1, 5, 16, 16), files[0])
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert {file.read_text() for file in files} == {"old"}
+
+
+def kernels(path):
+    """Convolutions and matrix products in OpenVINO, by their kernels' last word."""
+    compiled = openvino.Core().compile_model(path, "CPU")
+    found = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        info = {key: value.astype(str) for key, value in node.get_rt_info().items()}
+        if info["layerType"] in ("Convolution", "FullyConnected", "MatMul"):
+            found[info["primitiveType"].lower().rsplit("_", 1)[-1]] += 1
+    return found
+
+
+def test_int8_kernels_compute_nearly_the_same(adapted, unseen, tmp_path):
+    model, effect = adapted
+    path = tmp_path / "net.onnx"
+    export_onnx(model, unseen[:2], path, int8_kernels=True)
+    export_openvino(model, unseen[:2], tmp_path / "net.xml", int8_kernels=True)
+    expected = run(model, unseen)
+    outputs = run_onnx(path, unseen), run_openvino(tmp_path / "net.xml", unseen)
+    for output in outputs:
+        # Weights are rounded to 8 bits once more.
+        assert np.abs(output - expected).mean() < 0.5 * effect
+        assert (output.argmax(1) == expected.argmax(1)).mean() > 0.9
+
+
+def test_adapters_cost_no_kernel(float_net, low, batches, unseen, tmp_path):
+    counts = []
+    for model in (quantize_ptq(float_net, batches), low):
+        path = tmp_path / "net.onnx"
+        export_onnx(model, unseen[:2], path, int8_kernels=True)
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(tmp_path / "optimized.onnx").graph
+        counts.append(Counter(node.op_type for node in graph.node))
+        export_openvino(model, unseen[:2], tmp_path / "net.xml", int8_kernels=True)
+        counts.append(kernels(path) + kernels(tmp_path / "net.xml"))
+    plain, plain_openvino, adapted, adapted_openvino = counts
+    assert adapted == plain
+    assert adapted["QLinearConv"] >= 4 and adapted["QGemm"] == 1
+    assert adapted_openvino == plain_openvino
+    # Six convolutions and the head, from two files.
+    assert adapted_openvino["i8"] >= 12
+
+
+@pytest.mark.parametrize("suffix", ["xml", "onnx"])
+def test_a_full_disk(suffix, low, unseen, tmp_path):
+    export = export_openvino if suffix == "xml" else export_onnx
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(OSError):
+            export(low, unseen[:2], tmp_path / f"net.{suffix}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages(low, unseen, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(CoRaError, match=r"needs onnx.*pip install onnx"):
+        export_onnx(low, unseen[:2], tmp_path / "net.onnx")
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(CoRaError, match=r"pip install openvino"):
+        export_openvino(low, unseen[:2], tmp_path / "net.xml")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", ["xml", "onnx"])

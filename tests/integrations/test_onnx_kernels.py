@@ -131,16 +131,23 @@ def test_a_branch_is_folded_into_its_convolution(model):
     assert operators(folded)["Conv"] == 1
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("branch", ["Gemm", "transposed", "MatMul"])
 @pytest.mark.parametrize("kind", ["Gemm", "transposed", "MatMul"])
-def test_a_branch_is_folded_into_its_matrix(kind):
+def test_a_branch_is_folded_into_its_matrix(kind, branch, parts):
     net = Net(10)
-    weights = normal(10, 6), normal(10, 2), normal(2, 6)
-    if kind == "transposed":
-        weights = [weight.T.copy() for weight in weights]
-    how = {"transB": 1} if kind == "transposed" else {}
-    kind = "MatMul" if kind == "MatMul" else "Gemm"
-    y = net(kind, "x", weights[0], **how)
-    net("Add", y, net(kind, net(kind, "x", weights[1], **how), weights[2], **how))
+
+    def product(kind, x, rows, columns, *bias):
+        if kind == "transposed":
+            return net("Gemm", x, normal(columns, rows), *bias, transB=1)
+        return net(kind, x, normal(rows, columns), *bias)
+
+    y = product(kind, "x", 10, 6, *([] if kind == "MatMul" else [normal(6)]))
+    if parts == 2:
+        share = product(branch, product(branch, "x", 10, 2), 2, 6)
+    else:
+        share = product(branch, "x", 10, 6)
+    net("Add", y, share)
     folded = rewritten(net.model(), fold_branches)
     assert_same(net.model(), folded, normal(4, 10), 1e-4)
     graph = Graph(folded)
