@@ -7,7 +7,6 @@ computed from constants, which runtimes do once, when they load the file.
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 
 from cora_plugin.integrations.onnx.graph import Graph, attributes
@@ -202,11 +201,8 @@ def _parallel(graph: Graph, layer: Layer, other: Layer) -> bool:
 
 def _same(graph: Graph, left: str, right: str) -> bool:
     """Whether two values are one, or made of one in the same way."""
-    if left == right:
+    if left == right or graph.same_value(left, right):
         return True
-    values = graph.value(left), graph.value(right)
-    if values[0] is not None and values[1] is not None:
-        return np.array_equal(*values)
     one, other = graph.producer(left), graph.producer(right)
     return (
         one is not None

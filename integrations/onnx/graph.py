@@ -34,7 +34,9 @@ class Graph:
         self.nodes = list(model.graph.node)
         self.initializers = {t.name: t for t in model.graph.initializer}
         self.outputs = {output.name for output in model.graph.output}
-        self._makers = {name: node for node in self.nodes for name in node.output}
+        self._makers: dict[str, onnx.NodeProto] = {
+            name: node for node in self.nodes for name in node.output
+        }
         self._names = {i.name for i in model.graph.input}
         self._names |= self._makers.keys() | self.initializers.keys()
         self._values: dict[str, Array | None] = {}
@@ -45,7 +47,8 @@ class Graph:
 
     def maker(self, name: str) -> onnx.NodeProto:
         """The node that computes a value, which is known to have one."""
-        return self._makers[name]
+        node: onnx.NodeProto = self._makers[name]
+        return node
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """The nodes that read a value."""
@@ -60,6 +63,18 @@ class Graph:
         if name not in self._values:
             self._values[name] = self._evaluate(name)
         return self._values[name]
+
+    def known(self, name: str) -> Array:
+        """A value that is known to be constant."""
+        value = self.value(name)
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def same_value(self, left: str, right: str) -> bool:
+        """Whether two values are constants, and equal."""
+        one, other = self.value(left), self.value(right)
+        return one is not None and other is not None and np.array_equal(one, other)
 
     def is_constant(self, name: str) -> bool:
         """Whether a value depends on no input of the graph."""

@@ -65,6 +65,9 @@ def _weight_and_bias(graph: Graph, layer: Layer) -> None:
     weight = _channels(graph.value(layer.weight), layer.axis)  # [m, k]
     bias = None if layer.bias is None else graph.value(layer.bias)
     smallest = np.full(len(weight), np.finfo(np.float32).tiny)
+    # Where channels have steps of their own, no int32 bias is in steps of the products.
+    if step.size > 1:
+        bias = None
     if bias is not None:
         # A channel with tiny weights beside a large bias would overflow the int32.
         smallest = np.maximum(smallest, np.abs(bias.reshape(-1)) / (BIAS_TOP * step))
@@ -100,7 +103,7 @@ def _widen_weight(graph: Graph, layer: Layer) -> None:
     levels, scale = list(node.input)[:2]
     name = f"{layer.node.output[0]}_int8"
     wide = graph.node("Cast", [levels], name, to=TensorProto.INT8)
-    zero = np.zeros(np.shape(graph.value(scale)))
+    zero = np.zeros(graph.known(scale).shape)
     layer.node.input[1] = graph.node(
         "DequantizeLinear",
         [wide, scale, graph.constant(f"{name}_zero", zero, np.int8)],
@@ -157,28 +160,27 @@ def _constants_by_arithmetic(graph: Graph) -> None:
 
 
 def _dequantized(graph: Graph, node: onnx.NodeProto) -> str:
-    values, scale = graph.value(node.input[0]), graph.value(node.input[1])
+    values, scale = graph.known(node.input[0]), graph.known(node.input[1])
     name = f"{node.output[0]}_f"
-    shape = [1] * np.ndim(values)
-    if np.size(scale) > 1:
+    shape = [1] * values.ndim
+    if scale.size > 1:
         shape[attributes(node).get("axis", 1)] = -1
     result = graph.node("Cast", [node.input[0]], name, to=TensorProto.FLOAT)
     zero = graph.value(node.input[2]) if len(node.input) > 2 else None
     if zero is not None and zero.any():
-        offset = graph.constant(f"{name}_zero", np.reshape(zero, shape))
+        offset = graph.constant(f"{name}_zero", zero.reshape(shape))
         result = graph.node("Sub", [result, offset], name)
     # A division, for OpenVINO takes integers times a scale for a weight to keep.
-    levels = graph.constant(f"{name}_levels", 1 / np.reshape(scale, shape))
+    levels = graph.constant(f"{name}_levels", 1 / scale.reshape(shape))
     return graph.node("Div", [result, levels], name)
 
 
-def _step(graph: Graph, name: str) -> float | None:
-    """The step of a quantized activation."""
+def _step(graph: Graph, name: str) -> Array | None:
+    """The step of a quantized activation, [] or one a channel."""
     node = graph.producer(name)
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    scale = graph.value(node.input[1])
-    return None if scale is None or scale.size > 1 else float(scale)
+    return graph.value(node.input[1])
 
 
 def _channels(weight: Array | None, axis: int) -> Array:

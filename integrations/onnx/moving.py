@@ -15,6 +15,9 @@ from cora_plugin.integrations.onnx.padding import is_zero_padding
 MOVING = ("Concat", "Flatten", "MaxPool", "Reshape", "Transpose")
 """Operators that hand values on as they are, beside padding with zeros."""
 
+COPYING = (b"reflect", b"edge", b"wrap")
+"""Modes of a Pad that repeats values."""
+
 
 def round_before_moving(graph: Graph) -> None:
     """Round the inputs of what only moves values, as its output is rounded.
@@ -73,6 +76,8 @@ def round_after_moving(graph: Graph) -> None:
 
 
 def _moves(graph: Graph, node: onnx.NodeProto) -> bool:
+    if node.op_type == "Pad" and attributes(node).get("mode", b"constant") in COPYING:
+        return True
     return node.op_type in MOVING or is_zero_padding(graph, node)
 
 
@@ -97,6 +102,6 @@ def _same_step(graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto) -> bool
     return all(
         (value := graph.value(a)) is not None
         and np.size(value) == 1
-        and np.array_equal(value, graph.value(b))
+        and graph.same_value(a, b)
         for a, b in zip(list(one.input)[1:], list(other.input)[1:], strict=True)
     )

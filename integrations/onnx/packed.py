@@ -45,8 +45,7 @@ def pack_weights(graph: Graph) -> None:
             wide,
         )
         if kind == wide and stored is not None:
-            same = graph.value(clip.input[0])
-            if np.array_equal(values, same):
+            if np.array_equal(values, graph.known(clip.input[0])):
                 node.input[0] = clip.input[0]
                 continue
         node.input[0] = graph.integers(f"{node.output[0]}_q", values, kind)
