@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from cora_plugin.cli import main
-from cora_plugin.demo import _timed
+from cora_plugin.progress import timed
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,5 @@ def test_only_the_demo_speaks(capfd):
         sys.stderr.write("a toolkit's warning")
         return 7
 
-    assert _timed(Console(file=sys.stdout), "working", work)[0] == 7
+    assert timed(Console(file=sys.stdout), "working", work)[0] == 7
     assert capfd.readouterr() == ("working: 0 s\n", "")
