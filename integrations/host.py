@@ -102,7 +102,8 @@ def given_weight(
             f"{list(dequantized.shape)}; {way_out}"
         )
     weight = weight.to(dequantized)
-    if (weight - dequantized).norm() > weight.norm():
+    # Unrelated weights of one size are 1.4 apart; Qronos moves small layers by 1.2.
+    if (weight - dequantized).norm() > 1.3 * weight.norm():
         raise CoRaError(
             f"{name}: the reference's weight has nothing to do with the quantized "
             f"one; {way_out}"

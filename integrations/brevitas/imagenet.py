@@ -159,8 +159,7 @@ class _Step:
         self, model: nn.Module, example: Tensor, path: str, opset_version: int | None
     ) -> None:
         """Export by the exporter that can write quantized biases, Brevitas' default."""
-        given = {} if opset_version is None else {"opset_version": opset_version}
-        export_onnx_qcdq(model, example, self._named(path), **given)
+        export_onnx_qcdq(model, example, self._named(path), opset_version)
 
     def export_torch_qcdq(self, model: nn.Module, example: Tensor, path: str) -> None:
         """Export by Brevitas' exporter."""
