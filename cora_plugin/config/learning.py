@@ -88,7 +88,7 @@ class FitConfig:
 
     iterations: int = 0
     scope: str = "model"
-    lr: float = 0.01
+    lr: float = 0.001
     images: int = 512
     batch_size: int = 16
     every: int = 10

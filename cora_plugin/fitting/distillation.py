@@ -13,6 +13,7 @@ from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.adapter import Kind
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS, quantize
+from cora_plugin.calibration import shuffled
 from cora_plugin.config import FitConfig
 from cora_plugin.divergence import Divergence
 from cora_plugin.layer import Correction, Host, QuantizedLayer
@@ -144,7 +145,9 @@ class Distillation:
         )
         learn = self._model_loss if config.scope == "model" else self._layer_losses
         best, best_kl, without = correction, self._look(trained).kl, 0
-        order = self._order()
+        order = shuffled(
+            len(self._images), config.batch_size, config.iterations, self._seed
+        )
         progress = tqdm(order, desc="refinement", unit="iteration", disable=None)
         done = 0
         for done, batch in enumerate(progress, 1):
@@ -258,14 +261,3 @@ class Distillation:
         with torch.no_grad(), host.weights(weights, shifts), host.observe(watch):
             host.run(images)
         return total
-
-    def _order(self) -> list[list[int]]:
-        """Which images each iteration sees: all in turn, shuffled anew every round."""
-        images, iterations = len(self._images), self._config.iterations
-        size = min(self._config.batch_size, images)
-        random = torch.Generator().manual_seed(self._seed)
-        rounds = -(-iterations * size // images)
-        order = [torch.randperm(images, generator=random) for _ in range(rounds)]
-        shown = torch.cat(order)[: iterations * size]
-        batches: list[list[int]] = shown.view(-1, size).tolist()
-        return batches

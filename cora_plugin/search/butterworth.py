@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.calibration import shuffled
 from cora_plugin.config import ButterworthConfig
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.search.candidates import Candidate
@@ -166,7 +167,9 @@ class Butterworth:
             for name, rank in network.pinned.items()
             if name in layers
         }
-        batches = self._batches()
+        batches = shuffled(
+            network.images, config.batch_size, config.iterations, self._seed
+        )
         used = sorted({image for batch in batches for image in batch})
         row = {image: number for number, image in enumerate(used)}
         reference = network.float_outputs(used, len(batches[0]))
@@ -210,8 +213,8 @@ class Butterworth:
                 entropy = cross_entropy(target, target, config.temperature)
                 total, kl, spent = (float(x.detach()) for x in (loss, distance, cost))
                 kl -= float(entropy)
-                slope = optimizer.param_groups[0]["params"][0].grad
-                if not (math.isfinite(total) and torch.isfinite(slope).all()):
+                slopes = [f.grad for group in groups for f in group["params"]]
+                if not all(map(math.isfinite, (total, *map(_largest, slopes)))):
                     raise CoRaError(
                         f"butterworth: the loss is {total} at iteration "
                         f"{iteration + 1} (KL {kl:.4g}, cost {spent:.4g} of "
@@ -240,7 +243,9 @@ class Butterworth:
 
     def _fingerprint(self, candidates: Sequence[Candidate], budget: float) -> str:
         """What a checkpoint must have been made for: settings, data and layers."""
-        settings = {**asdict(self._config), "checkpoint": None}
+        settings = asdict(self._config)
+        # More iterations may follow, and the file may have moved.
+        del settings["iterations"], settings["checkpoint"]
         layers = {c.name: [c.ranks[-1], c.costs[-1], *c.gains[-1:]] for c in candidates}
         return json.dumps(
             {
@@ -253,22 +258,15 @@ class Butterworth:
             sort_keys=True,
         )
 
-    def _batches(self) -> list[list[int]]:
-        """Which images each iteration sees: all in turn, shuffled anew every round."""
-        config, images = self._config, self._network.images
-        size = min(config.batch_size, images)
-        random = torch.Generator().manual_seed(self._seed)
-        rounds = -(-config.iterations * size // images)
-        order = [torch.randperm(images, generator=random) for _ in range(rounds)]
-        shown = torch.cat(order)[: config.iterations * size]
-        batches: list[list[int]] = shown.view(-1, size).tolist()
-        return batches
-
 
 def _price(candidate: Candidate) -> float:
     """Cost of a rank of the largest factors; of the whole where factors never pay."""
     rung = len(candidate.ranks) - 2 or 1
     return candidate.costs[rung] / candidate.ranks[rung]
+
+
+def _largest(slope: Tensor | None) -> float:
+    return 0.0 if slope is None else float(slope.abs().max())
 
 
 def _first(rank: int, full: int) -> Tensor:

@@ -18,7 +18,7 @@ def test_it_brings_a_network_nearer(scope, bits):
     plain = PlainHost(net(), bits=2)
     CoRa(config).apply(plain, batches())
     host = PlainHost(net(), bits=2)
-    fit = {"iterations": 60, "scope": scope}
+    fit = {"iterations": 60, "scope": scope, "lr": 0.01}
     report = CoRa({**config, "fit": fit}).apply(host, batches())
     assert report.steps[-1].name == "refinement"
     assert report.steps[-1].kept

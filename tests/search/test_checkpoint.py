@@ -49,6 +49,15 @@ def test_a_finished_search_is_not_repeated(tmp_path):
     assert again.after == first.after
 
 
+def test_a_search_can_be_given_more_iterations(tmp_path):
+    path = str(tmp_path / "search.safetensors")
+    CoRa(config(path, iterations=25)).apply(PlainHost(net()), batches())
+    longer = CoRa(config(path)).apply(PlainHost(net()), batches())
+    assert longer.search_iterations == 15
+    whole = CoRa(config(None)).apply(PlainHost(net()), batches())
+    assert longer.after == whole.after
+
+
 def test_a_checkpoint_of_another_search_is_refused(tmp_path):
     path = tmp_path / "search.safetensors"
     CoRa(config(str(path))).apply(PlainHost(net()), batches())
