@@ -60,8 +60,22 @@ class Graph:
 
     def value(self, name: str) -> Array | None:
         """A value that depends on no input of the graph, else None."""
-        if name not in self._values:
-            self._values[name] = self._evaluate(name)
+        # With a stack of our own: a network is deeper than Python's.
+        wanted = [name]
+        while wanted:
+            node = self._makers.get(wanted[-1])
+            inputs = (
+                [] if wanted[-1] in self.initializers or node is None else node.input
+            )
+            missing = [key for key in inputs if key and key not in self._values]
+            hopeless = any(self._values.get(key, key) is None for key in inputs)
+            if wanted[-1] in self._values:
+                wanted.pop()
+            elif missing and not hopeless:
+                wanted.append(missing[0])
+            else:
+                found = None if hopeless else self._evaluate(wanted[-1])
+                self._values[wanted.pop()] = found
         return self._values[name]
 
     def known(self, name: str) -> Array:
@@ -88,9 +102,7 @@ class Graph:
             return None
         if any(attribute.HasField("g") for attribute in node.attribute):
             return None
-        feeds = {key: self.value(key) for key in node.input if key}
-        if any(value is None for value in feeds.values()):
-            return None
+        feeds = {key: self._values[key] for key in node.input if key}
         graph = helper.make_graph(
             [node],
             "constant",

@@ -16,7 +16,7 @@ from cora_plugin.integrations.onnx.moving import (
     round_after_moving,
     round_before_moving,
 )
-from cora_plugin.integrations.onnx.packed import pack_weights
+from cora_plugin.integrations.onnx.packed import drop_identities, pack_weights
 from cora_plugin.integrations.onnx.padding import absorb_padding
 from cora_plugin.integrations.onnx.steps import merge_steps
 
@@ -297,6 +297,26 @@ def test_asymmetric_few_bits_are_packed_unsigned():
     assert kinds[TensorProto.UINT4] == 2
     x = normal(3, 4)
     np.testing.assert_array_equal(run(packed, x), run(net.model(), x))
+
+
+def test_products_with_the_identity_are_dropped():
+    net = Net(4)
+    same = net("MatMul", np.eye(3, dtype=np.float32), "x")
+    other = net("MatMul", normal(3, 3), same)
+    net("Add", other, same)
+    plain = rewritten(net.model(), drop_identities)
+    assert operators(plain)["MatMul"] == 1
+    x = normal(3, 4)
+    np.testing.assert_array_equal(run(plain, x), run(net.model(), x))
+
+
+def test_a_network_deeper_than_the_stack_is_rewritten():
+    net, x = Net(2, 3), "x"
+    for _ in range(2000):
+        x = net("Neg", x)
+    values = RANDOM.integers(-8, 8, (5, 3)).astype(np.int8)
+    net("Gemm", x, net.weight(values), transB=1)
+    assert "Clip" not in operators(rewritten(net.model(), for_int8_kernels))
 
 
 def quantized(bias):

@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from cora_plugin.search import Candidate, spectral, uniform
 
+# What is smaller than this, divided by a cost, is no number any more.
+SHARES = st.floats(0, 1, allow_subnormal=False)
+
 
 @st.composite
 def any_candidates(draw):
@@ -15,7 +18,7 @@ def any_candidates(draw):
         steps = draw(st.integers(1, 4))
         costs = draw(st.lists(st.integers(0, 9), min_size=steps, max_size=steps))
         costs[0] += 1
-        gains = draw(st.lists(st.floats(0, 1), min_size=steps, max_size=steps))
+        gains = draw(st.lists(SHARES, min_size=steps, max_size=steps))
         made.append(_candidate(index, costs, gains))
     return made
 
