@@ -91,10 +91,10 @@ class _Adapted:
             weight = quant_weight if original is None else original
             return inner(x, weight, quant_bias)
         y = unpack(inner(x, quant_weight, quant_bias))
-        # First, next to the bias, with which a runtime merges it.
-        if self.cora_shift is not None:
-            y = y + self.cora_shift
-        return y if self.cora is None else y + self.cora(unpack(x))
+        if self.cora is not None:
+            y = y + self.cora(unpack(x))
+        # Last, where exports for int8 kernels find it once the adapter is folded.
+        return y if self.cora_shift is None else y + self.cora_shift
 
     def register_forward_pre_hook(
         self, hook: Callable[..., Any], *args: Any, **kwargs: Any

