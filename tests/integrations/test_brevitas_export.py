@@ -365,9 +365,7 @@ def test_packed_weights_give_the_same_answers(shallow, unseen, tmp_path):
     plain, packed = tmp_path / "plain.onnx", tmp_path / "packed.onnx"
     export_onnx_qcdq(model, unseen, plain)
     export_onnx_qcdq(model, unseen, packed, packed=True)
-    np.testing.assert_allclose(
-        onnx_output(packed, unseen), onnx_output(plain, unseen), atol=1e-5
-    )
+    assert_parity(onnx_output(packed, unseen), onnx_output(plain, unseen))
     count = stored(packed)
     weights = {row.name: row.weights for row in report.layers}
     # Brevitas' layerwise backend keeps the first layer at 8 bits.
