@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import CoRaConfig, FitConfig
 from cora_plugin.demo_data import calibration_images, test_images
 from cora_plugin.demo_files import package_folder
 from cora_plugin.demo_model import efficientnet_lite0, plain_norms, static_padding
@@ -162,8 +162,9 @@ def run_demo(
 
 
 def _variants(config: CoRaConfig) -> list[tuple[str, CoRaConfig]]:
-    """Two that are known from the literature, and the one that was asked for."""
-    uniform = dataclasses.replace(config, search="uniform")
+    """Two from the literature, nothing but the closed form, and what was asked for."""
+    plain = dataclasses.replace(config, alternations=0, bias_correction="off")
+    uniform = dataclasses.replace(plain, search="uniform", fit=FitConfig())
     return [
         ("svd, uniform", dataclasses.replace(uniform, metric="svd")),
         ("qera-exact, uniform", dataclasses.replace(uniform, metric="qera-exact")),
