@@ -114,7 +114,8 @@ class Brevitas:
                 apply_gptq, loader, base, act_order=True, create_weight_orig=True
             )
             seconds += more
-        adapted = list(_adapted(self, base, loader, options))
+        # Brevitas corrects the biases here, in rows of their own.
+        adapted = list(_adapted(self, base, loader, options, bias_correction="off"))
         bits = adapted[0][2].equivalent_bits_before if adapted else float("nan")
         rows = [("none", base, bits, seconds)]
         rows += [(name, m, r.equivalent_bits, s) for name, m, r, s in adapted]
@@ -203,11 +204,11 @@ TOOLKITS: dict[str, Toolkit] = {"brevitas": Brevitas(), "nncf": NNCF()}
 
 
 def _adapted(
-    toolkit: Toolkit, base: nn.Module, loader: Any, options: Any
+    toolkit: Toolkit, base: nn.Module, loader: Any, options: Any, **more: Any
 ) -> Iterator[tuple[str, nn.Module, Report, float]]:
     for method in options.methods:
         model = copy.deepcopy(base)
-        settings = {"budget": options.budget, **METHODS[method]}
+        settings = {"budget": options.budget, **METHODS[method], **more}
         report, seconds = timed(toolkit.adapt, model, loader, settings)
         yield method, model, report, seconds
 
