@@ -181,29 +181,14 @@ class Factors:
             )
         shape = tuple(self.residual.shape)
         kind = kind_of(shape, self.operation, rank)
+        groups = self.operation.groups
         if kind is Kind.FULL:
-            return adapter_of(kind, rank, (self.residual,), self.operation, bits)
-        factors = self.a[:, :rank], self.b[..., :rank]
-        shapes = factor_shapes(kind, rank, shape, self.operation.groups)
-        a, b = (
-            each.reshape(shapes[key]) for each, key in zip(factors, "ab", strict=True)
-        )
-        return adapter_of(kind, rank, (a, b), self.operation, bits, shape)
-
-
-def adapter_of(
-    kind: Kind,
-    rank: int,
-    factors: tuple[Tensor, ...],
-    operation: Operation,
-    bits: int,
-    weight_shape: tuple[int, ...] | None = None,
-) -> Adapter:
-    """Quantize factors, shaped as `Adapter` has them, to an adapter."""
-    shape = tuple(factors[0].shape) if weight_shape is None else weight_shape
-    stored = [quantize(factor, bits) for factor in factors]
-    second = stored[1] if len(stored) > 1 else None
-    return Adapter(kind, rank, stored[0], second, shape, operation.groups)
+            stored = quantize(self.residual, bits)
+            return Adapter(kind, rank, stored, None, shape, groups)
+        shapes = factor_shapes(kind, rank, shape, groups)
+        a = quantize(self.a[:, :rank].reshape(shapes["a"]), bits)
+        b = quantize(self.b[..., :rank].reshape(shapes["b"]), bits)
+        return Adapter(kind, rank, a, b, shape, groups)
 
 
 def make_adapter(

@@ -181,15 +181,16 @@ class Run:
         if host.biases_changed:
             guard.step("float biases", replace(guard.kept, float_biases=True))
         if config.bias_correction != "off":
-            with watch("bias correction"), guard.aside():
+            with watch("bias correction"):
                 if config.bias_correction == "own":
                     means = {name: each.mean for name, each in statistics.items()}
                     shifts = own_shifts(layers, guard.kept.adapters, means)
                 else:
                     merged = merged_weights(layers, guard.kept.adapters)
                     images = split.sample(config.sequential_images)
-                    walk = Walk(host, layers, images)
-                    shifts = cascaded_shifts(walk, merged)
+                    with guard.aside():
+                        walk = Walk(host, layers, images)
+                        shifts = cascaded_shifts(walk, merged)
             guard.step("bias correction", replace(guard.kept, shifts=shifts))
         if not config.fit.iterations:
             return 0, 0

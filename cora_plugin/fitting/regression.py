@@ -124,7 +124,9 @@ def regress(
         added = adapter.merged().to(layer.dequantized)
         adapters[layer.name] = adapter
         weights[layer.name] = layer.dequantized + added
-        shifts[layer.name] = match.shift(*_effect(layer, added, moments))
+        _, mean = moments.means
+        effect = _effect(layer, added, mean, cross + second)
+        shifts[layer.name] = match.shift(*effect)
     return adapters, shifts
 
 
@@ -151,13 +153,11 @@ def _times(layer: QuantizedLayer, weight: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _effect(
-    layer: QuantizedLayer, added: Tensor, moments: CrossMoments
+    layer: QuantizedLayer, added: Tensor, mean: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What an added weight adds to the mean output and its covariance with y, [m]."""
-    second, cross = moments.covariances
-    _, mean = moments.means
     matrices = layer.operation.matrices(added.double())
     change = (matrices @ mean.unsqueeze(-1)).flatten()
     # Cov(W u, D v) = W Cov(u, v) Dᵀ, of which the diagonal is wanted.
-    reached = _times(layer, layer.weight.double(), cross + second)
+    reached = _times(layer, layer.weight.double(), covariance)
     return change, (reached * matrices).sum(-1).flatten()

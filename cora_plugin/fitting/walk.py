@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,6 @@ class Walk:
                 if len(seen) == self._calls[name]:
                     raise _Reached
 
-        try:
-            with self._host.observe(watch):
-                self._host.run(batch)
-        except _Reached:
-            pass
+        with suppress(_Reached), self._host.observe(watch):
+            self._host.run(batch)
         return seen

@@ -153,7 +153,7 @@ class BrevitasHost:
         for name, value in values.items():
             layer = self._module(name)
             held = layer.weight.detach()
-            given = next(e.weight for e in self.layers if e.name == name)
+            given = self._read[0][name].weight
             if not torch.equal(held.to(given), given):
                 raise CoRaError(
                     f"{name}: its weight was set by GPTQ or the like, which quantizing "
