@@ -65,10 +65,12 @@ class Adapter:
 
     def merged(self) -> Tensor:
         """The weight that the branch amounts to, [m, n/g, *kernel], float32."""
-        a = self.a.dequantize()
-        if self.b is None:
+        return self.product(*(t.dequantize() for t in self.tensors.values()))
+
+    def product(self, a: Tensor, b: Tensor | None = None) -> Tensor:
+        """The weight that factors of this adapter's shapes amount to."""
+        if b is None:
             return a
-        b = self.b.dequantize()
         groups = self.groups if self.kind is Kind.LOW_RANK else 1
         rows = a.reshape(groups, self.rank, -1)
         columns = b.reshape(groups, -1, self.rank)

@@ -10,7 +10,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter
-from cora_plugin.adapters.adapter import Kind
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS, quantize
 from cora_plugin.calibration import shuffled
@@ -49,12 +48,8 @@ class Trained:
         layer, adapter = self._layer, self._adapter
         if adapter is None:
             return layer.dequantized
-        a, *second = (_rounded(f, adapter.a.bits) for f in self.factors)
-        if second:
-            groups = adapter.groups if adapter.kind is Kind.LOW_RANK else 1
-            rows = a.reshape(groups, adapter.rank, -1)
-            a = second[0].reshape(groups, -1, adapter.rank) @ rows
-        return layer.dequantized + a.reshape(layer.weight.shape)
+        factors = (_rounded(f, adapter.a.bits) for f in self.factors)
+        return layer.dequantized + adapter.product(*factors)
 
     @torch.no_grad()
     def adapter(self) -> Adapter | None:
