@@ -105,24 +105,6 @@ def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:
     return batches
 
 
-def shuffled(images: int, size: int, iterations: int, seed: int) -> list[list[int]]:
-    """Which images each iteration sees: all in turn, shuffled anew every round.
-
-    Args:
-        images: Number of images.
-        size: Images an iteration, at most all.
-        iterations: Number of iterations; more of them begin as fewer do.
-        seed: Seeds the order.
-    """
-    size = min(size, images)
-    random = torch.Generator().manual_seed(seed)
-    rounds = -(-iterations * size // images)
-    order = [torch.randperm(images, generator=random) for _ in range(rounds)]
-    shown = torch.cat(order)[: iterations * size]
-    batches: list[list[int]] = shown.view(-1, size).tolist()
-    return batches
-
-
 def _images(item: Any, index: int) -> Tensor:
     images = item[0] if isinstance(item, list | tuple) and item else item
     if not isinstance(images, Tensor) or images.ndim < 2:

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.quantized import FLOAT_BITS, quantize
-from cora_plugin.calibration import shuffled
 from cora_plugin.config import FitConfig
 from cora_plugin.divergence import Divergence
 from cora_plugin.layer import Correction, Host, QuantizedLayer
+from cora_plugin.training import relative_groups, shuffled
 
 Trial = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Divergence]
 """`trial(weights, shifts)` gives the divergence on the held-out images."""
@@ -127,12 +127,8 @@ class Distillation:
             for name, each in trained.items()
             if scales.get(name)
         ]
-        groups += [
-            {"params": [factor], "lr": config.lr * size}
-            for each in trained.values()
-            for factor in each.factors
-            if (size := float(factor.detach().square().mean().sqrt()))
-        ]
+        factors = [factor for each in trained.values() for factor in each.factors]
+        groups += relative_groups(factors, config.lr)
         optimizer = torch.optim.Adam(groups)
         # To nothing at the end, so that the last steps settle.
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +17,12 @@ from tqdm import tqdm
 
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.calibration import shuffled
 from cora_plugin.config import ButterworthConfig
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.search.candidates import Candidate
 from cora_plugin.search.checkpoint import State
 from cora_plugin.search.network import Network
+from cora_plugin.training import Group, relative_groups, shuffled
 
 CHECKPOINT_EVERY = 10
 """Iterations from one checkpoint to the next."""
@@ -123,6 +122,27 @@ def hold(
     return {c.name: c.ranks[bought[c.name]] for c in candidates}
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What an iteration saw: the loss, its KL divergence, and the cost of the cutoffs.
+
+    Cost and `allowed` are in the unit of the budget.
+    """
+
+    total: float
+    kl: float
+    cost: float
+    allowed: float
+
+    def shown(self) -> dict[str, str]:
+        """As progress shows it."""
+        return {
+            "loss": f"{self.total:.4g}",
+            "KL": f"{self.kl:.4g}",
+            "cost": f"{self.cost:.4g}/{self.allowed:.4g}",
+        }
+
+
 class Butterworth:
     """The strategy: learn the cutoffs on a network, then take whole ranks.
 
@@ -160,13 +180,7 @@ class Butterworth:
         prices = torch.tensor([_price(c) for c in candidates], dtype=torch.float64)
         prices = prices * full / network.unit  # c_l
         allowed = budget / network.unit
-        layers = {layer.name: layer for layer in network.layers}
-        relaxed = {n: Relaxation.of(e, network.factors(e)) for n, e in layers.items()}
-        fixed = {
-            name: relaxed.pop(name).weight(_first(rank, layers[name].full_rank))
-            for name, rank in network.pinned.items()
-            if name in layers
-        }
+        relaxed, fixed = self._relaxed()
         batches = shuffled(
             network.images, config.batch_size, config.iterations, self._seed
         )
@@ -175,71 +189,84 @@ class Butterworth:
         reference = network.float_outputs(used, len(batches[0]))
 
         cutoff = (1 / full).clamp_min(config.initial_cutoff).requires_grad_()
-        groups: list[dict[str, Any]] = [{"params": [cutoff], "lr": config.lr}]
+        groups: list[Group] = [{"params": [cutoff], "lr": config.lr}]
         if config.adapter_lr:
-            groups += [
-                {"params": [factor.requires_grad_()], "lr": config.adapter_lr * size}
-                for each in relaxed.values()
-                for factor in (each.a, each.b)
-                if (size := float(factor.square().mean().sqrt()))
-            ]
+            factors = [f for each in relaxed.values() for f in (each.a, each.b)]
+            groups += relative_groups(
+                [factor.requires_grad_() for factor in factors], config.adapter_lr
+            )
         optimizer = torch.optim.Adam(groups)
+
+        def step(batch: Sequence[int]) -> Loss:
+            """Go downhill once; the loss is that from before."""
+            target = reference[[row[image] for image in batch]]
+            with torch.enable_grad():
+                weights = {
+                    name: relaxed[name].weight(kernel(rho, size, config.order))
+                    for name, rho, size in zip(names, cutoff, sizes, strict=True)
+                }
+                with network.weights({**fixed, **weights}):
+                    output = network.run(batch)
+                    distance = cross_entropy(output, target, config.temperature)
+                    cost = (cutoff * prices).sum()
+                    total = distance + penalty(cost, allowed, config.gamma)
+                    optimizer.zero_grad()
+                    total.backward()
+            entropy = cross_entropy(target, target, config.temperature)
+            loss = Loss(
+                *(float(x.detach()) for x in (total, distance - entropy, cost)), allowed
+            )
+            slopes = [f.grad for group in groups for f in group["params"]]
+            if not all(map(math.isfinite, (loss.total, *map(_largest, slopes)))):
+                raise CoRaError(
+                    f"butterworth: the loss is {loss.total} at iteration "
+                    f"{state.iteration + 1} (KL {loss.kl:.4g}, cost {loss.cost:.4g} of "
+                    f"{allowed:.4g}) and cannot be followed; lower butterworth.lr "
+                    f"({config.lr}) or butterworth.gamma ({config.gamma})"
+                )
+            optimizer.step()
+            with torch.no_grad():
+                cutoff.copy_(cutoff.clamp(1 / full, torch.ones_like(full)))
+            return loss
+
         state = State(cutoff, optimizer, self._fingerprint(candidates, budget))
         start = state.resume(config.checkpoint)
-        progress = tqdm(
-            range(start, len(batches)),
-            desc="butterworth",
-            unit="iteration",
-            initial=start,
-            total=len(batches),
-            disable=None,
-        )
-        with state.kept(config.checkpoint):
-            for iteration in progress:
-                batch = batches[iteration]
-                target = reference[[row[image] for image in batch]]
-                with torch.enable_grad():
-                    weights = {
-                        name: relaxed[name].weight(kernel(rho, size, config.order))
-                        for name, rho, size in zip(names, cutoff, sizes, strict=True)
-                    }
-                    with network.weights({**fixed, **weights}):
-                        output = network.run(batch)
-                        distance = cross_entropy(output, target, config.temperature)
-                        cost = (cutoff * prices).sum()
-                        loss = distance + penalty(cost, allowed, config.gamma)
-                        optimizer.zero_grad()
-                        loss.backward()
-                entropy = cross_entropy(target, target, config.temperature)
-                total, kl, spent = (float(x.detach()) for x in (loss, distance, cost))
-                kl -= float(entropy)
-                slopes = [f.grad for group in groups for f in group["params"]]
-                if not all(map(math.isfinite, (total, *map(_largest, slopes)))):
-                    raise CoRaError(
-                        f"butterworth: the loss is {total} at iteration "
-                        f"{iteration + 1} (KL {kl:.4g}, cost {spent:.4g} of "
-                        f"{allowed:.4g}) and cannot be followed; lower butterworth.lr "
-                        f"({config.lr}) or butterworth.gamma ({config.gamma})"
-                    )
-                optimizer.step()
-                with torch.no_grad():
-                    cutoff.copy_(cutoff.clamp(1 / full, torch.ones_like(full)))
-                state.iteration = iteration + 1
-                progress.set_postfix(
-                    loss=f"{total:.4g}",
-                    KL=f"{kl:.4g}",
-                    cost=f"{spent:.4g}/{allowed:.4g}",
-                )
+        with (
+            state.kept(config.checkpoint),
+            tqdm(
+                batches[start:],
+                desc="butterworth",
+                unit="iteration",
+                initial=start,
+                total=len(batches),
+                disable=None,
+            ) as progress,
+        ):
+            for batch in progress:
+                progress.set_postfix(step(batch).shown())
+                state.iteration += 1
                 if state.iteration % CHECKPOINT_EVERY == 0:
                     state.save(config.checkpoint)
         if config.adapter_lr:
             for name, each in relaxed.items():
                 network.trained[name] = replace(
-                    network.factors(layers[name]),
+                    network.factors(each.layer),
                     a=each.a.detach().double(),
                     b=each.b.detach().double(),
                 )
         return dict(zip(names, cutoff.tolist(), strict=True))
+
+    def _relaxed(self) -> tuple[dict[str, Relaxation], dict[str, Tensor]]:
+        """The layers whose cutoffs are learned, and the weights of the pinned ones."""
+        network = self._network
+        layers = {layer.name: layer for layer in network.layers}
+        relaxed = {n: Relaxation.of(e, network.factors(e)) for n, e in layers.items()}
+        fixed = {
+            name: relaxed.pop(name).weight(_first(rank, layers[name].full_rank))
+            for name, rank in network.pinned.items()
+            if name in layers
+        }
+        return relaxed, fixed
 
     def _fingerprint(self, candidates: Sequence[Candidate], budget: float) -> str:
         """What a checkpoint must have been made for: settings, data and layers."""
