@@ -40,6 +40,8 @@ class Task:
 def load(name: str) -> Task:
     """Load a network of the zoo and its data (after `benchmarks/zoo/fetch.sh`)."""
     prepare, net = PREPROCESS[name], MODELS[name]()
+    # Convolutions on the CPU are up to twice as fast with channels last.
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if name == "fashion":
         train, _ = fashion_mnist("train")
         test, labels = fashion_mnist("test")

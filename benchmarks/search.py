@@ -9,7 +9,7 @@ many bits as `spectral` adapters of that budget take.
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ def main() -> None:
         task = load(options.model)
     toolkit = TOOLKITS[options.toolkit]
     model, _ = timed(toolkit.quantize, task.net, task.loader(), options)
-    console, rows = Console(), []
-    for row in _rows(toolkit, model, task, options):
+    console, rows = Console(), _earlier(options.json)
+    for row in _rows(toolkit, model, task, options, rows):
         rows.append(row)
         console.print(
             f"{row['method']} {row['budget']}: KL {row['kl']:.4f}, top-1 "
@@ -71,9 +71,23 @@ def main() -> None:
     console.print(_table(title, rows))
 
 
+def _earlier(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of a run that was cut short."""
+    if path is None or not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text())
+    return rows
+
+
 def _rows(
-    toolkit: Toolkit, model: nn.Module, task: Task, options: Any
+    toolkit: Toolkit,
+    model: nn.Module,
+    task: Task,
+    options: Any,
+    earlier: Sequence[Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
+    """The rows that are not there yet."""
+    done = {(row["method"], row["budget"]) for row in earlier}
     reference = task.float_logits(task.test)
 
     def row(
@@ -84,6 +98,7 @@ def _rows(
             "model": task.name,
             "toolkit": options.toolkit,
             "weights": f"W{options.weight_bits}A{options.act_bits}",
+            "depthwise_bits": options.depthwise_bits or options.weight_bits,
             "method": method,
             "budget": str(budget),
             "top1": task.top1(logits),
@@ -95,9 +110,11 @@ def _rows(
 
     with quiet():
         plain = toolkit.logits(model, task.test)
-    first = True
+    first = ("none", "") not in done
     for budget in options.budgets:
         for method in options.methods:
+            if (method, str(budget)) in done:
+                continue
             config = {"budget": budget, **METHODS[method]}
             if METHODS[method].get("search") == "butterworth":
                 config["butterworth"] = {"iterations": options.iterations}
@@ -110,6 +127,7 @@ def _rows(
                 toolkit.remove(model)
             yield {
                 **row(method, budget, logits, report.equivalent_bits, seconds),
+                "search_seconds": report.seconds["search"],
                 "iterations": report.search_iterations + report.fit_iterations,
                 "steps": [f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
             }
@@ -195,7 +213,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--iterations", type=int, default=250, help="of the butterworth search"
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--json", type=Path, help="write the rows here; those in it are not run again"
+    )
     options = parser.parse_args()
     for method in options.methods:
         if method not in METHODS:

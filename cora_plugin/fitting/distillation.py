@@ -105,6 +105,7 @@ class Distillation:
         self._layers = layers
         self._images = images[: config.images]
         self._trial = trial
+        self._targets: dict[int, Tensor] = {}
 
     def __call__(self, correction: Correction) -> Fitted:
         """Refine a correction; the best state on the held-out images is returned.
@@ -142,9 +143,8 @@ class Distillation:
         progress = tqdm(order, desc="refinement", unit="iteration", disable=None)
         done = 0
         for done, batch in enumerate(progress, 1):
-            images = torch.stack([self._images[i] for i in batch])
             optimizer.zero_grad()
-            loss = learn(images, trained)
+            loss = learn(batch, trained)
             if not math.isfinite(loss):
                 raise CoRaError(
                     f"fit: the loss is {loss} at iteration {done} and cannot be "
@@ -199,11 +199,24 @@ class Distillation:
             self._host.run(few)
         return scales
 
-    def _model_loss(self, images: Tensor, trained: Mapping[str, Trained]) -> float:
+    def _batch(self, indices: Sequence[int]) -> Tensor:
+        return torch.stack([self._images[i] for i in indices])
+
+    @torch.no_grad()
+    def _target(self, batch: Sequence[int]) -> Tensor:
+        """The float model's log-probabilities, which each image is run for only once."""
+        new = [image for image in batch if image not in self._targets]
+        if new:
+            with self._host.float_model():
+                outputs = self._host.run(self._batch(new))
+            self._targets.update(zip(new, outputs.log_softmax(1), strict=True))
+        return torch.stack([self._targets[image] for image in batch])
+
+    def _model_loss(
+        self, batch: Sequence[int], trained: Mapping[str, Trained]
+    ) -> float:
         """KL(float ‖ quantized) of the network's outputs; leaves its gradients."""
-        host = self._host
-        with torch.no_grad(), host.float_model():
-            target = host.run(images).log_softmax(1)
+        host, target, images = self._host, self._target(batch), self._batch(batch)
         with torch.enable_grad():
             weights = {name: each.weight() for name, each in trained.items()}
             shifts = {name: each.shift for name, each in trained.items()}
@@ -214,13 +227,15 @@ class Distillation:
                 total.backward()
         return float(total.detach())
 
-    def _layer_losses(self, images: Tensor, trained: Mapping[str, Trained]) -> float:
+    def _layer_losses(
+        self, batch: Sequence[int], trained: Mapping[str, Trained]
+    ) -> float:
         """Each layer's own output error over its float output's size, squared, summed.
 
         Every layer sees what those before it make of the images, but no gradient
         passes from one to another, and only one layer's graph exists at a time.
         """
-        host, total = self._host, 0.0
+        host, images, total = self._host, self._batch(batch), 0.0
         originals: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             weights = {name: each.weight() for name, each in trained.items()}

@@ -1,0 +1,145 @@
+r"""Tables and a picture of what search.py wrote.
+
+python benchmarks/search_table.py results/*.json --markdown docs/search.md \
+    --picture docs/search.svg
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from cora_plugin.adapters.files import whole_file
+
+Row = Mapping[str, Any]
+
+NAMES = {
+    "lite0": "EfficientNet-Lite0",
+    "squeezenet": "SqueezeNet 1.1",
+    "fashion": "ResNet-20 on Fashion-MNIST",
+}
+
+DRAWN = {
+    "svd uniform": ("#bbbbbb", "o"),
+    "qera-exact uniform": ("#888888", "o"),
+    "svd butterworth": ("#cc6677", "s"),
+    "qera-exact butterworth": ("#aa4499", "s"),
+    "8 bits": ("#ddaa33", "^"),
+    "rrr": ("#117733", "D"),
+    "qera-exact spectral": ("#4477aa", "o"),
+}
+"""Methods in the picture: colour and marker."""
+
+
+def main() -> None:
+    """Write what the arguments ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--markdown", type=Path, help="default: print it")
+    parser.add_argument("--picture", type=Path)
+    options = parser.parse_args()
+    networks = [json.loads(path.read_text()) for path in options.results]
+    text = "\n".join(_section(rows) for rows in networks)
+    if options.markdown is None:
+        print(text)
+    else:
+        with whole_file(options.markdown) as temporary:
+            Path(temporary).write_text(text)
+    if options.picture is not None:
+        with whole_file(options.picture) as temporary:
+            suffix = options.picture.suffix.lstrip(".")
+            _draw(networks).savefig(temporary, format=suffix)
+
+
+def _title(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    depthwise = ""
+    if first["model"] == "lite0" and first["depthwise_bits"] == 8:
+        depthwise = " (depthwise 8)"
+    acts = ", activations by MSE" if first.get("act_range") == "mse" else ""
+    return f"{NAMES[first['model']]}, {first['weights']}{depthwise}{acts}"
+
+
+def _section(rows: Sequence[Row]) -> str:
+    """One network's table: a row a method, two columns a budget."""
+    budgets = sorted({row["budget"] for row in rows if row["budget"]}, key=float)
+    found = {(row["method"], row["budget"]): row for row in rows}
+    plain = found["none", ""]
+    heads = [f"{float(budget):.0%}: KL | top-1 | agreement" for budget in budgets]
+    lines = [
+        f"## {_title(rows)}",
+        "",
+        f"Quantized only: KL {plain['kl']:.4f}, top-1 {plain['top1']:.1%}, "
+        f"{plain['equivalent_bits']:.2f} bits. Bits with adapters: "
+        + ", ".join(
+            f"{found['qera-exact spectral', budget]['equivalent_bits']:.2f}"
+            for budget in budgets
+        )
+        + ".",
+        "",
+        f"| method | {' | '.join(heads)} | iterations | seconds |",
+        "| --- " * (3 + 3 * len(budgets)) + "|",
+    ]
+    best = {
+        budget: min(row["kl"] for row in rows if row["budget"] == budget)
+        for budget in budgets
+    }
+    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "none")
+    for method in methods:
+        cells = [method]
+        for budget in budgets:
+            row = found.get((method, budget))
+            if row is None:
+                cells += ["", "", ""]
+                continue
+            kl = f"{row['kl']:.4f}"
+            cells += [f"**{kl}**" if row["kl"] == best[budget] else kl]
+            cells += [f"{row['top1']:.1%}", f"{row['agreement']:.1%}"]
+        mine = [row for row in rows if row["method"] == method]
+        middle = mine[len(mine) // 2]
+        cells += [str(middle.get("iterations") or ""), f"{middle['seconds']:.0f}"]
+        if method == "8 bits":
+            cells[-1] = ""
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _draw(networks: Sequence[Sequence[Row]]) -> Figure:
+    """KL against bits, a panel a network."""
+    columns = min(3, len(networks))
+    height = -(-len(networks) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * height), layout="constrained")
+    panels = figure.subplots(height, columns, squeeze=False).flat
+    for axes, rows in zip(panels, networks, strict=False):
+        plain = next(row for row in rows if row["method"] == "none")
+        for method, (colour, marker) in DRAWN.items():
+            points = [row for row in rows if row["method"] == method]
+            points.sort(key=lambda row: row["equivalent_bits"])
+            axes.plot(
+                [plain["equivalent_bits"], *(p["equivalent_bits"] for p in points)],
+                [plain["kl"], *(p["kl"] for p in points)],
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=method,
+                linewidth=1.2,
+            )
+        axes.set_yscale("log")
+        axes.set_title(_title(rows), fontsize=9)
+        axes.grid(visible=True, which="major", alpha=0.3)
+    for axes in list(panels)[len(networks) :]:
+        axes.set_axis_off()
+    figure.supxlabel("bits a weight, adapters and scales included", fontsize=9)
+    figure.supylabel("KL divergence from the float network", fontsize=9)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
