@@ -204,7 +204,7 @@ class Distillation:
 
     @torch.no_grad()
     def _target(self, batch: Sequence[int]) -> Tensor:
-        """The float model's log-probabilities, which each image is run for only once."""
+        """The float model's log-probabilities; it runs each image only once."""
         new = [image for image in batch if image not in self._targets]
         if new:
             with self._host.float_model():

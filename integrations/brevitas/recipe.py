@@ -1,7 +1,8 @@
 """Stock Brevitas PTQ for ConvNets, as its ImageNet example runs it."""
 
 import copy
-from collections.abc import Iterable
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.brevitas.layers import unpack
 
+ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
+"""How activation ranges are found, and what Brevitas calls it."""
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
 
 def quantize_ptq(
     model: nn.Module,
@@ -22,13 +28,15 @@ def quantize_ptq(
     depthwise_bits: int | None = None,
     first_last_bits: int = 8,
     equalize_iters: int = 0,
+    layer_bits: Mapping[str, int] | None = None,
+    act_range: str = "percentile",
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet with Brevitas' layerwise backend.
 
-    Per-channel MSE weight scales, asymmetric static activations at the 99.999th
-    percentile, float biases, batch norms merged, ReLU6 kept; the
-    first and last layer of an ImageNet model (3 input channels, 1,000 features) at
-    `first_last_bits`, as Brevitas' own `quantize_model` has it.
+    Per-channel MSE weight scales, asymmetric static activations, float biases, batch
+    norms merged, ReLU6 kept; the first and last layer of an ImageNet model (3 input
+    channels, 1,000 features) at `first_last_bits`, as Brevitas' own `quantize_model`
+    has it.
 
     Args:
         model: The float model, untouched.
@@ -39,10 +47,18 @@ def quantize_ptq(
         first_last_bits: Bit width of the first and last layer, activations too.
         equalize_iters: Iterations of weight equalization. With ReLU6 kept it hardly
             reaches a layer, and bias correction ends worse after it on Lite0.
+        layer_bits: Weight bit widths by layer name or glob, over all others; the last
+            that fits wins.
+        act_range: `percentile`, the 99.999th of what is seen, or `mse`, the range of
+            least squared error: better at few bits, and minutes longer.
 
     Raises:
-        CoRaError: The loader is empty.
+        CoRaError: The loader is empty, `act_range` is unknown, or a key of `layer_bits`
+            fits no layer.
     """
+    if act_range not in ACTIVATION_RANGES:
+        known = ", ".join(ACTIVATION_RANGES)
+        raise CoRaError(f"act_range: {act_range!r} is unknown; use one of {known}")
     from brevitas_examples.imagenet_classification.ptq.ptq_common import (
         calibrate,
         create_quant_maps,
@@ -73,29 +89,41 @@ def quantize_ptq(
         merge_bn=True,
         relu6_to_relu=False,
     )
-    _, layer_map, _, _ = create_quant_maps(
-        dtype=torch.float32,
-        device="cpu",
-        # Brevitas' exporters refuse the 32-bit bias of a channel that batch norm has
-        # scaled to almost nothing: its steps are more than float32 can count.
-        bias_bit_width=None,
-        weight_bit_width=weight_bit_width,
-        weight_param_method="mse",
-        weight_scale_type="float_scale",
-        weight_quant_type="sym",
-        weight_quant_granularity="per_channel",
-        weight_narrow_range=False,
-        weight_quant_format="int",
-        act_quant_format="int",
-        act_scale_type="float_scale",
-        act_param_method="stats",
-        act_quant_type="asym",
-        act_quant_granularity="per_tensor",
-        act_quant_percentile=99.999,
-        act_scale_computation_type="static",
-        act_bit_width=act_bit_width,
-    )
-    quantized: nn.Module = layerwise_quantize(prepared, compute_layer_map=layer_map)
+    layers = [n for n, m in prepared.named_modules() if isinstance(m, _LAYERS)]
+    chosen = _chosen_bits(layers, layer_bits or {})
+
+    def layer_map(weight_bits: Any) -> Any:
+        """What becomes of each kind of layer."""
+        maps = create_quant_maps(
+            dtype=torch.float32,
+            device="cpu",
+            # Brevitas' exporters refuse the 32-bit bias of a channel that batch norm
+            # has scaled to almost nothing: its steps are more than float32 can count.
+            bias_bit_width=None,
+            weight_bit_width=weight_bits,
+            weight_param_method="mse",
+            weight_scale_type="float_scale",
+            weight_quant_type="sym",
+            weight_quant_granularity="per_channel",
+            weight_narrow_range=False,
+            weight_quant_format="int",
+            act_quant_format="int",
+            act_scale_type="float_scale",
+            act_param_method=ACTIVATION_RANGES[act_range],
+            act_quant_type="asym",
+            act_quant_granularity="per_tensor",
+            act_quant_percentile=99.999,
+            act_scale_computation_type="static",
+            act_bit_width=act_bit_width,
+        )
+        return maps[1]
+
+    # One pass for each bit width that is chosen, over the layers that have it.
+    quantized: nn.Module = prepared
+    for bits in {*chosen.values()}:
+        others = [name for name in layers if chosen.get(name) != bits]
+        quantized = layerwise_quantize(quantized, layer_map(bits), others)
+    quantized = layerwise_quantize(quantized, layer_map(weight_bit_width))
     quantized.eval()
     first = next(iter(calib_loader), None)
     if first is None:
@@ -106,6 +134,21 @@ def quantize_ptq(
         quantized(first[0])  # initialises the activation scales
     calibrate(calib_loader, quantized)
     return quantized.eval()
+
+
+def _chosen_bits(
+    layers: Sequence[str], layer_bits: Mapping[str, int]
+) -> dict[str, int]:
+    """The bit widths that are given, by layer name."""
+    chosen: dict[str, int] = {}
+    for pattern, bits in layer_bits.items():
+        fitting = fnmatch.filter(layers, pattern)
+        if not fitting:
+            raise CoRaError(
+                f"layer_bits: {pattern!r} fits no layer; they are {', '.join(layers)}"
+            )
+        chosen |= dict.fromkeys(fitting, bits)
+    return chosen
 
 
 def bias_corrected(model: nn.Module, calib_loader: Iterable[Any]) -> nn.Module:

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import apply_cora
+from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 
 ROOT = Path(__file__).parents[2]
@@ -94,3 +96,31 @@ def test_the_recipe_gives_each_kind_of_layer_its_bits(float_net, loader):
 def test_the_recipe_says_what_an_empty_loader_lacks(float_net):
     with pytest.raises(ValueError, match="the loader is empty"):
         quantize_ptq(float_net, [])
+
+
+def test_bit_widths_of_single_layers(float_net, loader):
+    nested = nn.Sequential(float_net[:5], float_net[5:])
+    bits = {"1.*": 5, "1.9": 3, "0.3": 3}
+    model = quantize_ptq(nested, loader, weight_bits=4, layer_bits=bits)
+    found = {e.name: e.weight_bits for e in BrevitasHost(model).layers}
+    assert found == {"0.0": 8, "0.3": 3, "1.5": 5, "1.9": 3}
+    with pytest.raises(CoRaError, match=r"layer_bits: 'head\*' fits no layer"):
+        quantize_ptq(float_net, loader, layer_bits={"head*": 8})
+
+
+def test_activation_ranges_of_least_error(float_net, loader):
+    x = torch.cat([images for images, _ in loader])
+    far = []
+    for act_range in ("percentile", "mse"):
+        host = BrevitasHost(
+            quantize_ptq(float_net, loader, first_last_bits=3, act_range=act_range)
+        )
+        seen = []
+        with torch.no_grad(), host.observe(lambda *run, to=seen: to.append(run)):
+            host.run(x)
+        name, quantized, _ = seen[0]
+        assert name == "0"
+        far.append(float((quantized - x).norm()))
+    assert far[1] < 0.95 * far[0]
+    with pytest.raises(CoRaError, match="act_range: 'best' is unknown; use one of"):
+        quantize_ptq(float_net, loader, act_range="best")
