@@ -182,7 +182,7 @@ class Run:
         if config.bias_correction != "off":
             with watch("bias correction"):
                 if config.bias_correction == "own":
-                    means = {name: each.mean for name, each in statistics.items()}
+                    means = self._collector.means()
                     shifts = own_shifts(layers, guard.kept.adapters, means)
                 else:
                     merged = merged_weights(layers, guard.kept.adapters)
