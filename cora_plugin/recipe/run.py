@@ -157,7 +157,8 @@ def _plan(recipe: Recipe) -> _Plan:
     own = any(getattr(recipe.test, name) for name in IMAGES)
     test = files(recipe, "test") if own else None
     if data is not None and (test is not None or not own):
-        drawn(recipe, data, test)  # Are there enough?
+        judging = None if test is None else make(recipe, "test", test)
+        drawn(recipe, make(recipe, "data", data), judging)  # Are there enough?
     return _Plan(kind, data, test)
 
 
@@ -170,11 +171,10 @@ def _images(
     test = make(recipe, "test", plan.test) if own else None
     wanted = preprocessing(recipe, net)
     process = transform(recipe, wanted)
-    for source in (data, test):
-        if source is None:
-            continue
-        source.transform = process
-        if isinstance(source, Files) and process is None:
+    for source, listed in ((data, plan.data), (test, plan.test)):
+        if source is not None:
+            source.transform = process
+        if listed is not None and process is None:
             raise recipe.document.error(
                 ("data", "preprocessing"),
                 "data.preprocessing: the model does not say how images are made its "
