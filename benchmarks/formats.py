@@ -19,6 +19,7 @@ import torch
 from data import load
 from rich.console import Console
 from rich.table import Table
+from runtimes import outputs
 from toolkits import TOOLKITS, quiet
 from torch import Tensor, nn
 
@@ -87,11 +88,7 @@ def _exported(export: Any, model: nn.Module, x: Tensor, path: Path) -> int:
 
 
 def _onnxruntime(path: Path, x: Tensor) -> Tensor:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    (name,) = [each.name for each in session.get_inputs()]
-    return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    return outputs("onnxruntime", path, x, len(x), torch.get_num_threads())
 
 
 def _qonnx(path: Path, x: Tensor) -> Tensor:
