@@ -20,7 +20,7 @@ from data import load
 from rich.console import Console
 from rich.table import Table
 from runtimes import outputs
-from toolkits import TOOLKITS, quiet
+from toolkits import ptq, quiet
 from torch import Tensor, nn
 
 from cora_plugin.integrations import brevitas
@@ -43,12 +43,12 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    toolkit = TOOLKITS["brevitas"]
     with quiet():
         task = load(options.model)
-        plain = toolkit.quantize(task.net, task.loader(), options)
+        toolkit = ptq("brevitas", task, options)
+        plain = toolkit.quantize()
         model = copy.deepcopy(plain)
-        report = toolkit.adapt(model, task.loader(), options.cora)
+        report = toolkit.adapt(model, options.cora)
     weights = sum(row.weights for row in report.layers)
     values = report.adapter_parameters
     x = task.test[: max(options.images, 1)]
