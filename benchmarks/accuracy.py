@@ -11,11 +11,12 @@ from typing import Any
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import METHODS, TOOLKITS, Variant, quiet
+from toolkits import METHODS, RECIPES, Variant, quiet, variants
 from torch import Tensor
 
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.divergence import divergence
+from cora_plugin.integrations.ptq import host_package
 
 
 def main() -> None:
@@ -51,11 +52,11 @@ def main() -> None:
 
     add("torch", Variant("float", "none", task.net, 32.0, 0.0), reference)
     for name in options.toolkit:
-        toolkit = TOOLKITS[name]
-        for recipe in options.recipes or toolkit.recipes[:1]:
-            for variant in toolkit.variants(task.net, task.loader(), options, recipe):
+        outputs = host_package(name).PTQ.logits
+        for recipe in options.recipes or list(RECIPES[name])[:1]:
+            for variant in variants(name, task, options, recipe):
                 with quiet():
-                    logits = toolkit.logits(variant.model, task.test)
+                    logits = outputs(variant.model, task.test)
                 add(name, variant, logits)
     console.print(_table(rows))
     if options.json:
@@ -89,14 +90,14 @@ def _options() -> argparse.Namespace:
         "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
     )
     parser.add_argument(
-        "--toolkit", type=_one_of(TOOLKITS), default=["brevitas"], help="brevitas,nncf"
+        "--toolkit", type=_one_of(RECIPES), default=["brevitas"], help="brevitas,nncf"
     )
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
     parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
     parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
-    known = [name for toolkit in TOOLKITS.values() for name in toolkit.recipes]
+    known = [name for recipes in RECIPES.values() for name in recipes]
     parser.add_argument("--recipes", type=_one_of(known), help=f"of {', '.join(known)}")
     quick = [name for name in METHODS if name != "butterworth"]
     parser.add_argument(

@@ -17,7 +17,7 @@ from typing import Any
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import TOOLKITS, quiet
+from toolkits import RECIPES, ptq, quiet
 
 from cora_plugin.adapters.files import whole_file
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument(
         "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
     )
-    parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
+    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    toolkit = TOOLKITS[options.toolkit]
     with quiet():
         task = load(options.model)
-        model = toolkit.quantize(task.net, task.loader(), options)
+        toolkit = ptq(options.toolkit, task, options)
+        model = toolkit.quantize()
     task.float_logits(task.calibration[:32])  # warm up
     passes = [_seconds(lambda: task.float_logits(task.calibration)) for _ in range(3)]
     one = min(passes)
@@ -50,7 +50,7 @@ def main() -> None:
     _reset_peak()
     start = time.perf_counter()
     with quiet():
-        report = toolkit.adapt(model, task.loader(), options.cora)
+        report = toolkit.adapt(model, options.cora)
     total = time.perf_counter() - start
     peak = _resident("VmHWM") - before
 

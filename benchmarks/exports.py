@@ -25,7 +25,7 @@ from data import Task, load
 from rich.console import Console
 from rich.table import Table
 from runtimes import RUNTIMES, outputs
-from toolkits import TOOLKITS, quiet
+from toolkits import RECIPES, ptq, quiet
 from torch import Tensor, nn
 
 from cora_plugin.adapters.files import whole_file
@@ -90,15 +90,15 @@ def _models(
 ) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """The float network, the quantized one, and that with adapters, with answers."""
     yield "float", task.net, reference
-    toolkit = TOOLKITS[options.toolkit]
+    toolkit = ptq(options.toolkit, task, options)
     with quiet():
-        base = toolkit.quantize(task.net, task.loader(), options)
+        base = toolkit.quantize()
         logits = toolkit.logits(base, task.test)
     yield "none", base, logits
     for budget in options.budgets:
         model = copy.deepcopy(base)
         with quiet():
-            toolkit.adapt(model, task.loader(), {"budget": budget})
+            toolkit.adapt(model, {"budget": budget})
             logits = toolkit.logits(model, task.test)
         yield f"{budget:.0%}", model, logits
 
@@ -226,7 +226,7 @@ def _table(rows: list[Row], options: argparse.Namespace) -> Table:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("lite0", "squeezenet"), default="lite0")
-    parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
+    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")

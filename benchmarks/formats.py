@@ -19,7 +19,8 @@ import torch
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import TOOLKITS, quiet
+from runtimes import outputs
+from toolkits import ptq, quiet
 from torch import Tensor, nn
 
 from cora_plugin.integrations import brevitas
@@ -42,12 +43,12 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    toolkit = TOOLKITS["brevitas"]
     with quiet():
         task = load(options.model)
-        plain = toolkit.quantize(task.net, task.loader(), options)
+        toolkit = ptq("brevitas", task, options)
+        plain = toolkit.quantize()
         model = copy.deepcopy(plain)
-        report = toolkit.adapt(model, task.loader(), options.cora)
+        report = toolkit.adapt(model, options.cora)
     weights = sum(row.weights for row in report.layers)
     values = report.adapter_parameters
     x = task.test[: max(options.images, 1)]
@@ -87,11 +88,7 @@ def _exported(export: Any, model: nn.Module, x: Tensor, path: Path) -> int:
 
 
 def _onnxruntime(path: Path, x: Tensor) -> Tensor:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    (name,) = [each.name for each in session.get_inputs()]
-    return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+    return outputs("onnxruntime", path, x, len(x), torch.get_num_threads())
 
 
 def _qonnx(path: Path, x: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ import torch
 from data import Task, load
 from rich.console import Console
 from rich.table import Table
-from toolkits import TOOLKITS, Toolkit, quiet, timed
+from toolkits import RECIPES, host_of, ptq, quiet, timed
 from torch import Tensor, nn
 
 from cora_plugin import Report
 from cora_plugin.adapters import quantize
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.divergence import divergence, outputs
+from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 
 METHODS: dict[str, dict[str, Any]] = {
     "svd uniform": {"search": "uniform", "metric": "svd"},
@@ -53,8 +54,8 @@ def main() -> None:
     options = _options()
     with quiet():
         task = load(options.model)
-    toolkit = TOOLKITS[options.toolkit]
-    model, _ = timed(toolkit.quantize, task.net, task.loader(), options)
+    toolkit = ptq(options.toolkit, task, options)
+    model, _ = timed(toolkit.quantize)
     console, rows = Console(), _earlier(options.json)
     for row in _rows(toolkit, model, task, options, rows):
         rows.append(row)
@@ -80,7 +81,7 @@ def _earlier(path: Path | None) -> list[dict[str, Any]]:
 
 
 def _rows(
-    toolkit: Toolkit,
+    toolkit: AbstractPTQ,
     model: nn.Module,
     task: Task,
     options: Any,
@@ -118,13 +119,13 @@ def _rows(
             config = {"budget": budget, **METHODS[method]}
             if METHODS[method].get("search") == "butterworth":
                 config["butterworth"] = {"iterations": options.iterations}
-            report, seconds = timed(toolkit.adapt, model, task.loader(), config)
+            report, seconds = timed(toolkit.adapt, model, config)
             if first:
                 yield row("none", "", plain, report.equivalent_bits_before)
                 first = False
             with quiet():
                 logits = toolkit.logits(model, task.test)
-                toolkit.remove(model)
+                host_package(options.toolkit).remove_cora(model)
             yield {
                 **row(method, budget, logits, report.equivalent_bits, seconds),
                 "search_seconds": report.seconds["search"],
@@ -132,13 +133,13 @@ def _rows(
                 "steps": [f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
             }
             if method == "qera-exact spectral":
-                logits, bits = raised(toolkit, model, task, report)
+                logits, bits = raised(options.toolkit, model, task, report)
                 yield row("8 bits", budget, logits, bits)
 
 
 @torch.no_grad()
 def raised(
-    toolkit: Toolkit, model: nn.Module, task: Task, report: Report
+    toolkit: str, model: nn.Module, task: Task, report: Report
 ) -> tuple[Tensor, float]:
     """Outputs with the most sensitive layers at 8 bits, and equivalent bits in all.
 
@@ -146,7 +147,7 @@ def raised(
     fit in what the adapters of the report take.
     """
     with quiet():
-        host = toolkit.host(model, task.test[:1])
+        host = host_of(toolkit, model, task.test[:1])
         layers = {layer.name: layer for layer in host.layers}
         weights = sum(layer.weight.numel() for layer in layers.values())
         left = (report.equivalent_bits - report.equivalent_bits_before) * weights
@@ -193,7 +194,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
     )
-    parser.add_argument("--toolkit", choices=sorted(TOOLKITS), default="brevitas")
+    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--depthwise-bits", type=int, help="default: as the others")

@@ -1,18 +1,18 @@
-"""What the benchmarks ask of a toolkit, in the same words for each."""
+"""The toolkits' models that the benchmarks compare."""
 
 import contextlib
 import copy
 import io
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import torch
+from data import Task
 from torch import Tensor, nn
 
-from cora_plugin import Report
+from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 from cora_plugin.layer import Host
 
 METHODS: dict[str, dict[str, str]] = {
@@ -37,180 +37,59 @@ class Variant:
     seconds: float
 
 
-class Toolkit(Protocol):
-    """A toolkit's PTQ, its own ways to better it, and CoRa on top."""
-
-    recipes: tuple[str, ...]
-
-    def quantize(self, net: nn.Module, loader: Any, options: Any) -> nn.Module:
-        """A quantized copy of a float network, by the plainest recipe."""
-
-    def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
-        """Add adapters in place."""
-
-    def remove(self, model: nn.Module) -> None:
-        """Take them out again."""
-
-    def host(self, model: nn.Module, images: Tensor) -> Host:
-        """The model as the algorithm sees it."""
-
-    def variants(
-        self, net: nn.Module, loader: Any, options: Any, recipe: str
-    ) -> Iterator[Variant]:
-        """The model after one of `recipes`, without adapters and with each method's."""
-
-    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Outputs of a quantized model."""
-
-
-class Brevitas:
-    """Brevitas' layerwise backend, GPTQ, and its bias correction."""
-
-    recipes = ("ptq", "gptq")
-
-    def quantize(self, net: nn.Module, loader: Any, options: Any) -> nn.Module:
-        """Stock PTQ as in Brevitas' ImageNet example."""
-        from cora_plugin.integrations.brevitas.recipe import quantize_ptq
-
-        return quantize_ptq(
-            net,
-            loader,
-            options.weight_bits,
-            options.act_bits,
-            options.depthwise_bits,
-            equalize_iters=options.equalize_iters,
-        )
-
-    def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
-        """CoRa in place."""
-        from cora_plugin.integrations.brevitas import apply_cora
-
-        return apply_cora(loader, model, config)
-
-    def remove(self, model: nn.Module) -> None:
-        """What is left is Brevitas'."""
-        from cora_plugin.integrations.brevitas import remove_cora
-
-        remove_cora(model)
-
-    def host(self, model: nn.Module, images: Tensor) -> Host:
-        """A `BrevitasHost`."""
-        from cora_plugin.integrations.brevitas.host import BrevitasHost
-
-        return BrevitasHost(model)
-
-    def variants(
-        self, net: nn.Module, loader: Any, options: Any, recipe: str
-    ) -> Iterator[Variant]:
-        """Each model as it is, and after Brevitas' bias correction."""
-        from brevitas_examples.imagenet_classification.ptq.ptq_common import (
-            apply_bias_correction,
-            apply_gptq,
-        )
-
-        base, seconds = timed(self.quantize, net, loader, options)
-        if recipe == "gptq":
-            _, more = timed(
-                apply_gptq, loader, base, act_order=True, create_weight_orig=True
-            )
-            seconds += more
-        # Brevitas corrects the biases here, in rows of their own.
-        adapted = list(_adapted(self, base, loader, options, bias_correction="off"))
-        bits = adapted[0][2].equivalent_bits_before if adapted else float("nan")
-        rows = [("none", base, bits, seconds)]
-        rows += [(name, m, r.equivalent_bits, s) for name, m, r, s in adapted]
-        for name, model, here, spent in rows:
-            yield Variant(recipe, name, model, here, spent)
-            corrected = copy.deepcopy(model)
-            _, more = timed(apply_bias_correction, loader, corrected)
-            yield Variant(f"{recipe}+bc", name, corrected, here, spent + more)
-
-    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Outputs in Brevitas' inference mode."""
-        from cora_plugin.integrations.brevitas.recipe import logits
-
-        return logits(model, images)
-
-
-class NNCF:
-    """`nncf.quantize` at low bits, with its range estimators and bias correction."""
-
-    SETTINGS: Mapping[str, Mapping[str, Any]] = {
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "brevitas": {"ptq": {}, "gptq": {"gptq": True}},
+    "nncf": {
         "ptq": {},
         "ptq-histogram": {"act_range": "histogram"},
         "ptq-minmax": {"act_range": "minmax"},
         "ptq-unclipped": {"weight_quantile": None},
-    }
-    """What differs from `quantize_ptq`, which clips weights at their 0.3 % quantile."""
-
-    recipes = tuple(SETTINGS)
-
-    def quantize(
-        self, net: nn.Module, loader: Any, options: Any, **settings: Any
-    ) -> nn.Module:
-        """Symmetric weights a channel, asymmetric activations, no bias correction."""
-        from cora_plugin.integrations.nncf import quantize_ptq
-
-        return quantize_ptq(
-            net,
-            loader,
-            options.weight_bits,
-            options.act_bits,
-            options.depthwise_bits,
-            **settings,
-        )
-
-    def adapt(self, model: nn.Module, loader: Any, config: Any) -> Report:
-        """CoRa in place, its guarded bias correction after it."""
-        from cora_plugin.integrations.nncf import apply_cora
-
-        return apply_cora(model, loader, config)
-
-    def remove(self, model: nn.Module) -> None:
-        """What is left is NNCF's."""
-        from cora_plugin.integrations.nncf import remove_cora
-
-        remove_cora(model)
-
-    def host(self, model: nn.Module, images: Tensor) -> Host:
-        """An `NNCFHost`."""
-        from cora_plugin.integrations.nncf.host import NNCFHost
-
-        return NNCFHost(model, images)
-
-    def variants(
-        self, net: nn.Module, loader: Any, options: Any, recipe: str
-    ) -> Iterator[Variant]:
-        """NNCF alone, with its fast bias correction on every layer, and adapters."""
-        settings = self.SETTINGS[recipe]
-        base, seconds = timed(self.quantize, net, loader, options, **settings)
-        adapted = list(_adapted(self, base, loader, options))
-        bits = adapted[0][2].equivalent_bits_before if adapted else float("nan")
-        yield Variant(recipe, "none", base, bits, seconds)
-        corrected, seconds = timed(
-            self.quantize, net, loader, options, bias_correction=True, **settings
-        )
-        yield Variant(f"{recipe}+bc", "none", corrected, bits, seconds)
-        for name, model, report, spent in adapted:
-            yield Variant(f"{recipe}+bc", name, model, report.equivalent_bits, spent)
-
-    @torch.no_grad()
-    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Outputs of the model."""
-        return torch.cat([model(batch) for batch in images.split(32)])
+    },
+}
+"""Ways to quantize by toolkit: options of its PTQ, beside the bit widths. NNCF clips
+weights at their 0.3 % quantile if nothing else is said."""
 
 
-TOOLKITS: dict[str, Toolkit] = {"brevitas": Brevitas(), "nncf": NNCF()}
+def ptq(name: str, task: Task, options: Any, **more: Any) -> AbstractPTQ:
+    """A toolkit's PTQ of a task's network, as the command line has it."""
+    kind: type[AbstractPTQ] = host_package(name).PTQ
+    flags = ("weight_bits", "act_bits", "depthwise_bits", "equalize_iters")
+    given = {flag: getattr(options, flag) for flag in flags if flag in kind.hints}
+    return kind(task.net, task.loader(), **given, **more)
 
 
-def _adapted(
-    toolkit: Toolkit, base: nn.Module, loader: Any, options: Any, **more: Any
-) -> Iterator[tuple[str, nn.Module, Report, float]]:
+def host_of(name: str, model: nn.Module, example: Tensor) -> Host:
+    """A quantized model as the algorithm sees it."""
+    package: Any = host_package(name)
+    if name == "nncf":
+        return package.NNCFHost(model, example)
+    return package.BrevitasHost(model)
+
+
+def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Variant]:
+    """The model after one of `RECIPES`, without adapters and with each method's.
+
+    Brevitas' bias correction, "+bc", is run on each of them. NNCF's is on the model
+    without adapters; behind adapters the plugin corrects biases.
+    """
+    toolkit = ptq(name, task, options, **RECIPES[name][recipe])
+    brevitas = name == "brevitas"
+    base, seconds = timed(toolkit.quantize)
+    before, rows = float("nan"), []
     for method in options.methods:
         model = copy.deepcopy(base)
-        settings = {"budget": options.budget, **METHODS[method], **more}
-        report, seconds = timed(toolkit.adapt, model, loader, settings)
-        yield method, model, report, seconds
+        config = {"budget": options.budget, **METHODS[method]}
+        if brevitas:
+            config["bias_correction"] = "off"
+        report, spent = timed(toolkit.adapt, model, config)
+        before = report.equivalent_bits_before
+        rows.append((method, model, report.equivalent_bits, spent))
+    for method, model, bits, spent in [("none", base, before, seconds), *rows]:
+        if brevitas or method == "none":
+            yield Variant(recipe, method, model, bits, spent)
+            model, more = timed(toolkit.corrected, model)
+            spent = spent + more if brevitas else more  # NNCF quantizes anew.
+        yield Variant(f"{recipe}+bc", method, model, bits, spent)
 
 
 def timed(

@@ -12,7 +12,7 @@ from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.factor import weighted_error
 from cora_plugin.adapters.operation import first_nonfinite
-from cora_plugin.budget import adapter_cost
+from cora_plugin.budget import adapter_cost, stored_bits
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting import (
     Distillation,
@@ -119,8 +119,7 @@ class Run:
             )
         alone = {n: "rank 0 was asked for" for n, r in self._pinned.items() if not r}
         weights = sum(layer.weight.numel() for layer in self._layers)
-        main = sum(layer.stored_bits for layer in self._layers)
-        added = sum(adapter.stored_bits for adapter in kept.adapters.values())
+        bits = stored_bits(self._layers, kept.adapters.values())
         return Report(
             config=config.to_dict(),
             layers=rows,
@@ -128,9 +127,9 @@ class Run:
             steps=tuple(guard.steps),
             before=guard.before,
             after=guard.now,
-            equivalent_bits_before=main / weights,
-            equivalent_bits=(main + added) / weights,
-            bytes=round((main + added) / 8),
+            equivalent_bits_before=stored_bits(self._layers, ()) / weights,
+            equivalent_bits=bits / weights,
+            bytes=round(bits / 8),
             adapter_parameters=sum(a.parameters for a in kept.adapters.values()),
             budget_used=plan.used if kept.adapters else 0,
             budget_allowed=plan.allowed,
@@ -183,7 +182,7 @@ class Run:
         if config.bias_correction != "off":
             with watch("bias correction"):
                 if config.bias_correction == "own":
-                    means = {name: each.mean for name, each in statistics.items()}
+                    means = self._collector.means()
                     shifts = own_shifts(layers, guard.kept.adapters, means)
                 else:
                     merged = merged_weights(layers, guard.kept.adapters)

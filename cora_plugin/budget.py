@@ -1,8 +1,9 @@
 """What a rank costs, in each unit of a budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.adapter import Kind, kind_of
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.config import Budget
@@ -65,6 +66,12 @@ def ladder(
             rungs[rank] = cost
     rungs[layer.full_rank] = whole
     return tuple(rungs), tuple(rungs.values())
+
+
+def stored_bits(layers: Iterable[QuantizedLayer], adapters: Iterable[Adapter]) -> float:
+    """Bits of quantized weights and adapters, scales and zero points included."""
+    main = sum(layer.stored_bits for layer in layers)
+    return main + sum(adapter.stored_bits for adapter in adapters)
 
 
 def allowance(

@@ -3,10 +3,8 @@
 import copy
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,68 +17,16 @@ from cora_plugin.demo_data import calibration_images, test_images
 from cora_plugin.demo_files import package_folder
 from cora_plugin.demo_model import efficientnet_lite0, plain_norms, static_padding
 from cora_plugin.divergence import divergence
+from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 from cora_plugin.progress import quiet, timed
 from cora_plugin.report import Report
 
 CALIBRATION_IMAGES = 192
 CROPS_PER_PHOTO = 5
 
+EXPORTERS = {"brevitas": "export_onnx_qcdq", "nncf": "export_onnx"}
+"""Each toolkit's function that writes what onnxruntime runs."""
 
-@dataclass(frozen=True)
-class Toolkit:
-    """What the demo asks of a toolkit."""
-
-    title: str
-    quantize: Callable[[nn.Module, Any, int, int], nn.Module]
-    correct: Callable[[nn.Module, nn.Module, Any, int, int], nn.Module]
-    """From the float and the quantized model: the latter with corrected biases."""
-
-    adapt: Callable[[nn.Module, Any, CoRaConfig], Report]
-    logits: Callable[[nn.Module, Tensor], Tensor]
-    export: Callable[[nn.Module, Tensor, Path], None]
-    setup: tuple[str, Callable[[], object]] | None = None
-    """What its first use on a machine takes, and what does it."""
-
-
-def _brevitas() -> Toolkit:
-    from cora_plugin.integrations.brevitas import apply_cora, export_onnx_qcdq
-    from cora_plugin.integrations.brevitas.recipe import (
-        bias_corrected,
-        logits,
-        quantize_ptq,
-    )
-
-    return Toolkit(
-        "Brevitas",
-        quantize_ptq,
-        lambda net, model, loader, *bits: bias_corrected(model, loader),
-        lambda model, loader, config: apply_cora(loader, model, config),
-        logits,
-        export_onnx_qcdq,
-    )
-
-
-def _nncf() -> Toolkit:
-    from cora_plugin.integrations.nncf import apply_cora, export_onnx, quantize_ptq
-    from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
-
-    setup = None
-    if not is_compiled():
-        setup = "NNCF compiles its C++ extension, a minute or two, once", load_extension
-    return Toolkit(
-        "NNCF",
-        quantize_ptq,
-        lambda net, model, loader, weight_bits, act_bits: quantize_ptq(
-            net, loader, weight_bits, act_bits, bias_correction=True
-        ),
-        apply_cora,
-        _torch_logits,
-        export_onnx,
-        setup,
-    )
-
-
-TOOLKITS = {"brevitas": _brevitas, "nncf": _nncf}
 NEEDED = ("matplotlib", "onnxruntime", "foolbox", "timm")
 """Packages of the demo, some of which are used only when minutes of work are done."""
 
@@ -99,7 +45,7 @@ def run_demo(
         settings: What adapters to add, as `CoRaConfig` reads it.
         weight_bits: Bit width that weights are quantized to.
         act_bits: And activations.
-        toolkits: Keys of `TOOLKITS`, one after the other.
+        toolkits: Keys of `EXPORTERS`, one after the other.
 
     Raises:
         CoRaError: The settings are wrong.
@@ -114,7 +60,7 @@ def run_demo(
     output.mkdir(parents=True, exist_ok=True)
     console = Console(file=sys.stdout)  # This one, which the toolkits are not shown.
     with quiet(console, "loading the toolkit, the network and the photos"):
-        chosen = {name: TOOLKITS[name]() for name in toolkits}
+        hosts = {name: host_package(name) for name in toolkits}
         images, labels = test_images(CROPS_PER_PHOTO)
         calibration = calibration_images(CALIBRATION_IMAGES)
         net = plain_norms(static_padding(efficientnet_lite0(), images[:1]))
@@ -122,31 +68,31 @@ def run_demo(
         loader = DataLoader(TensorDataset(calibration, targets), batch_size=16)
     scores = _Scores(_torch_logits(net, images), labels)
     scores.add("float", scores.reference, 32.0, 0.0)
-    widths = (weight_bits, act_bits)
+    bits = {"weight_bits": weight_bits, "act_bits": act_bits}
     lines = []
-    for name, toolkit in chosen.items():
-        if toolkit.setup is not None:
-            what, work = toolkit.setup
-            console.print(what)
-            timed(console, "compiling", work)
-        title, rest = f"{toolkit.title} W{weight_bits}A{act_bits}", (loader, *widths)
-        quantized, seconds = timed(console, title, toolkit.quantize, net, *rest)
+    for name, host in hosts.items():
+        if name == "nncf":
+            _compile(console)
+        toolkit: AbstractPTQ = host.PTQ(net, loader, **bits)
+        title = f"{toolkit.title} W{weight_bits}A{act_bits}"
+        quantized, seconds = timed(console, title, toolkit.quantize)
         plain = _logits(console, toolkit, quantized, images)
         what = f"{toolkit.title}, its bias correction"
-        corrected, more = timed(console, what, toolkit.correct, net, quantized, *rest)
+        corrected, more = timed(console, what, toolkit.corrected, quantized)
         better = _logits(console, toolkit, corrected, images)
         rows = [
-            (title, *_adapted(console, toolkit, quantized, loader, variant, title))
+            (title, *_adapted(console, toolkit, quantized, variant, title))
             for title, variant in _variants(config)
         ]
-        bits = rows[0][2].equivalent_bits_before
-        scores.add(title, plain, bits, seconds)
-        scores.add(f"{title}, biases corrected", better, bits, more)
+        before = rows[0][2].equivalent_bits_before
+        scores.add(title, plain, before, seconds)
+        scores.add(f"{title}, biases corrected", better, before, more)
         for title, model, report, spent in rows:
             logits = _logits(console, toolkit, model, images)
             scores.add(f"+ {title}", logits, report.equivalent_bits, spent)
         path = output / f"lite0-{name}.onnx"
-        timed(console, f"exporting {path}", toolkit.export, model, images[:1], path)
+        export = getattr(host, EXPORTERS[name])
+        timed(console, f"exporting {path}", export, model, images[:1], path)
         report.to_json(path.with_suffix(".json"))
         report.plot(path.with_suffix(".png"))
         same = _run_onnx(path, images).argmax(1) == logits.argmax(1)
@@ -159,6 +105,15 @@ def run_demo(
     console.print(scores.table(title))
     for line in lines:
         console.print(line, highlight=False)
+
+
+def _compile(console: Console) -> None:
+    """NNCF's first use on a machine takes minutes; say so, and do it."""
+    from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
+
+    if not is_compiled():
+        console.print("NNCF compiles its C++ extension, a minute or two, once")
+        timed(console, "compiling", load_extension)
 
 
 def _variants(config: CoRaConfig) -> list[tuple[str, CoRaConfig]]:
@@ -174,15 +129,14 @@ def _variants(config: CoRaConfig) -> list[tuple[str, CoRaConfig]]:
 
 def _adapted(
     console: Console,
-    toolkit: Toolkit,
+    toolkit: AbstractPTQ,
     quantized: nn.Module,
-    loader: Any,
     config: CoRaConfig,
     title: str,
 ) -> tuple[nn.Module, Report, float]:
     model = copy.deepcopy(quantized)
     what = f"{toolkit.title}, adapters: {title}"
-    report, seconds = timed(console, what, toolkit.adapt, model, loader, config)
+    report, seconds = timed(console, what, toolkit.adapt, model, config)
     return model, report, seconds
 
 
@@ -220,7 +174,7 @@ class _Scores:
 
 
 def _logits(
-    console: Console, toolkit: Toolkit, model: nn.Module, images: Tensor
+    console: Console, toolkit: AbstractPTQ, model: nn.Module, images: Tensor
 ) -> Tensor:
     with quiet(console, f"{toolkit.title}, running {len(images)} images"):
         return toolkit.logits(model, images)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cora_plugin.adapters import Adapter, Factors
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.factor import Weighting, removed_error
-from cora_plugin.budget import adapter_cost, allowance, ladder
+from cora_plugin.budget import adapter_cost, allowance, ladder, stored_bits
 from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.divergence import Divergence
 from cora_plugin.guard import Guard
@@ -188,8 +188,7 @@ class Planner:
         adapters = self.adapters(plan.ranks)
         distance = guard.trial(merged_weights(self.targets, adapters))
         weights = sum(layer.weight.numel() for layer in self._layers)
-        bits = sum(layer.stored_bits for layer in self._layers)
-        bits += sum(adapter.stored_bits for adapter in adapters.values())
+        bits = stored_bits(self._layers, adapters.values())
         self.sweep.append(
             SweepPoint(
                 str(budget),

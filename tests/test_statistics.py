@@ -297,7 +297,7 @@ def test_each_metric_is_its_formula(metric, expected):
     if metric in kinds:
         moments[kinds[metric]] = moment(layer, [x], kinds[metric])
     config = CoRaConfig(metric=metric, damping=0.0)
-    statistics = LayerStatistics(moments, torch.eye(3).double()[None], 1, None)
+    statistics = LayerStatistics(moments, torch.eye(3).double()[None], 1)
     error = weighted_error(layer.matrices, statistics.metric(layer, config))
     residual, m = layer.residual, expected(x.double())
     assert error == pytest.approx(float(torch.trace(residual @ m @ residual.T)))
@@ -315,7 +315,7 @@ def test_errors_are_measured_in_inputs_and_outputs_together(depthwise):
         x, g = randn(40, 5), rows.T @ rows / 30
         curvature = g[None]
     moments = {"second": moment(layer, [x])}
-    statistics = LayerStatistics(moments, curvature, 1, None)
+    statistics = LayerStatistics(moments, curvature, 1)
     metric = statistics.observed(layer, CoRaConfig(damping=0.0))
     m, e = moments["second"][0, 0], layer.residual.flatten(1)
     expected = torch.trace(g @ e @ m @ e.T)

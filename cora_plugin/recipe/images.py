@@ -24,8 +24,8 @@ Item = tuple[Tensor, int]
 Transform = Callable[[Any], Tensor]
 
 
-class Files(Dataset[Item]):
-    """Image files and their classes, -1 for none.
+class Files:
+    """Image files, each a picture and its class, -1 for none.
 
     Args:
         paths: The files.
@@ -39,17 +39,15 @@ class Files(Dataset[Item]):
         self.paths = paths
         self.labels = labels
         self.classes = count
-        self.transform: Transform | None = None
 
     def __len__(self) -> int:
         """The number of files."""
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Item:
-        """An image [C, H, W] and its class."""
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """A PIL image and its class."""
         from PIL import Image
 
-        assert self.transform is not None
         path = self.paths[index]
         try:
             with Image.open(path) as image:
@@ -58,15 +56,19 @@ class Files(Dataset[Item]):
             why = str(error).splitlines()[0]
             raise CoRaError(f"{path}: cannot be read as an image: {why}") from error
         label = -1 if self.labels is None else self.labels[index]
-        return self.transform(pixels), label
+        return pixels, label
 
 
-class Made(Dataset[Item]):
-    """What a factory made, `(image, label)` or images; PIL images are preprocessed."""
+class Images(Dataset[Item]):
+    """Model inputs and their classes; PIL images are preprocessed by `transform`.
 
-    classes = None
+    Args:
+        source: `Files`, or what a factory made: `(image, label)` or images.
+        name: The recipe's key that it comes from.
+    """
 
     def __init__(self, source: Any, name: str) -> None:
+        self.classes: int | None = source.classes if isinstance(source, Files) else None
         self.transform: Transform | None = None
         self._name = name
         if isinstance(source, DataLoader):
@@ -101,9 +103,6 @@ class Made(Dataset[Item]):
         return image, label
 
 
-Images = Files | Made
-
-
 def files(recipe: Recipe, name: str) -> Files | None:
     """List the files of a section (`data` or `test`); None where a factory makes them.
 
@@ -113,33 +112,32 @@ def files(recipe: Recipe, name: str) -> Files | None:
     """
     document = recipe.document
     section: ImageSection = getattr(recipe, name)
-    if section.factory:
-        imported(document, (name, "factory"), section.factory)
+    kind, where = section.source
+    key: Key = (name, kind)
+    if kind == "factory":
+        imported(document, key, where)
         return None
-    source = "folder" if section.folder else "glob"
-    key: Key = (name, source)
     package(document, key, "PIL")
     package(document, key, "torchvision")
-    if section.glob:
-        pattern = os.path.expanduser(os.path.expandvars(section.glob))
-        found = sorted(p for p in glob.glob(pattern, recursive=True) if _is_file(p))
-        if not found:
-            message = f"{name}.glob: no file matches {section.glob}"
-            raise document.error(key, message)
-        return Files(found, None, None)
-    assert section.folder is not None
-    return _image_folder(document, name, section.folder, section.classes)
+    if kind == "folder":
+        return _image_folder(document, name, where, section.classes)
+    pattern = os.path.expanduser(os.path.expandvars(where))
+    found = sorted(p for p in glob.glob(pattern, recursive=True) if _is_file(p))
+    if not found:
+        message = f"{name}.glob: no file matches {where}"
+        raise document.error(key, message)
+    return Files(found, None, None)
 
 
 def make(recipe: Recipe, name: str, listed: Files | None) -> Images:
     """The images of a section; a factory is called now."""
     section: ImageSection = getattr(recipe, name)
-    if listed is not None or section.factory is None:
-        assert listed is not None
-        return listed
-    key: Key = (name, "factory")
-    factory = imported(recipe.document, key, section.factory)
-    return Made(factory(**section.args), f"{dotted(key)}: {section.factory}")
+    kind, where = section.source
+    key: Key = (name, kind)
+    source: Any = listed
+    if source is None:
+        source = imported(recipe.document, key, where)(**section.args)
+    return Images(source, f"{dotted(key)}: {where}")
 
 
 def drawn(

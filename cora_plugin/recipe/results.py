@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from cora_plugin.divergence import divergence
 from cora_plugin.document import Document
-from cora_plugin.recipe.images import Files, Item
+from cora_plugin.recipe.images import Item
 from cora_plugin.recipe.schema import Recipe
 from cora_plugin.report import Report
 
@@ -136,7 +136,7 @@ class Results:
     def _check_labels(self, source: Any, outputs: int) -> None:
         document: Document = self.recipe.document
         name = "test" if document.values.get("test") else "data"
-        if isinstance(source, Files) and source.classes not in (None, outputs):
+        if source.classes not in (None, outputs):
             section = name if getattr(self.recipe, name).folder else "data"
             raise document.error(
                 (section, "folder"),

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.document import Document
+from cora_plugin.integrations.ptq import AbstractPTQ
 from cora_plugin.progress import timed
 from cora_plugin.recipe.images import (
     Files,
@@ -37,7 +38,7 @@ from cora_plugin.recipe.models import (
 )
 from cora_plugin.recipe.results import Results
 from cora_plugin.recipe.schema import IMAGES, Recipe
-from cora_plugin.recipe.toolkits import Toolkit, toolkit
+from cora_plugin.recipe.toolkits import formats, toolkit
 
 BATCH = 64
 """Test images that are in memory at once."""
@@ -47,7 +48,7 @@ BATCH = 64
 class _Plan:
     """What `check` found: the toolkit, and the files that images are in."""
 
-    kind: type[Toolkit]
+    kind: type[AbstractPTQ]
     data: Files | None
     test: Files | None
 
@@ -96,7 +97,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         reference, labels = _outputs(_plainly, net, test, "float model")
         results.begin(reference, labels, test)
 
-        tool = plan.kind(net, batches, recipe.ptq)
+        tool = plan.kind(net, batches, **recipe.ptq)
         what = f"{tool.title} PTQ"
         base, seconds = timed(console, what, tool.quantize)
         plain = base
@@ -111,7 +112,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             outputs, _ = _outputs(tool.logits, base, test, "with adapters")
             results.add("+ adapters", outputs, more, report)
             model = base
-        _export(recipe, plan.kind, model, batches.dataset[:1][0], folder, console)
+        _export(recipe, model, batches.dataset[:1][0], folder, console)
         results.write(folder)
     console.print(results.table())
     for line in results.lines():
@@ -121,19 +122,18 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
 
 def _export(
     recipe: Recipe,
-    kind: type[Toolkit],
     model: nn.Module,
     example: Tensor,
     folder: Path,
     console: Console,
 ) -> None:
-    formats = kind.formats()
+    writers = formats(recipe.toolkit)
     for index, export in enumerate(recipe.exports):
         if export.format == "adapters" and recipe.cora is None:
             continue  # So that cora=false is all that a baseline takes.
         path = folder / export.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        write = partial(formats[export.format], **export.options)
+        write = partial(writers[export.format], **export.options)
         try:
             timed(console, f"exporting {export.path}", write, model, example, path)
         except OSError:
@@ -157,7 +157,8 @@ def _plan(recipe: Recipe) -> _Plan:
     own = any(getattr(recipe.test, name) for name in IMAGES)
     test = files(recipe, "test") if own else None
     if data is not None and (test is not None or not own):
-        drawn(recipe, data, test)  # Are there enough?
+        judging = None if test is None else make(recipe, "test", test)
+        drawn(recipe, make(recipe, "data", data), judging)  # Are there enough?
     return _Plan(kind, data, test)
 
 
@@ -170,11 +171,10 @@ def _images(
     test = make(recipe, "test", plan.test) if own else None
     wanted = preprocessing(recipe, net)
     process = transform(recipe, wanted)
-    for source in (data, test):
-        if source is None:
-            continue
-        source.transform = process
-        if isinstance(source, Files) and process is None:
+    for source, listed in ((data, plan.data), (test, plan.test)):
+        if source is not None:
+            source.transform = process
+        if listed is not None and process is None:
             raise recipe.document.error(
                 ("data", "preprocessing"),
                 "data.preprocessing: the model does not say how images are made its "

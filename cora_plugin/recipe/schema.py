@@ -58,6 +58,12 @@ class ImageSection:
     classes: str | None = None
     images: int | None = None
 
+    @property
+    def source(self) -> tuple[str, str]:
+        """The one of the first three that is given, and its value; else two blanks."""
+        given = ((name, getattr(self, name)) for name in IMAGES)
+        return next(((name, value) for name, value in given if value), ("", ""))
+
 
 @dataclass(frozen=True)
 class DataSection(ImageSection):

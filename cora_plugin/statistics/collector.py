@@ -40,8 +40,8 @@ class Collector:
             }
             for layer in layers
         }
-
-        self._means = {layer.name: InputMean(layer) for layer in layers}
+        own = config.bias_correction == "own"
+        self._means = {layer.name: InputMean(layer) for layer in layers if own}
 
     def update(self, item: Any) -> None:
         """Add what a calibration loader yielded: images, or a tuple that begins so."""
@@ -57,7 +57,8 @@ class Collector:
             return
         for each in self._running[name].values():
             each.update(x, output)
-        self._means[name].update(x)
+        if name in self._means:
+            self._means[name].update(x)
 
     def finish(self) -> dict[str, LayerStatistics]:
         """The statistics by layer; runs the sample backward if they ask for it.
@@ -84,7 +85,10 @@ class Collector:
                 moments[name],
                 sensitivities.get(name),
                 next(iter(by_kind.values())).outputs,
-                self._means[name].mean(),
             )
             for name, by_kind in self._running.items()
         }
+
+    def means(self) -> dict[str, Tensor]:
+        """Mean inputs by layer, where `bias_correction` is `own`, which needs them."""
+        return {name: each.mean() for name, each in self._means.items()}

@@ -24,14 +24,12 @@ class LayerStatistics:
     """What calibration told of one layer.
 
     `moments` by kind as `InputMoments` gives them, `sensitivity` as `OutputSensitivity`
-    does or None, `outputs` the number of output positions an image, `mean` as
-    `InputMean` gives it.
+    does or None, `outputs` the number of output positions an image.
     """
 
     moments: Mapping[str, Tensor]
     sensitivity: Tensor | None
     outputs: int
-    mean: Tensor
 
     def metric(self, layer: QuantizedLayer, config: CoRaConfig) -> Weighting:
         """The metric that the factors are optimal in."""

@@ -151,17 +151,6 @@ def _chosen_bits(
     return chosen
 
 
-def bias_corrected(model: nn.Module, calib_loader: Iterable[Any]) -> nn.Module:
-    """A copy of a quantized model after Brevitas' bias correction."""
-    from brevitas_examples.imagenet_classification.ptq.ptq_common import (
-        apply_bias_correction,
-    )
-
-    corrected = copy.deepcopy(model)
-    apply_bias_correction(calib_loader, corrected)
-    return corrected
-
-
 @torch.no_grad()
 def logits(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     """Outputs of a quantized model [N, classes] in Brevitas' inference mode."""

@@ -26,6 +26,7 @@ from cora_plugin.integrations.nncf.export import (
 )
 from cora_plugin.integrations.nncf.host import NNCFHost
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
+from cora_plugin.integrations.nncf.ptq import PTQ
 from cora_plugin.integrations.nncf.recipe import quantize_ptq
 from cora_plugin.integrations.nncf.register import (
     CoRaPipeline,
@@ -35,6 +36,7 @@ from cora_plugin.integrations.nncf.register import (
 )
 
 __all__ = [
+    "PTQ",
     "CoRaAlgorithm",
     "CoRaPipeline",
     "CoRaQuantizationParameters",

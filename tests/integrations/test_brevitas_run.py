@@ -13,9 +13,9 @@ import yaml
 from small_recipe import images, net, photos, written
 
 from cora_plugin.cli import main
-from cora_plugin.integrations.brevitas import load_cora
+from cora_plugin.integrations.brevitas import PTQ, load_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
-from cora_plugin.recipe.toolkits import Brevitas
+from cora_plugin.recipe.toolkits import formats
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
@@ -255,7 +255,7 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
 
 def test_every_option_is_explained():
     docs = (RECIPES / "README.md").read_text()
-    names = [*Brevitas.hints(), *Brevitas.formats()]
+    names = [*PTQ.hints, *formats("brevitas")]
     assert [name for name in names if f"`{name}`" not in docs] == []
 
 

@@ -11,7 +11,8 @@ import pytest
 from small_recipe import images, photos, written
 
 from cora_plugin.cli import main
-from cora_plugin.recipe.toolkits import NNCF
+from cora_plugin.integrations.nncf import PTQ
+from cora_plugin.recipe.toolkits import formats
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
@@ -101,7 +102,7 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
 
 def test_every_option_is_explained():
     docs = (RECIPES / "README.md").read_text()
-    names = [*NNCF.hints(), *NNCF.formats()]
+    names = [*PTQ.hints, *formats("nncf")]
     assert [name for name in names if f"`{name}`" not in docs] == []
 
 
