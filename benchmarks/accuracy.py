@@ -11,7 +11,7 @@ from typing import Any
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import METHODS, RECIPES, Variant, quiet, variants
+from toolkits import METHODS, RAISED, RECIPES, Variant, network_flags, quiet, variants
 from torch import Tensor
 
 from cora_plugin.adapters.files import whole_file
@@ -86,25 +86,20 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
-    )
+    network_flags(parser)
     parser.add_argument(
         "--toolkit", type=_one_of(RECIPES), default=["brevitas"], help="brevitas,nncf"
     )
-    parser.add_argument("--weight-bits", type=int, default=4)
-    parser.add_argument("--act-bits", type=int, default=8)
-    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
-    parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
     parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
     known = [name for recipes in RECIPES.values() for name in recipes]
     parser.add_argument("--recipes", type=_one_of(known), help=f"of {', '.join(known)}")
     quick = [name for name in METHODS if name != "butterworth"]
     parser.add_argument(
         "--methods",
-        type=_one_of(METHODS),
+        type=_one_of([*METHODS, RAISED]),
         default=quick,
-        help=f"of {', '.join(METHODS)}; default: those that take no iterations",
+        help=f"of {', '.join([*METHODS, RAISED])} (with spectral, of Brevitas); "
+        "default: those that take no iterations",
     )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

@@ -17,7 +17,7 @@ from typing import Any
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import RECIPES, ptq, quiet
+from toolkits import RECIPES, network_flags, ptq, quiet
 
 from cora_plugin.adapters.files import whole_file
 
@@ -27,14 +27,8 @@ STAGES = ("layers", "statistics", "guard", "search", "factors", "insert", "repor
 def main() -> None:
     """Run the benchmark that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
-    )
+    network_flags(parser)
     parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
-    parser.add_argument("--weight-bits", type=int, default=4)
-    parser.add_argument("--act-bits", type=int, default=8)
-    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
-    parser.add_argument("--depthwise-bits", type=int)
     parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

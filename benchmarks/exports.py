@@ -25,7 +25,7 @@ from data import Task, load
 from rich.console import Console
 from rich.table import Table
 from runtimes import RUNTIMES, outputs
-from toolkits import RECIPES, ptq, quiet
+from toolkits import RECIPES, network_flags, ptq, quiet
 from torch import Tensor, nn
 
 from cora_plugin.adapters.files import whole_file
@@ -225,12 +225,8 @@ def _table(rows: list[Row], options: argparse.Namespace) -> Table:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("lite0", "squeezenet"), default="lite0")
+    network_flags(parser)
     parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
-    parser.add_argument("--weight-bits", type=int, default=4)
-    parser.add_argument("--act-bits", type=int, default=8)
-    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
-    parser.add_argument("--depthwise-bits", type=int)
     parser.add_argument("--budgets", type=_numbers(float), default=[0.02, 0.05, 0.1])
     parser.add_argument("--batches", type=_numbers(int), default=[1, 16])
     parser.add_argument("--rounds", type=int, default=60)

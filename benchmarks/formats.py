@@ -20,7 +20,7 @@ from data import load
 from rich.console import Console
 from rich.table import Table
 from runtimes import outputs
-from toolkits import ptq, quiet
+from toolkits import network_flags, ptq, quiet
 from torch import Tensor, nn
 
 from cora_plugin.integrations import brevitas
@@ -30,13 +30,7 @@ from cora_plugin.integrations.brevitas.layers import unpack
 def main() -> None:
     """Run the benchmark that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
-    )
-    parser.add_argument("--weight-bits", type=int, default=4)
-    parser.add_argument("--act-bits", type=int, default=8)
-    parser.add_argument("--equalize-iters", type=int, default=0)
-    parser.add_argument("--depthwise-bits", type=int)
+    network_flags(parser)
     parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
     parser.add_argument(
         "--images", type=int, default=8, help="run through each file; 0: only sizes"

@@ -17,7 +17,16 @@ import torch
 from data import Task, load
 from rich.console import Console
 from rich.table import Table
-from toolkits import RECIPES, host_of, ptq, quiet, timed
+from toolkits import (
+    RAISED,
+    RECIPES,
+    host_of,
+    network_flags,
+    ptq,
+    quiet,
+    raised,
+    timed,
+)
 from torch import Tensor, nn
 
 from cora_plugin import Report
@@ -100,6 +109,7 @@ def _rows(
             "toolkit": options.toolkit,
             "weights": f"W{options.weight_bits}A{options.act_bits}",
             "depthwise_bits": options.depthwise_bits or options.weight_bits,
+            "act_range": options.act_range,
             "method": method,
             "budget": str(budget),
             "top1": task.top1(logits),
@@ -133,40 +143,25 @@ def _rows(
                 "steps": [f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
             }
             if method == "qera-exact spectral":
-                logits, bits = raised(options.toolkit, model, task, report)
-                yield row("8 bits", budget, logits, bits)
+                logits, bits = _at_8_bits(options.toolkit, model, task, report)
+                yield row(RAISED, budget, logits, bits)
 
 
 @torch.no_grad()
-def raised(
+def _at_8_bits(
     toolkit: str, model: nn.Module, task: Task, report: Report
 ) -> tuple[Tensor, float]:
-    """Outputs with the most sensitive layers at 8 bits, and equivalent bits in all.
-
-    Layers are taken by error in the loss (as `spectral` measures it) a bit, while they
-    fit in what the adapters of the report take.
-    """
+    """Outputs with the layers that `raised` names at 8 bits, and equivalent bits."""
     with quiet():
         host = host_of(toolkit, model, task.test[:1])
-        layers = {layer.name: layer for layer in host.layers}
-        weights = sum(layer.weight.numel() for layer in layers.values())
-        left = (report.equivalent_bits - report.equivalent_bits_before) * weights
-        spent = 0.0
-        prices = {
-            name: (8 - layer.weight_bits) * layer.weight.numel()
-            for name, layer in layers.items()
-            if layer.weight_bits < 8
+        names, bits = raised(host, report)
+        values = {
+            layer.name: quantize(layer.weight, 8).dequantize().to(layer.weight)
+            for layer in host.layers
+            if layer.name in names
         }
-        errors = {row.name: row.error_before for row in report.layers}
-        values: Mapping[str, Tensor] = {}
-        for name in sorted(prices, key=lambda n: errors[n] / prices[n], reverse=True):
-            if prices[name] <= left - spent:
-                spent += prices[name]
-                fine = quantize(layers[name].weight, 8).dequantize()
-                values = {**values, name: fine.to(layers[name].weight)}
         with host.prepared(), host.weights(values):
-            logits = outputs(host, task.test.split(32))
-    return logits, report.equivalent_bits_before + spent / weights
+            return outputs(host, task.test.split(32)), bits
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -191,14 +186,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", choices=("lite0", "squeezenet", "fashion"), default="lite0"
-    )
+    network_flags(parser)
     parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
-    parser.add_argument("--weight-bits", type=int, default=4)
-    parser.add_argument("--act-bits", type=int, default=8)
-    parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
-    parser.add_argument("--equalize-iters", type=int, default=0, help="Brevitas only")
     parser.add_argument(
         "--budgets",
         type=lambda text: text.split(","),

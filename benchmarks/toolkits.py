@@ -1,5 +1,6 @@
 """The toolkits' models that the benchmarks compare."""
 
+import argparse
 import contextlib
 import copy
 import io
@@ -9,9 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from data import Task
 from torch import Tensor, nn
+from zoo import MODELS
 
+from cora_plugin import Report
 from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 from cora_plugin.layer import Host
 
@@ -22,6 +26,10 @@ METHODS: dict[str, dict[str, str]] = {
     "spectral": {"search": "spectral", "metric": "qera-exact"},
 }
 """Ways to choose adapters, by name; "none" is the toolkit alone."""
+
+RAISED = "8 bits"
+"""No adapters: for as many bits as those of "spectral", the layers whose residual costs
+most of the loss at 8 bits."""
 
 Result = TypeVar("Result")
 
@@ -50,11 +58,24 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 weights at their 0.3 % quantile if nothing else is said."""
 
 
+def network_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which network is quantized, and how: see `ptq`."""
+    parser.add_argument("--model", choices=sorted(MODELS), default="lite0")
+    parser.add_argument("--weight-bits", type=int, default=4)
+    parser.add_argument("--act-bits", type=int, default=8)
+    parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
+    parser.add_argument("--act-range", help="how the toolkit finds activation ranges")
+    parser.add_argument("--equalize-iters", type=int, help="Brevitas only")
+
+
 def ptq(name: str, task: Task, options: Any, **more: Any) -> AbstractPTQ:
-    """A toolkit's PTQ of a task's network, as the command line has it."""
+    """A toolkit's PTQ of a task's network, as `network_flags` and `more` have it."""
     kind: type[AbstractPTQ] = host_package(name).PTQ
-    flags = ("weight_bits", "act_bits", "depthwise_bits", "equalize_iters")
-    given = {flag: getattr(options, flag) for flag in flags if flag in kind.hints}
+    given = {"depthwise_bits": options.depthwise_bits}
+    for flag in ("weight_bits", "act_bits", "act_range", "equalize_iters"):
+        value = getattr(options, flag)
+        if value is not None:
+            given[flag] = value
     return kind(task.net, task.loader(), **given, **more)
 
 
@@ -69,6 +90,7 @@ def host_of(name: str, model: nn.Module, example: Tensor) -> Host:
 def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Variant]:
     """The model after one of `RECIPES`, without adapters and with each method's.
 
+    `RAISED` models go through the whole recipe; Brevitas alone can quantize them.
     Brevitas' bias correction, "+bc", is run on each of them. NNCF's is on the model
     without adapters; behind adapters the plugin corrects biases.
     """
@@ -77,6 +99,8 @@ def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Varia
     base, seconds = timed(toolkit.quantize)
     before, rows = float("nan"), []
     for method in options.methods:
+        if method == RAISED:
+            continue
         model = copy.deepcopy(base)
         config = {"budget": options.budget, **METHODS[method]}
         if brevitas:
@@ -84,12 +108,41 @@ def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Varia
         report, spent = timed(toolkit.adapt, model, config)
         before = report.equivalent_bits_before
         rows.append((method, model, report.equivalent_bits, spent))
+        if method == "spectral" and RAISED in options.methods:
+            names, bits = raised(host_of(name, base, task.test[:1]), report)
+            finer = RECIPES[name][recipe] | {"layer_bits": dict.fromkeys(names, 8)}
+            model, spent = timed(ptq(name, task, options, **finer).quantize)
+            rows.append((RAISED, model, bits, spent))
     for method, model, bits, spent in [("none", base, before, seconds), *rows]:
         if brevitas or method == "none":
             yield Variant(recipe, method, model, bits, spent)
             model, more = timed(toolkit.corrected, model)
             spent = spent + more if brevitas else more  # NNCF quantizes anew.
         yield Variant(f"{recipe}+bc", method, model, bits, spent)
+
+
+@torch.no_grad()
+def raised(host: Host, report: Report) -> tuple[list[str], float]:
+    """Layers to have at 8 bits in place of adapters, and the equivalent bits then.
+
+    Layers are taken by error in the loss (as `spectral` measures it) a bit, while they
+    fit in what the adapters of the report take.
+    """
+    layers = {layer.name: layer for layer in host.layers}
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    left = (report.equivalent_bits - report.equivalent_bits_before) * weights
+    prices = {
+        name: (8 - layer.weight_bits) * layer.weight.numel()
+        for name, layer in layers.items()
+        if layer.weight_bits < 8
+    }
+    errors = {row.name: row.error_before for row in report.layers}
+    chosen, spent = [], 0.0
+    for name in sorted(prices, key=lambda n: errors[n] / prices[n], reverse=True):
+        if prices[name] <= left - spent:
+            spent += prices[name]
+            chosen.append(name)
+    return chosen, report.equivalent_bits_before + spent / weights
 
 
 def timed(
