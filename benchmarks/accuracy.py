@@ -54,6 +54,8 @@ def main() -> None:
     for name in options.toolkit:
         outputs = host_package(name).PTQ.logits
         for recipe in options.recipes or list(RECIPES[name])[:1]:
+            if recipe not in RECIPES[name]:
+                continue  # It is another toolkit's.
             for variant in variants(name, task, options, recipe):
                 with quiet():
                     logits = outputs(variant.model, task.test)

@@ -123,6 +123,24 @@ class Contract:
         assert_same_state(model, before)
         assert torch.equal(run(model, unseen), output)
 
+    def test_a_model_with_channels_last_is_treated_alike(self, prototype, batches):
+        reports, outputs = [], []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            model = copy.deepcopy(prototype).to(memory_format=layout)
+            x = batches[0][0].contiguous(memory_format=layout)
+            reports.append(
+                CoRa("budget=0.2").apply(self.host_of(model, batches), batches)
+            )
+            outputs.append(run(model, x))
+            for name, _ in prototype.named_parameters():
+                weight = model.get_parameter(name)
+                if weight.ndim == 4:
+                    assert weight.is_contiguous(memory_format=layout), name
+        one, other = ([row.rank for row in report.layers] for report in reports)
+        assert one == other
+        apart = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
+        assert apart < 0.02  # a rounding tie here and there
+
     def test_learns_ranks(self, host, model, batches, unseen):
         before, output = state(model), run(model, unseen)
         config = "budget=0.2,search=butterworth,butterworth.iterations=20"
