@@ -112,6 +112,9 @@ def _files(
 ) -> Iterator[Row]:
     formats = FORMATS["float" if adapters == "float" else options.toolkit]
     for name, (suffix, write) in formats.items():
+        wanted = {"ONNX", INT8, *(options.formats or formats)}
+        if name not in wanted:
+            continue
         path = folder / f"{adapters}-{name}{suffix}".replace(" ", "-").replace("%", "")
         with quiet():
             write(model, task.test[:1], path)
@@ -227,7 +230,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     network_flags(parser)
     parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
+    names = {name for formats in FORMATS.values() for name in formats}
     parser.add_argument("--budgets", type=_numbers(float), default=[0.02, 0.05, 0.1])
+    parser.add_argument(
+        "--formats",
+        type=lambda text: text.split(","),
+        help=f"of {', '.join(sorted(names))}; the float and the int8 file always, the "
+        "others by default",
+    )
     parser.add_argument("--batches", type=_numbers(int), default=[1, 16])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
