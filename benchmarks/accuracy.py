@@ -1,6 +1,6 @@
 """Accuracy of quantized networks, with adapters and without, as a table and as JSON.
 
-python benchmarks/accuracy.py --model lite0 --toolkit brevitas --budget 0.05
+python benchmarks/accuracy.py --model lite0 --toolkit brevitas --budgets 0.05
 """
 
 import argparse
@@ -37,6 +37,7 @@ def main() -> None:
             "depthwise_bits": options.depthwise_bits or options.weight_bits,
             "recipe": variant.recipe,
             "method": variant.method,
+            "budget": variant.budget,
             "top1": task.top1(logits),
             "agreement": distance.agreement,
             "kl": distance.kl,
@@ -45,12 +46,12 @@ def main() -> None:
         }
         rows.append(row)
         console.print(
-            f"{toolkit} {variant.recipe}, {variant.method}: top-1 {row['top1']:.1%}, "
-            f"KL {row['kl']:.4f}",
+            f"{toolkit} {variant.recipe}, {variant.method} {variant.budget}: "
+            f"top-1 {row['top1']:.1%}, KL {row['kl']:.4f}",
             highlight=False,
         )
 
-    add("torch", Variant("float", "none", task.net, 32.0, 0.0), reference)
+    add("torch", Variant("float", "none", "", task.net, 32.0, 0.0), reference)
     for name in options.toolkit:
         outputs = host_package(name).PTQ.logits
         for recipe in options.recipes or list(RECIPES[name])[:1]:
@@ -69,7 +70,7 @@ def main() -> None:
 def _table(rows: list[dict[str, Any]]) -> Table:
     first = rows[0]
     title = f"{first['model']} {first['weights']}"
-    table = Table("toolkit", "recipe", "adapters", title=title)
+    table = Table("toolkit", "recipe", "adapters", "budget", title=title)
     for heading in ("top-1", "agreement", "KL", "bits", "seconds"):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -77,6 +78,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             row["toolkit"],
             row["recipe"],
             row["method"],
+            row["budget"],
             f"{row['top1']:.1%}",
             f"{row['agreement']:.1%}",
             f"{row['kl']:.4f}",
@@ -92,7 +94,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--toolkit", type=_one_of(RECIPES), default=["brevitas"], help="brevitas,nncf"
     )
-    parser.add_argument("--budget", default="0.05", help="as CoRaConfig reads it")
+    parser.add_argument(
+        "--budgets",
+        type=lambda text: text.split(","),
+        default=["0.05"],
+        help="separated by commas, each as CoRaConfig reads it",
+    )
     known = [name for recipes in RECIPES.values() for name in recipes]
     parser.add_argument("--recipes", type=_one_of(known), help=f"of {', '.join(known)}")
     quick = [name for name in METHODS if name != "butterworth"]

@@ -40,6 +40,7 @@ class Variant:
 
     recipe: str
     method: str
+    budget: str
     model: nn.Module
     equivalent_bits: float
     seconds: float
@@ -98,27 +99,29 @@ def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Varia
     brevitas = name == "brevitas"
     base, seconds = timed(toolkit.quantize)
     before, rows = float("nan"), []
-    for method in options.methods:
-        if method == RAISED:
-            continue
-        model = copy.deepcopy(base)
-        config = {"budget": options.budget, **METHODS[method]}
-        if brevitas:
-            config["bias_correction"] = "off"
-        report, spent = timed(toolkit.adapt, model, config)
-        before = report.equivalent_bits_before
-        rows.append((method, model, report.equivalent_bits, spent))
-        if method == "spectral" and RAISED in options.methods:
-            names, bits = raised(host_of(name, base, task.test[:1]), report)
-            finer = RECIPES[name][recipe] | {"layer_bits": dict.fromkeys(names, 8)}
-            model, spent = timed(ptq(name, task, options, **finer).quantize)
-            rows.append((RAISED, model, bits, spent))
-    for method, model, bits, spent in [("none", base, before, seconds), *rows]:
+    for budget in options.budgets:
+        for method in options.methods:
+            if method == RAISED:
+                continue
+            model = copy.deepcopy(base)
+            config = {"budget": budget, **METHODS[method]}
+            if brevitas:
+                config["bias_correction"] = "off"
+            report, spent = timed(toolkit.adapt, model, config)
+            before = report.equivalent_bits_before
+            rows.append((method, budget, model, report.equivalent_bits, spent))
+            if method == "spectral" and RAISED in options.methods:
+                names, bits = raised(host_of(name, base, task.test[:1]), report)
+                finer = RECIPES[name][recipe] | {"layer_bits": dict.fromkeys(names, 8)}
+                model, spent = timed(ptq(name, task, options, **finer).quantize)
+                rows.append((RAISED, budget, model, bits, spent))
+    rows.insert(0, ("none", "", base, before, seconds))
+    for method, budget, model, bits, spent in rows:
         if brevitas or method == "none":
-            yield Variant(recipe, method, model, bits, spent)
+            yield Variant(recipe, method, budget, model, bits, spent)
             model, more = timed(toolkit.corrected, model)
             spent = spent + more if brevitas else more  # NNCF quantizes anew.
-        yield Variant(f"{recipe}+bc", method, model, bits, spent)
+        yield Variant(f"{recipe}+bc", method, budget, model, bits, spent)
 
 
 @torch.no_grad()
