@@ -72,6 +72,8 @@ class CrossMoments:
             mean.reshape(*self._second.shape[:3], 1) for mean in self.means
         )
         second = self._second / self.rows - mean_v @ mean_v.mT
+        # The variance of an input that never changes may round to less than nothing.
+        second.diagonal(dim1=-2, dim2=-1).clamp_(min=0)
         cross = self._cross / self.rows - (mean_u - mean_v) @ mean_v.mT
         return second, cross
 

@@ -7,6 +7,7 @@ from small_net import batches, distance, net
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig
+from cora_plugin.adapters.factor import metric_root
 from cora_plugin.fitting import Walk, regress
 from cora_plugin.fitting.regression import CrossMoments
 from cora_plugin.fitting.walk import Pair
@@ -107,3 +108,19 @@ def test_it_brings_a_network_nearer(search):
     again = PlainHost(net())
     CoRa(config).apply(again, batches())
     assert distance(host, test) == distance(again, test)
+
+
+def test_inputs_that_never_change_have_no_variance():
+    values = torch.linspace(0.1, 7.3, 300)
+    layer = PlainHost(nn.Linear(300, 2)).layers[0]
+    moments = CrossMoments(layer, 300, 0)
+    for rows in (1, 3, 5):
+        v, y = values.expand(rows, 300), torch.zeros(rows, 2)
+        moments.update(Pair(v, y, v, y))
+    second, _ = moments.covariances
+    # Rounding leaves some variances below zero: no metric has that.
+    power = moments._second[0, 0].diagonal() / moments.rows
+    assert (power < moments.means[1][0].square()).any()
+    variances = second.diagonal(dim1=-2, dim2=-1)
+    assert (variances >= 0).all() and variances.max() < 1e-12
+    metric_root(second, 1e-4, "layer")
