@@ -111,7 +111,7 @@ def test_it_brings_a_network_nearer(search):
 
 
 def test_inputs_that_never_change_have_no_variance():
-    values = torch.linspace(0.1, 7.3, 300)
+    values = torch.linspace(0.1, 7.3, 300, dtype=torch.float64)
     layer = PlainHost(nn.Linear(300, 2)).layers[0]
     moments = CrossMoments(layer, 300, 0)
     for rows in (1, 3, 5):
