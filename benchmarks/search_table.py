@@ -22,6 +22,17 @@ NAMES = {
     "fashion": "ResNet-20 on Fashion-MNIST",
 }
 
+HEAD = """\
+# Searches, metrics and budgets
+
+Made by [search.py](search.py) and [search_table.py](search_table.py). Each cell: KL
+divergence from the float network in nats, top-1, agreement with the float network; the
+least KL of a budget is bold. Budgets are shares of the parameters; `seconds` are those of
+the whole run at the middle budget, statistics, guard and bias correction included, on one
+busy core; `8 bits` has the most sensitive layers at 8 bits in place of adapters, for as
+many bits.
+"""
+
 DRAWN = {
     "svd uniform": ("#bbbbbb", "o"),
     "qera-exact uniform": ("#888888", "o"),
@@ -44,7 +55,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     networks = [json.loads(path.read_text()) for path in options.results]
-    text = "\n".join(_section(rows) for rows in networks)
+    text = "\n".join([HEAD, *(_section(rows) for rows in networks)])
     if options.markdown is None:
         print(text)
     else:
@@ -66,11 +77,11 @@ def _title(rows: Sequence[Row]) -> str:
 
 
 def _section(rows: Sequence[Row]) -> str:
-    """One network's table: a row a method, two columns a budget."""
+    """One network's table: a row a method, a column a budget."""
     budgets = sorted({row["budget"] for row in rows if row["budget"]}, key=float)
     found = {(row["method"], row["budget"]): row for row in rows}
     plain = found["none", ""]
-    heads = [f"{float(budget):.0%}: KL | top-1 | agreement" for budget in budgets]
+    heads = [f"{float(budget):.0%}" for budget in budgets]
     lines = [
         f"## {_title(rows)}",
         "",
@@ -83,7 +94,7 @@ def _section(rows: Sequence[Row]) -> str:
         + ".",
         "",
         f"| method | {' | '.join(heads)} | iterations | seconds |",
-        "| --- " * (3 + 3 * len(budgets)) + "|",
+        "| --- " * (3 + len(budgets)) + "|",
     ]
     best = {
         budget: min(row["kl"] for row in rows if row["budget"] == budget)
@@ -95,11 +106,11 @@ def _section(rows: Sequence[Row]) -> str:
         for budget in budgets:
             row = found.get((method, budget))
             if row is None:
-                cells += ["", "", ""]
+                cells.append("")
                 continue
             kl = f"{row['kl']:.4f}"
-            cells += [f"**{kl}**" if row["kl"] == best[budget] else kl]
-            cells += [f"{row['top1']:.1%}", f"{row['agreement']:.1%}"]
+            kl = f"**{kl}**" if row["kl"] == best[budget] else kl
+            cells.append(f"{kl}, {row['top1']:.1%}, {row['agreement']:.1%}")
         mine = [row for row in rows if row["method"] == method]
         middle = mine[len(mine) // 2]
         cells += [str(middle.get("iterations") or ""), f"{middle['seconds']:.0f}"]
@@ -114,7 +125,7 @@ def _draw(networks: Sequence[Sequence[Row]]) -> Figure:
     columns = min(3, len(networks))
     height = -(-len(networks) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * height), layout="constrained")
-    panels = figure.subplots(height, columns, squeeze=False).flat
+    panels = list(figure.subplots(height, columns, squeeze=False).flat)
     for axes, rows in zip(panels, networks, strict=False):
         plain = next(row for row in rows if row["method"] == "none")
         for method, (colour, marker) in DRAWN.items():
@@ -132,12 +143,12 @@ def _draw(networks: Sequence[Sequence[Row]]) -> Figure:
         axes.set_yscale("log")
         axes.set_title(_title(rows), fontsize=9)
         axes.grid(visible=True, which="major", alpha=0.3)
-    for axes in list(panels)[len(networks) :]:
+    for axes in panels[len(networks) :]:
         axes.set_axis_off()
     figure.supxlabel("bits a weight, adapters and scales included", fontsize=9)
     figure.supylabel("KL divergence from the float network", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
 
