@@ -101,6 +101,7 @@ class Run:
         split = self._collector.split
         with watch("guard"):
             guard = Guard(self._host, split.held_out())
+            activations = guard.trial({e.name: e.weight for e in self._layers})
         planner = Planner(
             config, self._host, self._layers, self._pinned, statistics, split.sampled
         )
@@ -127,6 +128,7 @@ class Run:
             steps=tuple(guard.steps),
             before=guard.before,
             after=guard.now,
+            activations=activations,
             equivalent_bits_before=stored_bits(self._layers, ()) / weights,
             equivalent_bits=bits / weights,
             bytes=round(bits / 8),

@@ -84,7 +84,9 @@ class Report:
     `equivalent_bits` is all stored bits of quantized weights and adapters, scales and
     zero points included, over the number of quantized weights; biases are not counted.
     `search_iterations` and `search_images` tell what a search that learns has used,
-    `fit_iterations` and `fit_images` what a refinement has.
+    `fit_iterations` and `fit_images` what a refinement has. `activations` is the
+    divergence with float weights and quantized activations: what adapters that restore
+    weights, and nothing else, can reach.
     """
 
     config: Mapping[str, Any]
@@ -92,6 +94,7 @@ class Report:
     skipped: Mapping[str, str]
     before: Divergence
     after: Divergence
+    activations: Divergence
     steps: tuple[Step, ...]
     equivalent_bits_before: float
     equivalent_bits: float
@@ -167,6 +170,12 @@ class Report:
                 f"with {point.budget}: {point.equivalent_bits:.3f} bits a weight, KL "
                 f"{point.kl:.4g}, agreement {point.agreement:.1%}"
             )
+        floor = f"quantized activations alone: KL {self.activations.kl:.4g}"
+        if self.config["metric"] != "rrr" and self.activations.kl > self.after.kl / 2:
+            floor += (
+                ", most of what is left; metric=rrr answers for them, too (minutes)"
+            )
+        lines.append(floor)
         budget = self.config["budget"]
         lines += [
             f"KL to float {self.before.kl:.4g} -> {self.after.kl:.4g}, agreement "

@@ -38,6 +38,29 @@ def test_every_metric_works_with_every_search(metric):
         assert report.after.kl < report.before.kl
 
 
+def test_the_report_says_what_activations_cost_and_what_answers_for_them():
+    reports = {}
+    for metric in ("qera-exact", "rrr"):
+        host = PlainHost(net(), bits=2, act_step=0.25)
+        config = {"budget": 0.5, "metric": metric, "bias_correction": "off"}
+        reports[metric] = report = CoRa(config).apply(host, batches())
+        floats = {layer.name: layer.weight for layer in host.layers}
+        host.remove()
+        held_out = [x for i, x in enumerate(torch.cat(batches())) if i % 5 == 4]
+        with torch.no_grad(), host.weights(floats):
+            expected = distance(host, torch.stack(held_out))
+        assert report.activations.kl == pytest.approx(expected, rel=1e-3)
+    plain, whole = reports["qera-exact"], reports["rrr"]
+    assert plain.activations.kl > plain.after.kl / 2
+    assert "most of what is left; metric=rrr answers for them" in str(plain)
+    assert "quantized activations alone" in str(whole)
+    assert "answers for them" not in str(whole)
+
+    report = CoRa("budget=0.2").apply(PlainHost(net()), batches())
+    assert report.activations.kl < 1e-6  # They are float.
+    assert "answers for them" not in str(report)
+
+
 def test_full_ranks_in_float_restore_the_float_model():
     host, test = PlainHost(net(), bits=2), batches(1, seed=9)[0]
     full = {layer.name: layer.full_rank for layer in host.layers}

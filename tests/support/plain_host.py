@@ -19,7 +19,7 @@ def operation_of(layer):
 
 
 class PlainHost:
-    def __init__(self, net, bits=3):
+    def __init__(self, net, bits=3, act_step=None):
         self.model = copy.deepcopy(net).eval()
         self.float_net = copy.deepcopy(net).eval()
         self.skipped = {}
@@ -47,6 +47,10 @@ class PlainHost:
                 )
             )
             layer.weight.data = stored.dequantize()
+            if act_step is not None:
+                layer.register_forward_pre_hook(
+                    lambda _, inputs: ((inputs[0] / act_step).round() * act_step,)
+                )
             layer.register_forward_hook(self._add(name))
 
     def _add(self, name):
