@@ -112,6 +112,7 @@ def export_onnx(
     import onnx
 
     from cora_plugin.integrations.nncf.qdq import fake_quantize_to_qdq
+    from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
     from cora_plugin.integrations.onnx.graph import TRACED_OPSET, Graph
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
 
@@ -130,6 +131,8 @@ def export_onnx(
         fake_quantize_to_qdq(graph)
         if int8_kernels:
             for_int8_kernels(graph)
+        else:
+            constants_by_arithmetic(graph)
         onnx.save(graph.finish(), temporary)
 
 
