@@ -56,6 +56,8 @@ def export_openvino(
     require("OpenVINO IR", "openvino")
     import openvino
 
+    from cora_plugin.integrations.nncf.ir import divide_factors
+
     with (
         whole_file(target) as xml,
         whole_file(target.with_suffix(".bin")) as binary,
@@ -70,6 +72,7 @@ def export_openvino(
             converted = openvino.convert_model(
                 _copy(model), example_input=example_input
             )
+            divide_factors(converted)
         written = Path(xml).with_suffix(".bin")
         try:
             openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
