@@ -1,6 +1,5 @@
 """Adapters in a file: safetensors with a JSON header, written whole or not at all."""
 
-import base64
 import json
 import os
 from collections.abc import Mapping
@@ -20,20 +19,22 @@ from cora_plugin.adapters.files import whole_file
 from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.adapters.quantized import FLOAT_BITS, QuantizedTensor
 
-FORMAT = "cora-plugin adapters 2"
-FIRST_FORMAT = "cora-plugin adapters 1"
+FORMAT = "cora-plugin adapters 3"
+EARLIER_FORMATS = ("cora-plugin adapters 1", "cora-plugin adapters 2")
 
 
 def save_adapters(
     path: str | os.PathLike[str],
     adapters: Mapping[str, Adapter],
+    shifts: Mapping[str, Tensor] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write adapters by layer name.
+    """Write adapters, and the constants that correct biases, by layer name.
 
-    The header, JSON, tells of each its kind, rank, bits, the shape of its layer's
-    weight and the fingerprint of what it was made for; of the file, the versions that
-    wrote it and the caller's `notes`.
+    The header, JSON, tells of each adapter its kind, rank, bits, the shape of its
+    layer's weight and the fingerprint of what it was made for; of each shift, one
+    number an output, how many; of the file, the versions that wrote it and the
+    caller's `notes`.
 
     Raises:
         CoRaError: The notes are not JSON.
@@ -54,6 +55,9 @@ def save_adapters(
             tensors[f"{name}/{key}"] = _own(tensor.values)
             if tensor.scale is not None:
                 tensors[f"{name}/{key}.scale"] = _own(tensor.scale)
+    outputs = {name: shift.numel() for name, shift in (shifts or {}).items()}
+    for name, shift in (shifts or {}).items():
+        tensors[f"{name}/shift"] = _own(shift.reshape(-1).float())
     try:
         text = json.dumps(dict(notes or {}))
     except (TypeError, ValueError) as error:
@@ -63,6 +67,7 @@ def save_adapters(
         "format": FORMAT,
         "versions": json.dumps(versions),
         "layers": json.dumps(layers),
+        "shifts": json.dumps(outputs),
         "notes": text,
     }
     with whole_file(path) as temporary:
@@ -77,21 +82,13 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def encode_shift(shift: Tensor) -> str:
-    """A bias correction as text for the notes."""
-    values = shift.detach().reshape(-1).float().cpu().numpy().astype("<f4")
-    return base64.b64encode(values.tobytes()).decode()
-
-
-def decode_shift(text: str) -> Tensor:
-    """The bias correction [m] that `encode_shift` wrote."""
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
-
-
 def load_adapters(
     path: str | os.PathLike[str],
-) -> tuple[dict[str, Adapter], dict[str, Any]]:
-    """Read adapters and notes that `save_adapters` wrote; torch is all it takes.
+) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_adapters` wrote; torch is all it takes.
+
+    Returns:
+        Adapters and shifts [m], float32, by layer name, and the notes.
 
     Raises:
         CoRaError: The file is corrupt or is not one of adapters.
@@ -105,10 +102,10 @@ def load_adapters(
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
         raise CoRaError(f"{path}: not a readable safetensors file: {error}") from error
-    if header.get("format") == FIRST_FORMAT:
+    if header.get("format") in EARLIER_FORMATS:
         raise CoRaError(
-            f"{path}: was written by an earlier version, which did not note what its "
-            "adapters were made for; apply CoRa again and save them anew"
+            f"{path}: was written by an earlier version, whose files are not read any "
+            "more; apply CoRa again and save its adapters anew"
         )
     if header.get("format") != FORMAT:
         raise CoRaError(
@@ -119,9 +116,13 @@ def load_adapters(
         layers = json.loads(header["layers"])
         notes = json.loads(header["notes"])
         adapters = {name: _read(name, row, tensors) for name, row in layers.items()}
+        shifts = {
+            name: _read_tensor(f"{name}/shift", tensors, (size,), FLOAT_BITS).values
+            for name, size in json.loads(header["shifts"]).items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CoRaError(f"{path}: its header and tensors disagree: {error}") from error
-    return adapters, notes
+    return adapters, shifts, notes
 
 
 def _read(name: str, row: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:

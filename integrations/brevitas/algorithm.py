@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.storage import decode_shift, encode_shift
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas.host import BrevitasHost
@@ -144,13 +143,8 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
             f"{next(iter(correction.weights))}: alternation has quantized its weight "
             "anew, which a file of adapters does not hold; save the model's state_dict"
         )
-    shifts = {name: encode_shift(value) for name, value in correction.shifts.items()}
-    notes = {
-        "brevitas": version("brevitas"),
-        "config": read_config(model),
-        "shifts": shifts,
-    }
-    save_adapters(path, correction.adapters, notes)
+    notes = {"brevitas": version("brevitas"), "config": read_config(model)}
+    save_adapters(path, correction.adapters, correction.shifts, notes)
 
 
 def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -164,8 +158,7 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         CoRaError: The file is not one of adapters, or does not fit the model, which
             then is as it was.
     """
-    adapters, notes = load_adapters(path)
-    shifts = {n: decode_shift(text) for n, text in notes.get("shifts", {}).items()}
+    adapters, shifts, notes = load_adapters(path)
     check_provenance(model, adapters)
     insert_correction(model, Correction(adapters, shifts))
     note_config(model, notes.get("config"))

@@ -35,6 +35,9 @@ from cora_plugin.layer import Correction
 class QuantBranch(nn.Module):
     """An adapter as Brevitas layers, whose weights export as integers."""
 
+    a: Any
+    b: Any
+
     def __init__(self, layer: Any, adapter: Adapter) -> None:
         super().__init__()
         self.adapter = adapter
@@ -43,13 +46,9 @@ class QuantBranch(nn.Module):
         self.weight_shape = adapter.weight_shape
         self.operation = operation_of(layer)
         if adapter.kind is Kind.SHARED_BASIS:
-            # Linear layers, applied to the identity: (B (A I))ᵀ is the kernel's rows,
-            # stored as two small integer weights and multiplied when it is loaded.
+            # Layers for the sake of their weights, which exporters store as integers.
             self.a = _quant_linear(adapter.a.dequantize(), adapter.a.bits)
             self.b = _quant_linear(_second(adapter), adapter.a.bits)
-            self.register_buffer(
-                "identity", torch.eye(adapter.a.values.shape[1]), persistent=False
-            )
         else:
             self.a = _like(layer, adapter.a.dequantize(), adapter.a.bits)
             if adapter.kind is Kind.LOW_RANK:
@@ -62,8 +61,8 @@ class QuantBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The share of the layer's output that the adapter gives back."""
         if self.kind is Kind.SHARED_BASIS:
-            rows = self.b(self.a(self.identity))  # [k, m]
-            return self.operation(x, rows.t().reshape(self.weight_shape))
+            a, b = unpack(self.a.quant_weight()), unpack(self.b.quant_weight())
+            return self.operation(x, torch.mm(b, a).reshape(self.weight_shape))
         y: Tensor = self.a(x)
         return self.b(y) if self.kind is Kind.LOW_RANK else y
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.storage import decode_shift, encode_shift
 from cora_plugin.algorithm import CoRa
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.nncf.dataset import ImageDataset
@@ -163,12 +162,10 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     adapters = read_adapters(model)
     if not adapters:
         raise CoRaError("the model carries no adapters to save; call apply_cora first")
-    corrections = {
-        name: encode_shift(hook.shift) for name, hook in shifts(model).items()
-    }
+    corrections = {name: hook.shift for name, hook in shifts(model).items()}
     config = getattr(model, "cora_config", None)
-    notes = {"nncf": version("nncf"), "config": config, "shifts": corrections}
-    save_adapters(path, adapters, notes)
+    notes = {"nncf": version("nncf"), "config": config}
+    save_adapters(path, adapters, corrections, notes)
 
 
 def load_cora(
@@ -185,10 +182,9 @@ def load_cora(
         CoRaError: The file is not one of adapters, or does not fit the model, which
             then is as it was.
     """
-    adapters, notes = load_adapters(path)
+    adapters, corrections, notes = load_adapters(path)
     host = NNCFHost(model, example_input)
     reading = host.reading
-    corrections = {n: decode_shift(text) for n, text in notes.get("shifts", {}).items()}
     for name, values in corrections.items():
         layer = reading.layers.get(name)
         if layer is None or len(values) != len(layer.weight):

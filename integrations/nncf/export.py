@@ -56,6 +56,8 @@ def export_openvino(
     require("OpenVINO IR", "openvino")
     import openvino
 
+    from cora_plugin.integrations.nncf.ir import divide_factors
+
     with (
         whole_file(target) as xml,
         whole_file(target.with_suffix(".bin")) as binary,
@@ -70,6 +72,7 @@ def export_openvino(
             converted = openvino.convert_model(
                 _copy(model), example_input=example_input
             )
+            divide_factors(converted)
         written = Path(xml).with_suffix(".bin")
         try:
             openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
@@ -112,6 +115,7 @@ def export_onnx(
     import onnx
 
     from cora_plugin.integrations.nncf.qdq import fake_quantize_to_qdq
+    from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
     from cora_plugin.integrations.onnx.graph import TRACED_OPSET, Graph
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
 
@@ -130,6 +134,8 @@ def export_onnx(
         fake_quantize_to_qdq(graph)
         if int8_kernels:
             for_int8_kernels(graph)
+        else:
+            constants_by_arithmetic(graph)
         onnx.save(graph.finish(), temporary)
 
 

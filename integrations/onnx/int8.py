@@ -7,10 +7,10 @@ they load the file; the file itself keeps the packed weights and the adapters' f
 """
 
 import numpy as np
-import onnx
 from onnx import TensorProto
 
 from cora_plugin.integrations.onnx.affine import absorb_affine
+from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
 from cora_plugin.integrations.onnx.fold import Layer, fold_branches, layer_of
 from cora_plugin.integrations.onnx.graph import Array, Graph, attributes
 from cora_plugin.integrations.onnx.moving import (
@@ -44,7 +44,7 @@ def for_int8_kernels(graph: Graph) -> None:
         round_before_moving,
         round_after_moving,
         _integer_weights,
-        _constants_by_arithmetic,
+        constants_by_arithmetic,
     ):
         step(graph)
         graph.prune()
@@ -143,36 +143,6 @@ def _stored_scale(graph: Graph, layer: Layer) -> Array | None:
     if scale.size > 1 and (scale.ndim != 1 or axis != layer.axis):
         return None
     return np.broadcast_to(scale.reshape(-1), layer.shape[layer.axis])
-
-
-def _constants_by_arithmetic(graph: Graph) -> None:
-    """Let arithmetic dequantize what the weights are computed from.
-
-    A runtime keeps every DequantizeLinear for its kernels and computes none at load.
-    """
-    for node in list(graph.nodes):
-        if node.op_type != "DequantizeLinear" or not graph.is_constant(node.output[0]):
-            continue
-        readers = graph.readers(node.output[0])
-        inner = [r for r in readers if graph.is_constant(r.output[0])]
-        if inner:
-            graph.redirect(node.output[0], _dequantized(graph, node), inner)
-
-
-def _dequantized(graph: Graph, node: onnx.NodeProto) -> str:
-    values, scale = graph.known(node.input[0]), graph.known(node.input[1])
-    name = f"{node.output[0]}_f"
-    shape = [1] * values.ndim
-    if scale.size > 1:
-        shape[attributes(node).get("axis", 1)] = -1
-    result = graph.node("Cast", [node.input[0]], name, to=TensorProto.FLOAT)
-    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
-    if zero is not None and zero.any():
-        offset = graph.constant(f"{name}_zero", zero.reshape(shape))
-        result = graph.node("Sub", [result, offset], name)
-    # A division, for OpenVINO takes integers times a scale for a weight to keep.
-    levels = graph.constant(f"{name}_levels", 1 / scale.reshape(shape))
-    return graph.node("Div", [result, levels], name)
 
 
 def _step(graph: Graph, name: str) -> Array | None:

@@ -56,28 +56,6 @@ def pack_weights(graph: Graph) -> None:
                 del node.input[2:]  # zero is the default
 
 
-def drop_identities(graph: Graph) -> None:
-    """Let what reads a product with the identity read its other operand.
-
-    A shared basis is exported as layers that are applied to the identity; OpenVINO
-    (2026.4) cannot compile that product beside DequantizeLinears of opset 21.
-    """
-    for node in list(graph.nodes):
-        if node.op_type != "MatMul" or node.output[0] in graph.outputs:
-            continue
-        left = graph.value(node.input[0])
-        if (
-            left is None
-            or left.ndim != 2
-            or not np.array_equal(left, np.eye(len(left)))
-        ):
-            continue
-        for reader in graph.readers(node.output[0]):
-            names = [n if n != node.output[0] else node.input[1] for n in reader.input]
-            reader.input[:] = names
-        graph.nodes.remove(node)
-
-
 def _bounds(graph: Graph, clip: onnx.NodeProto, values: Array) -> tuple[int, int]:
     limits = np.iinfo(values.dtype)
     found = [limits.min, limits.max]

@@ -44,7 +44,7 @@ def adapters():
 @pytest.fixture
 def file(adapters, tmp_path):
     path = tmp_path / "adapters.safetensors"
-    save_adapters(path, adapters)
+    save_adapters(path, adapters, {"head": randn(9), "stem": randn(16)})
     return path
 
 
@@ -70,9 +70,10 @@ def header_of(path, field):
 
 def test_adapters_come_back_exactly(adapters, tmp_path):
     notes = {"model": "lite0", "kl": 0.25, "seen": [1, 2]}
-    save_adapters(tmp_path / "a.safetensors", adapters, notes)
-    loaded, loaded_notes = load_adapters(tmp_path / "a.safetensors")
+    save_adapters(tmp_path / "a.safetensors", adapters, notes=notes)
+    loaded, shifts, loaded_notes = load_adapters(tmp_path / "a.safetensors")
     assert loaded_notes == notes
+    assert not shifts
     assert list(loaded) == list(adapters)
     for name, adapter in adapters.items():
         other = loaded[name]
@@ -87,6 +88,22 @@ def test_adapters_come_back_exactly(adapters, tmp_path):
             else:
                 assert torch.equal(other.tensors[key].scale, tensor.scale)
         assert torch.equal(other.merged(), adapter.merged())
+
+
+def test_shifts_come_back_exactly(adapters, tmp_path):
+    # Beside an adapter, without one, named like a factor, and as a layer adds them.
+    shifts = {
+        "head": randn(9),
+        "stem": randn(16, seed=1),
+        "head/a": randn(9, seed=2),
+        "depthwise": torch.nn.Parameter(randn(40, 1, seed=3).double()),
+    }
+    save_adapters(tmp_path / "a.safetensors", adapters, shifts)
+    loaded, read, _ = load_adapters(tmp_path / "a.safetensors")
+    assert list(loaded) == list(adapters)
+    assert list(read) == list(shifts)
+    for name, shift in shifts.items():
+        assert torch.equal(read[name], shift.detach().flatten().float())
 
 
 def test_the_file_tells_what_its_adapters_were_made_for(tmp_path):
@@ -108,7 +125,7 @@ def test_a_file_is_read_with_torch_alone(file):
     code = f"""
 import sys
 from cora_plugin.adapters import load_adapters
-adapters, _ = load_adapters({str(file)!r})
+adapters, _, _ = load_adapters({str(file)!r})
 assert {{a.merged().shape for a in adapters.values()}}
 loaded = {{name.partition(".")[0] for name in sys.modules}}
 assert not loaded & {{"brevitas", "nncf", "openvino", "onnx"}}, loaded
@@ -127,7 +144,7 @@ def test_integers_take_a_byte_in_the_file(tmp_path):
 def test_layers_may_share_an_adapter(adapters, tmp_path):
     twice = {"one": adapters["head"], "two": adapters["head"]}
     save_adapters(tmp_path / "a.safetensors", twice)
-    loaded, _ = load_adapters(tmp_path / "a.safetensors")
+    loaded, _, _ = load_adapters(tmp_path / "a.safetensors")
     assert torch.equal(loaded["two"].merged(), adapters["head"].merged())
 
 
@@ -163,8 +180,9 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         load_adapters(path)
 
 
-def test_a_file_of_the_first_format_is_refused_with_the_way_out(file):
-    rewrite(file, format="cora-plugin adapters 1")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_earlier_format_is_refused_with_the_way_out(version, file):
+    rewrite(file, format=f"cora-plugin adapters {version}")
     with pytest.raises(CoRaError, match=r"earlier version.*apply CoRa again and save"):
         load_adapters(file)
 
@@ -178,6 +196,13 @@ def test_another_version_of_the_format_is_refused(file):
 @pytest.mark.parametrize("layers", ["not json", "[]", "3", '{"head": 3}', '{"a": {}}'])
 def test_a_header_that_is_not_of_adapters_is_refused(layers, file):
     rewrite(file, layers=layers)
+    with pytest.raises(CoRaError, match="header and tensors disagree"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize("shifts", ["not json", "[]", "3", '{"head": "nine"}'])
+def test_a_header_that_is_not_of_shifts_is_refused(shifts, file):
+    rewrite(file, shifts=shifts)
     with pytest.raises(CoRaError, match="header and tensors disagree"):
         load_adapters(file)
 
@@ -230,6 +255,11 @@ def test_a_header_that_contradicts_its_tensors_is_refused(field, value, file):
         ("depthwise/a.scale", torch.ones(3, 1)),
         ("features.0.conv/a", torch.zeros(8, 4, 3, 3, dtype=torch.int8)),
         ("features.0.conv/b", torch.zeros(8, 2, 1, 1)),
+        ("head/shift", None),
+        ("stem/shift", torch.zeros(15)),
+        ("stem/shift", torch.zeros(16, 1)),
+        ("stem/shift", torch.zeros(16, dtype=torch.float64)),
+        ("stem/shift", torch.full((16,), float("nan"))),
     ],
 )
 def test_tensors_that_do_not_fit_the_header_are_refused(key, tensor, file):
@@ -261,6 +291,6 @@ def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(file):
 def test_notes_that_are_not_json_leave_the_old_file_and_no_other(adapters, file):
     before = file.read_bytes()
     with pytest.raises(CoRaError, match="notes"):
-        save_adapters(file, adapters, {"model": object()})
+        save_adapters(file, adapters, notes={"model": object()})
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]

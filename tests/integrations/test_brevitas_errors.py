@@ -500,7 +500,7 @@ def test_adapters_fit_where_activations_and_biases_are_others(quantize, batches,
 def test_the_settings_travel_with_the_adapters(prototypes, saved, tmp_path):
     model = load_cora(saved, copy.deepcopy(prototypes["layerwise"]))
     save_cora(tmp_path / "again", copy.deepcopy(model))
-    _, notes = load_adapters(tmp_path / "again")
+    _, _, notes = load_adapters(tmp_path / "again")
     assert notes["config"]["budget"] == "0.3 params"
     assert notes["brevitas"]
 

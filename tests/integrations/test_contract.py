@@ -8,7 +8,7 @@ import torch
 from host_checks import LAYERS, factored, float_weights, run, whole
 from torch import nn
 
-from cora_plugin import CoRa, CoRaError
+from cora_plugin import CoRa, CoRaError, load_adapters, save_adapters
 from cora_plugin.adapters import Adapter, Kind, QuantizedTensor, make_adapter, truncate
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.layer import Correction
@@ -210,6 +210,30 @@ class Contract:
         self.load(tmp_path / "adapters.safetensors", other, batches)
         expected, output = run(model, unseen), run(other, unseen)
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-4)
+
+    def test_a_file_holds_the_bias_correction(
+        self, host, model, prototype, batches, unseen, tmp_path
+    ):
+        # Shifts of our own: whether the guard keeps a correction is up to the data.
+        shifts = {layer.name: torch.randn(len(layer.weight)) for layer in host.layers}
+        host.insert(Correction(whole(host), shifts))
+        self.save(tmp_path / "adapters.safetensors", model)
+        stored = load_adapters(tmp_path / "adapters.safetensors")[1]
+        assert stored.keys() == shifts.keys()
+        assert all(torch.equal(stored[name], shifts[name]) for name in shifts)
+        other = copy.deepcopy(prototype)
+        self.load(tmp_path / "adapters.safetensors", other, batches)
+        torch.testing.assert_close(run(other, unseen), run(model, unseen))
+
+    @pytest.mark.parametrize(("name", "size"), [("head", 9), ("nowhere", 10)])
+    def test_a_file_that_corrects_other_outputs_is_refused(
+        self, model, batches, tmp_path, name, size
+    ):
+        before = state(model)
+        save_adapters(tmp_path / "file", {}, {name: torch.ones(size)})
+        with pytest.raises(CoRaError, match=f"^{name}: "):
+            self.load(tmp_path / "file", model, batches)
+        assert_same_state(model, before)
 
     def test_a_file_is_refused_by_other_weights(
         self, model, prototype, batches, tmp_path

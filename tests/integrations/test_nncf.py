@@ -30,11 +30,9 @@ from cora_plugin.integrations.nncf import (
     NNCFHost,
     allow_bits,
     apply_cora,
-    load_cora,
     quantize_ptq,
     register,
     remove_cora,
-    save_cora,
     unregister,
 )
 from cora_plugin.integrations.nncf.bits import set_bits
@@ -47,8 +45,6 @@ from cora_plugin.integrations.nncf.insert import (
     CoRaBranch,
     CoRaShift,
     CoRaTap,
-    insert_shifts,
-    remove_hooks,
 )
 
 CONFIG = {"budget": 0.3}
@@ -556,22 +552,6 @@ class TestInsertion:
         )
         other.load_state_dict(adapted_net.state_dict())
         assert torch.equal(run(other, unseen), run(adapted_net, unseen))
-
-    def test_file_holds_the_bias_correction(self, quantized, adapted_net, tmp_path):
-        # Shifts of our own: whether the guard keeps a correction is up to the data.
-        model = copy.deepcopy(adapted_net)
-        remove_hooks(model, (CoRaShift,))
-        read = NNCFHost(copy.deepcopy(quantized), torch.zeros(1, 3, 16, 16)).reading
-        shifts = {n: torch.randn(len(e.weight)) for n, e in read.layers.items()}
-        insert_shifts(model, read.layers, read.nodes, shifts)
-        corrected = [m for m in model.modules() if isinstance(m, CoRaShift)]
-        assert len(corrected) == len(shifts)
-        path = tmp_path / "adapters.safetensors"
-        save_cora(path, model)
-        other = load_cora(path, copy.deepcopy(quantized), torch.zeros(1, 3, 16, 16))
-        loaded = [m for m in other.modules() if isinstance(m, CoRaShift)]
-        for one, two in zip(corrected, loaded, strict=True):
-            assert torch.equal(one.shift, two.shift)
 
     def test_factors_stand_behind_eight_bit_quantizers(self, adapted_net):
         branches = [m for m in adapted_net.modules() if isinstance(m, CoRaBranch)]

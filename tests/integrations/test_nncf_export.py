@@ -52,10 +52,9 @@ def run(model, x):
     return model(x).numpy()
 
 
-def run_openvino(path, x):
+def run_openvino(path, x, mode="ACCURACY"):
     core = openvino.Core()
-    compiled = core.compile_model(path, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
-    return compiled(x.numpy())[0]
+    return core.compile_model(path, "CPU", {"EXECUTION_MODE_HINT": mode})(x.numpy())[0]
 
 
 def run_onnx(path, x):
@@ -70,6 +69,13 @@ def assert_close(output, expected, effect):
     """
     assert np.abs(output - expected).mean() < 0.1 * effect
     assert np.abs(output - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def assert_near(output, expected, effect):
+    """Equal but for what takes from adapters of 8-bit weights most that they give."""
+    limit = max(0.5 * effect, 0.01 * np.abs(expected).mean())
+    assert np.abs(output - expected).mean() < limit
+    assert (output.argmax(1) == expected.argmax(1)).mean() > 0.9
 
 
 def integers(path):
@@ -96,6 +102,16 @@ def test_onnx_computes_the_same(adapted, unseen, tmp_path):
     expected = run(model, unseen)
     assert_close(run_onnx(path, unseen), expected, effect)
     assert_close(run_openvino(path, unseen), expected, effect)
+
+
+@pytest.mark.parametrize("export", [export_openvino, export_onnx])
+def test_openvino_runs_in_the_precision_it_chooses(export, adapted, unseen, tmp_path):
+    """That is bfloat16 where the processor has it."""
+    model, effect = adapted
+    path = tmp_path / ("net.xml" if export is export_openvino else "net.onnx")
+    export(model, unseen[:2], path)
+    output = run_openvino(path, unseen, "PERFORMANCE")
+    assert_near(output, run(model, unseen), effect)
 
 
 def test_torch_export_computes_the_same(adapted, unseen):
@@ -188,14 +204,9 @@ def test_int8_kernels_compute_nearly_the_same(adapted, unseen, tmp_path):
     path = tmp_path / "net.onnx"
     export_onnx(model, unseen[:2], path, int8_kernels=True)
     export_openvino(model, unseen[:2], tmp_path / "net.xml", int8_kernels=True)
-    expected = run(model, unseen)
-    outputs = run_onnx(path, unseen), run_openvino(tmp_path / "net.xml", unseen)
-    # Weights are rounded to 8 bits once more, which takes what adapters give back to
-    # 8-bit ones.
-    limit = max(0.5 * effect, 0.01 * np.abs(expected).mean())
-    for output in outputs:
-        assert np.abs(output - expected).mean() < limit
-        assert (output.argmax(1) == expected.argmax(1)).mean() > 0.9
+    # Weights are rounded to 8 bits once more.
+    for output in run_onnx(path, unseen), run_openvino(tmp_path / "net.xml", unseen):
+        assert_near(output, run(model, unseen), effect)
 
 
 def test_adapters_cost_no_kernel(float_net, low, batches, unseen, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cora_plugin.integrations.onnx.affine import absorb_affine
+from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
 from cora_plugin.integrations.onnx.fold import fold_branches
 from cora_plugin.integrations.onnx.graph import Graph
 from cora_plugin.integrations.onnx.int8 import for_int8_kernels
@@ -16,7 +17,7 @@ from cora_plugin.integrations.onnx.moving import (
     round_after_moving,
     round_before_moving,
 )
-from cora_plugin.integrations.onnx.packed import drop_identities, pack_weights
+from cora_plugin.integrations.onnx.packed import pack_weights
 from cora_plugin.integrations.onnx.padding import absorb_padding
 from cora_plugin.integrations.onnx.steps import merge_steps
 
@@ -304,15 +305,27 @@ def test_asymmetric_few_bits_are_packed_unsigned():
     np.testing.assert_array_equal(run(packed, x), run(net.model(), x))
 
 
-def test_products_with_the_identity_are_dropped():
-    net = Net(4)
-    same = net("MatMul", np.eye(3, dtype=np.float32), "x")
-    other = net("MatMul", normal(3, 3), same)
-    net("Add", other, same)
-    plain = rewritten(net.model(), drop_identities)
-    assert operators(plain)["MatMul"] == 1
-    x = normal(3, 4)
-    np.testing.assert_array_equal(run(plain, x), run(net.model(), x))
+@pytest.mark.parametrize("transposed", [False, True])
+def test_runtimes_multiply_factors_when_they_load_them(transposed, tmp_path):
+    net = Net(8, 9, 9)
+    a, b = (
+        RANDOM.integers(-127, 128, shape).astype(np.int8) for shape in ((4, 9), (8, 4))
+    )
+    if transposed:
+        parts = [net("Transpose", net.weight(part), perm=[1, 0]) for part in (a, b)]
+        kernel = net("Transpose", net("MatMul", *parts), perm=[1, 0])
+    else:
+        kernel = net("MatMul", net.weight(b), net.weight(a))
+    kernel = net("Reshape", kernel, np.array([8, 1, 3, 3]))
+    y = net("GlobalAveragePool", net("Conv", "x", kernel, group=8))
+    last = net("Transpose", net.weight(normal(5, 8).astype(np.int8)), perm=[1, 0])
+    net("MatMul", net("Flatten", y), last)
+    written = rewritten(net.model(), pack_weights, constants_by_arithmetic)
+    x = normal(2, 8, 9, 9)
+    assert_same(net.model(), written, x)
+    assert operators(written)["DequantizeLinear"] == 1  # of the last weight
+    run(written, x, tmp_path / "optimized.onnx")
+    assert not {"Cast", "Div"} & set(operators(onnx.load(tmp_path / "optimized.onnx")))
 
 
 def test_a_network_deeper_than_the_stack_is_rewritten():
