@@ -44,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lqer spectral": {"metric": "lqer"},
     "qera-approx spectral": {"metric": "qera-approx"},
     "qera-exact spectral": {},
+    "4-bit adapters": {"adapter_bits": 4},
     "no bias correction": {"bias_correction": "off"},
     "cascade": {"bias_correction": "cascade"},
     "rrr": {"metric": "rrr"},

@@ -19,11 +19,12 @@ from cora_plugin import Report
 from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 from cora_plugin.layer import Host
 
-METHODS: dict[str, dict[str, str]] = {
+METHODS: dict[str, dict[str, Any]] = {
     "svd uniform": {"search": "uniform", "metric": "svd"},
     "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
     "butterworth": {"search": "butterworth", "metric": "svd"},
     "spectral": {"search": "spectral", "metric": "qera-exact"},
+    "spectral 4-bit": {"adapter_bits": 4},
 }
 """Ways to choose adapters, by name; "none" is the toolkit alone."""
 
