@@ -195,6 +195,21 @@ def test_weights_and_adapters_are_stored_as_integers(shallow, unseen, tmp_path):
     assert clips
 
 
+@pytest.mark.parametrize("groups", [1, 24])
+def test_adapters_of_four_bits_are_packed(quantize, batches, unseen, tmp_path, groups):
+    torch.manual_seed(1)
+    model = quantize(net=Shallow(groups).eval())
+    ranks = {"conv": 24, "second": 4, "head": 3}
+    config = {"ranks": ranks, "budget": 1, "adapter_bits": 4}
+    report = apply_cora(batches, model, config)
+    path = tmp_path / "model.onnx"
+    export_onnx_qcdq(model, unseen, path, packed=True)
+    weights = sum(row.weights for row in report.layers if row.name != "conv")
+    adapters = sum(row.parameters for row in report.layers)
+    assert stored(path)["INT4"] == weights + adapters  # the first layer has 8 bits
+    assert_parity(onnx_output(path, unseen), torch_output(model, unseen))
+
+
 @pytest.mark.parametrize("backend", ["layerwise", "fx"])
 def test_a_deeper_net_decides_as_torch_does(
     prototypes, batches, unseen, tmp_path, backend

@@ -156,6 +156,24 @@ def test_onnx_stores_packed_integers(low, unseen, tmp_path):
     assert len(raw[0].raw_data) == 16 * 16 * 9 // 2
 
 
+def test_adapters_of_four_bits_are_packed(float_net, batches, unseen, tmp_path):
+    model = quantize_ptq(float_net, batches)
+    plain = run(model, unseen)
+    apply_cora(model, batches, CONFIG | {"adapter_bits": 4})
+    expected = run(model, unseen)
+    effect = np.abs(expected - plain).mean()
+    export_onnx(model, unseen[:2], tmp_path / "net.onnx")
+    kinds = {
+        tuple(tensor.dims): tensor.data_type
+        for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer
+    }
+    assert kinds[4, 9] == kinds[16, 4] == TensorProto.INT4  # depthwise's factors
+    assert_close(run_onnx(tmp_path / "net.onnx", unseen), expected, effect)
+    export_openvino(model, unseen[:2], tmp_path / "net.xml", compress_to_fp16=False)
+    assert integers(tmp_path / "net.xml")[16, 4] == {"i4"}
+    assert_close(run_openvino(tmp_path / "net.xml", unseen), expected, effect)
+
+
 def test_onnx_takes_any_batch_size(low, unseen, tmp_path):
     export_onnx(low, unseen[:2], tmp_path / "net.onnx")
     outputs = [run_onnx(tmp_path / "net.onnx", unseen[:n]) for n in (1, 5)]
