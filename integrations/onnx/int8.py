@@ -20,6 +20,7 @@ from cora_plugin.integrations.onnx.moving import (
 from cora_plugin.integrations.onnx.packed import pack_weights
 from cora_plugin.integrations.onnx.padding import absorb_padding
 from cora_plugin.integrations.onnx.steps import merge_steps
+from cora_plugin.integrations.onnx.sums import round_sums
 
 TOP = 127
 """Largest magnitude of an 8-bit weight."""
@@ -33,7 +34,7 @@ def for_int8_kernels(graph: Graph) -> None:
 
     Adapters are folded into their layers' weights, which are rounded to 8 bits a
     channel; 4-bit weights without an adapter stay exact. Activations are rounded by the
-    same quantizers as before.
+    same quantizers as before, and so is what residual sums read.
     """
     for step in (
         pack_weights,
@@ -41,6 +42,7 @@ def for_int8_kernels(graph: Graph) -> None:
         fold_branches,
         absorb_affine,
         merge_steps,
+        round_sums,
         round_before_moving,
         round_after_moving,
         _integer_weights,

@@ -33,7 +33,7 @@ def round_before_moving(graph: Graph) -> None:
         readers = graph.readers(moving.output[0])
         if moving.output[0] in graph.outputs:
             continue
-        if not all(_rounds_alike(graph, rounding, reader) for reader in readers):
+        if not all(rounds_alike(graph, rounding, reader) for reader in readers):
             continue
         count = len(moving.input) if moving.op_type == "Concat" else 1
         for index in range(count):
@@ -81,7 +81,8 @@ def _moves(graph: Graph, node: onnx.NodeProto) -> bool:
     return node.op_type in MOVING or is_zero_padding(graph, node)
 
 
-def _rounds_alike(graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+def rounds_alike(graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+    """Whether a node quantizes as a QuantizeLinear does."""
     return other.op_type == "QuantizeLinear" and _same_step(graph, one, other)
 
 

@@ -36,6 +36,7 @@ from cora_plugin.integrations.brevitas import (
     remove_cora,
 )
 from cora_plugin.integrations.brevitas.insert import insert_correction, read_correction
+from cora_plugin.integrations.onnx.graph import operators
 
 
 class Shallow(nn.Module):
@@ -410,6 +411,14 @@ def test_asymmetric_weights_are_stored_unsigned(quantize, unseen, tmp_path):
         assert np.abs(got - expected).max() < 0.02 * np.ptp(expected)
 
 
+def optimized_operators(path, folder):
+    """What onnxruntime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return operators(onnx.load(folder / "optimized.onnx"))
+
+
 def test_adapters_and_shifts_cost_no_kernel(shallow, unseen, tmp_path):
     model, _ = shallow
     correction = read_correction(model)
@@ -430,15 +439,24 @@ def test_adapters_and_shifts_cost_no_kernel(shallow, unseen, tmp_path):
             # Weights are rounded to 8 bits once more.
             assert np.abs(got - expected).max() < 0.05 * np.ptp(expected)
             assert (got.argmax(1) == expected.argmax(1)).mean() > 0.95
-        options = onnxruntime.SessionOptions()
-        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        graph = onnx.load(tmp_path / "optimized.onnx").graph
-        kinds.append(Counter(node.op_type for node in graph.node))
+        kinds.append(optimized_operators(path, tmp_path))
         remove_cora(model)
     assert kinds[0] == kinds[1]
     # Both backends leave something before the mean over positions float.
     assert kinds[0]["QLinearConv"] >= 1
+
+
+def test_residual_sums_run_in_int8_kernels(prototypes, batches, unseen, tmp_path):
+    """Which Brevitas' layerwise backend rounds only for the layers that read them."""
+    model = copy.deepcopy(prototypes["layerwise"])
+    apply_cora(batches, model, 0.3)
+    path = tmp_path / "model.onnx"
+    export_onnx_qcdq(model, unseen, path, int8_kernels=True)
+    assert "QLinearAdd" in optimized_operators(path, tmp_path)
+    expected = torch_output(model, unseen)
+    for got in onnx_output(path, unseen), openvino_output(path, unseen):
+        assert np.abs(got - expected).max() < 0.05 * np.ptp(expected)
+        assert (got.argmax(1) == expected.argmax(1)).mean() > 0.95
 
 
 @pytest.mark.parametrize("how", [{"opset_version": 17}, {"dynamo": True}])

@@ -20,6 +20,7 @@ from cora_plugin.integrations.onnx.moving import (
 from cora_plugin.integrations.onnx.packed import pack_weights
 from cora_plugin.integrations.onnx.padding import absorb_padding
 from cora_plugin.integrations.onnx.steps import merge_steps
+from cora_plugin.integrations.onnx.sums import round_sums
 
 RANDOM = np.random.default_rng(0)
 STEP, ZERO = np.float32(0.02), np.uint8(0)
@@ -266,6 +267,50 @@ def test_values_are_rounded_before_and_after_they_are_moved():
             assert reader.op_type == "QuantizeLinear"
         elif node.op_type == "Conv":
             assert graph.maker(node.input[0]).op_type == "DequantizeLinear"
+
+
+def residual(reason=None, size=1.0):
+    """A sum whose `skip` and result are rounded for the layers that read them."""
+    net = Net(4, 6, 6)
+    x = net.rounded("x", zero=np.uint8(128))
+    skip = net("Conv", x, np.float32(0.1) * normal(5, 4, 1, 1))
+    read = net.rounded(skip, np.float32(0.01), np.uint8(128))
+    layer = net("Conv", read, np.float32(size) * normal(5, 5, 1, 1))
+    if reason == "float skip":
+        skip = net("Neg", skip)
+    total = net("Relu", net("Add", skip, layer))
+    last = net("Conv", net.rounded(total), np.eye(5, dtype=np.float32)[..., None, None])
+    if reason == "float reader":
+        net("Concat", last, total, axis=1)
+    return net.model()
+
+
+@pytest.mark.parametrize("size", [0.1, 1, 100])
+def test_residual_sums_are_rounded_and_nothing_more(size):
+    """By half a step of the skip and half the layer's, however much is clipped."""
+    x = normal(2, 4, 6, 6)
+    before = residual(size=size)
+    after = rewritten(before, round_sums)
+    apart = np.abs(run(after, x) - run(before, x)) / 0.02
+    assert 0 < apart.max() < 1.1 and apart.mean() < 0.5
+    clipped = (run(before, x) == np.float32(0.02) * 255).mean()
+    assert (clipped > 0.1) == (size == 100)
+
+
+def test_residual_sums_are_integer_kernels(tmp_path):
+    written = rewritten(residual(), for_int8_kernels)
+    run(written, normal(2, 4, 6, 6), tmp_path / "optimized.onnx")
+    kinds = operators(onnx.load(tmp_path / "optimized.onnx"))
+    assert kinds["QLinearConv"] == 2 and kinds["QLinearAdd"] == 1
+    assert kinds["Conv"] == 1 and "Add" not in kinds  # the last has a float output
+
+
+@pytest.mark.parametrize("reason", ["float skip", "float reader"])
+def test_sums_of_unknown_range_stay(reason):
+    model, x = residual(reason), normal(2, 4, 6, 6)
+    kept = rewritten(model, round_sums)
+    assert operators(kept) == operators(model)
+    np.testing.assert_array_equal(run(kept, x), run(model, x))
 
 
 @pytest.mark.parametrize(
