@@ -124,23 +124,11 @@ def hold(
 
 @dataclass(frozen=True)
 class Loss:
-    """What an iteration saw: the loss, its KL divergence, and the cost of the cutoffs.
-
-    Cost and `allowed` are in the unit of the budget.
-    """
+    """What an iteration saw; the cost of the cutoffs is in the unit of the budget."""
 
     total: float
     kl: float
     cost: float
-    allowed: float
-
-    def shown(self) -> dict[str, str]:
-        """As progress shows it."""
-        return {
-            "loss": f"{self.total:.4g}",
-            "KL": f"{self.kl:.4g}",
-            "cost": f"{self.cost:.4g}/{self.allowed:.4g}",
-        }
 
 
 class Butterworth:
@@ -213,9 +201,8 @@ class Butterworth:
                     optimizer.zero_grad()
                     total.backward()
             entropy = cross_entropy(target, target, config.temperature)
-            loss = Loss(
-                *(float(x.detach()) for x in (total, distance - entropy, cost)), allowed
-            )
+            values = (float(x.detach()) for x in (total, distance - entropy, cost))
+            loss = Loss(*values)
             slopes = [f.grad for group in groups for f in group["params"]]
             if not all(map(math.isfinite, (loss.total, *map(_largest, slopes)))):
                 raise CoRaError(
@@ -243,7 +230,12 @@ class Butterworth:
             ) as progress,
         ):
             for batch in progress:
-                progress.set_postfix(step(batch).shown())
+                loss = step(batch)
+                progress.set_postfix(
+                    loss=f"{loss.total:.4g}",
+                    KL=f"{loss.kl:.4g}",
+                    cost=f"{loss.cost:.4g}/{allowed:.4g}",
+                )
                 state.iteration += 1
                 if state.iteration % CHECKPOINT_EVERY == 0:
                     state.save(config.checkpoint)
