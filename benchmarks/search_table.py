@@ -111,7 +111,7 @@ def _section(rows: Sequence[Row]) -> str:
             kl = f"{row['kl']:.4f}"
             kl = f"**{kl}**" if row["kl"] == best[budget] else kl
             cells.append(f"{kl}, {row['top1']:.1%}, {row['agreement']:.1%}")
-        mine = [row for row in rows if row["method"] == method]
+        mine = [found[method, b] for b in budgets if (method, b) in found]
         middle = mine[len(mine) // 2]
         cells += [str(middle.get("iterations") or ""), f"{middle['seconds']:.0f}"]
         if method == "8 bits":
