@@ -55,8 +55,9 @@ def save_adapters(
             tensors[f"{name}/{key}"] = _own(tensor.values)
             if tensor.scale is not None:
                 tensors[f"{name}/{key}.scale"] = _own(tensor.scale)
-    outputs = {name: shift.numel() for name, shift in (shifts or {}).items()}
+    outputs: dict[str, int] = {}
     for name, shift in (shifts or {}).items():
+        outputs[name] = shift.numel()
         tensors[f"{name}/shift"] = _own(shift.reshape(-1).float())
     try:
         text = json.dumps(dict(notes or {}))

@@ -194,7 +194,8 @@ class Distillation:
         def watch(name: str, _: Tensor, output: Tensor) -> None:
             scales[name] = float(output.square().mean().sqrt())
 
-        few = torch.stack(list(self._images[: self._config.batch_size]))
+        count = min(self._config.batch_size, len(self._images))
+        few = self._batch(range(count))
         with self._host.float_model(), self._host.observe(watch):
             self._host.run(few)
         return scales
