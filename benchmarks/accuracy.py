@@ -102,12 +102,12 @@ def _options() -> argparse.Namespace:
     )
     known = [name for recipes in RECIPES.values() for name in recipes]
     parser.add_argument("--recipes", type=_one_of(known), help=f"of {', '.join(known)}")
-    quick = ["svd uniform", "qera-exact uniform", "spectral"]
+    quick = ["svd uniform", "qera-exact spectral", "default"]
     parser.add_argument(
         "--methods",
         type=_one_of([*METHODS, RAISED]),
         default=quick,
-        help=f"of {', '.join([*METHODS, RAISED])} (with spectral, of Brevitas); "
+        help=f"of {', '.join([*METHODS, RAISED])} (with default, of Brevitas); "
         f"default: {', '.join(quick)}",
     )
     parser.add_argument("--json", type=Path)

@@ -21,7 +21,16 @@ from toolkits import RECIPES, network_flags, ptq, quiet
 
 from cora_plugin.adapters.files import whole_file
 
-STAGES = ("layers", "statistics", "guard", "search", "factors", "insert", "report")
+STAGES = (
+    "layers",
+    "statistics",
+    "guard",
+    "search",
+    "factors",
+    "insert",
+    "regression",
+    "report",
+)
 
 
 def main() -> None:

@@ -40,23 +40,25 @@ METHODS: dict[str, dict[str, Any]] = {
     "lqer uniform": {"search": "uniform", "metric": "lqer"},
     "qera-approx uniform": {"search": "uniform", "metric": "qera-approx"},
     "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
+    "rrr uniform": {"search": "uniform"},
     "svd spectral": {"metric": "svd"},
     "lqer spectral": {"metric": "lqer"},
     "qera-approx spectral": {"metric": "qera-approx"},
-    "qera-exact spectral": {},
+    "qera-exact spectral": {"metric": "qera-exact"},
+    "rrr spectral": {},
     "4-bit adapters": {"adapter_bits": 4},
-    "no bias correction": {"bias_correction": "off"},
-    "cascade": {"bias_correction": "cascade"},
-    "rrr": {"metric": "rrr"},
-    "alternation": {"alternations": 3},
+    "no bias correction": {"metric": "qera-exact", "bias_correction": "off"},
+    "cascade": {"metric": "qera-exact", "bias_correction": "cascade"},
+    "alternation": {"metric": "qera-exact", "alternations": 3},
     "fit model": {"fit": {"iterations": 100}},
     "fit layer": {"fit": {"iterations": 100, "scope": "layer"}},
     "svd butterworth": {"search": "butterworth", "metric": "svd"},
-    "qera-exact butterworth": {"search": "butterworth"},
+    "qera-exact butterworth": {"search": "butterworth", "metric": "qera-exact"},
+    "rrr butterworth": {"search": "butterworth"},
 }
 """Settings beside the budget; what is not said is the default."""
 
-QUICK = ("svd uniform", "qera-exact uniform", "svd spectral", "qera-exact spectral")
+QUICK = ("svd uniform", "svd spectral", "qera-exact spectral", "rrr spectral")
 
 
 def main() -> None:

@@ -23,13 +23,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "svd uniform": {"search": "uniform", "metric": "svd"},
     "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
     "butterworth": {"search": "butterworth", "metric": "svd"},
-    "spectral": {"search": "spectral", "metric": "qera-exact"},
-    "spectral 4-bit": {"adapter_bits": 4},
+    "qera-exact spectral": {"metric": "qera-exact"},
+    "default": {},
+    "4-bit adapters": {"adapter_bits": 4},
 }
 """Ways to choose adapters, by name; "none" is the toolkit alone."""
 
 RAISED = "8 bits"
-"""No adapters: for as many bits as those of "spectral", the layers whose residual costs
+"""No adapters: for as many bits as those of "default", the layers whose residual costs
 most of the loss at 8 bits."""
 
 Result = TypeVar("Result")
@@ -111,7 +112,7 @@ def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Varia
             report, spent = timed(toolkit.adapt, model, config)
             before = report.equivalent_bits_before
             rows.append((method, budget, model, report.equivalent_bits, spent))
-            if method == "spectral" and RAISED in options.methods:
+            if method == "default" and RAISED in options.methods:
                 names, bits = raised(host_of(name, base, task.test[:1]), report)
                 finer = RECIPES[name][recipe] | {"layer_bits": dict.fromkeys(names, 8)}
                 model, spent = timed(ptq(name, task, options, **finer).quantize)

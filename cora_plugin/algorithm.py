@@ -102,8 +102,9 @@ class Run:
         with watch("guard"):
             guard = Guard(self._host, split.held_out())
             activations = guard.trial({e.name: e.weight for e in self._layers})
+        shown = split.sampled[: config.butterworth.images]
         planner = Planner(
-            config, self._host, self._layers, self._pinned, statistics, split.sampled
+            config, self._host, self._layers, self._pinned, statistics, shown
         )
         with watch("search"):
             plan = planner.plan(guard)
@@ -155,21 +156,12 @@ class Run:
     ) -> tuple[int, int]:
         """Put the adapters in, and refine them; iterations and images that took."""
         config, watch, host = self.config, self._watch, self._host
-        split = self._collector.split
         with watch("factors"):
-            if config.metric == "rrr":
-                curvatures = {n: e.sensitivity for n, e in statistics.items()}
-                images = split.sample(config.sequential_images)
-                walk = Walk(host, self._targets, images)
-                correction = Correction(*regress(walk, plan.ranks, curvatures, config))
-            else:
-                correction = Correction(planner.adapters(plan.ranks))
+            correction = Correction(planner.adapters(plan.ranks))
         with watch("insert"):
             kept = guard.step("adapters", correction, ties=True)
-        if not kept:
-            return 0, 0
         layers: Sequence[QuantizedLayer] = self._targets
-        if config.alternations:
+        if kept and config.alternations:
             with watch("alternation"), guard.aside():
                 metrics = {e.name: planner.metric(e) for e in layers}
                 adapters, weights, changed = alternate(
@@ -179,30 +171,50 @@ class Run:
             if guard.step("alternation", correction):
                 layers = changed
                 planner.layers = {e.name: e for e in changed}
-        if host.biases_changed:
+        if config.metric == "rrr" and any(plan.ranks.values()):
+            with watch("regression"):
+                curvatures = {n: e.sensitivity for n, e in statistics.items()}
+                with guard.aside():
+                    walk = self._walk(layers)
+                    adapters, shifts = regress(walk, plan.ranks, curvatures, config)
+                correction = replace(
+                    guard.kept,
+                    adapters=adapters,
+                    shifts=shifts,
+                    float_biases=host.biases_changed,
+                )
+                kept |= guard.step("regression", correction)
+        if not kept:
+            return 0, 0
+        if host.biases_changed and not guard.kept.float_biases:
             guard.step("float biases", replace(guard.kept, float_biases=True))
-        if config.bias_correction != "off":
+        # A regression that stands has an intercept of its own.
+        if config.bias_correction != "off" and not guard.kept.shifts:
             with watch("bias correction"):
                 if config.bias_correction == "own":
                     means = self._collector.means()
                     shifts = own_shifts(layers, guard.kept.adapters, means)
                 else:
                     merged = merged_weights(layers, guard.kept.adapters)
-                    images = split.sample(config.sequential_images)
                     with guard.aside():
-                        walk = Walk(host, layers, images)
-                        shifts = cascaded_shifts(walk, merged)
+                        shifts = cascaded_shifts(self._walk(layers), merged)
             guard.step("bias correction", replace(guard.kept, shifts=shifts))
         if not config.fit.iterations:
             return 0, 0
         with watch("refinement"), guard.aside():
-            sampled = split.sampled
+            sampled = self._collector.split.sampled[: config.fit.images]
             fit = Distillation(
                 config.fit, config.seed, host, layers, sampled, guard.trial
             )
             fitted = fit(guard.kept)
         guard.step("refinement", fitted.correction)
         return fitted.iterations, fitted.images
+
+    def _walk(self, layers: Sequence[QuantizedLayer]) -> Walk:
+        images = torch.stack(
+            self._collector.split.sampled[: self.config.sequential_images]
+        )
+        return Walk(self._host, layers, images, self.config.positions)
 
     def _row(
         self,

@@ -87,7 +87,10 @@ class Correction:
 
 
 Observer = Callable[[str, Tensor, Tensor], None]
-"""Called as `observer(layer name, quantized input, output)` whenever a layer runs."""
+"""Called as `observer(layer name, quantized input, output)` whenever a layer runs.
+
+Without gradients it may change the output in place: the network goes on with it.
+"""
 
 
 class Host(Protocol):

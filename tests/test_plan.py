@@ -56,7 +56,8 @@ def test_a_target_out_of_reach_is_an_error_and_the_model_as_it_was():
 
 
 def test_a_sweep_measures_each_budget_as_it_would_be_alone():
-    config = CoRaConfig(budget=0.1, sweep=(0.05, 0.1, 0.3), bias_correction="off")
+    plain = {"metric": "qera-exact", "bias_correction": "off"}
+    config = CoRaConfig(budget=0.1, sweep=(0.05, 0.1, 0.3), **plain)
     host = PlainHost(net())
     report = CoRa(config).apply(host, batches())
     assert [p.budget for p in report.sweep] == [
@@ -68,9 +69,7 @@ def test_a_sweep_measures_each_budget_as_it_would_be_alone():
     assert same.equivalent_bits == report.equivalent_bits
     assert same.parameters == report.adapter_parameters
     assert same.kl == pytest.approx(report.after.kl, rel=1e-4)
-    alone = CoRa({"budget": 0.3, "bias_correction": "off"}).apply(
-        PlainHost(net()), batches()
-    )
+    alone = CoRa({"budget": 0.3, **plain}).apply(PlainHost(net()), batches())
     assert report.sweep[2].kl == pytest.approx(alone.after.kl, rel=1e-4)
     assert "with 0.3 params:" in str(report)
     images = batches(1, seed=9)[0]

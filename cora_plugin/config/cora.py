@@ -31,15 +31,16 @@ class CoRaConfig:
             of the loss; `uniform` gives every layer the same fraction of its full rank;
             `butterworth` learns the ranks by gradient, as CoRa's paper has it.
         metric: Metric of the closed form: `svd` (none), `lqer` (diag E|u|²),
-            `qera-approx` (diag E[u²]), `qera-exact` (E[u uᵀ]), `rrr` (regression of the
-            whole output error, layer by layer).
+            `qera-approx` (diag E[u²]), `qera-exact` (E[u uᵀ]), `rrr` (that first, then
+            regression of the whole output error, layer by layer, if it is better).
         adapter_bits: Bit width that adapters are stored in: 2 to 8, or 32 for float.
         ranks: Ranks pinned by hand, a layer name or glob each; 0 leaves a layer alone.
         alternations: How often the main weight is quantized anew as what the adapter
             leaves of it, and the adapter solved again; the best iterate stays.
         bias_correction: `own` restores the mean that a layer's own residual error
             shifts; `cascade` matches the mean output of each layer in the quantized
-            network, as far as its signal is still there, front to back; or `off`.
+            network, as far as its signal is still there, front to back; or `off`. The
+            regression of `rrr` has its own, which takes the place of these.
         fit: Settings of the refinement by distillation.
         sweep: Further budgets, in the unit of the budget (bits, if that is a target),
             whose outcome the report tells.
@@ -57,7 +58,7 @@ class CoRaConfig:
 
     budget: Budget = field(default_factory=lambda: Budget(0.05))
     search: str = "spectral"
-    metric: str = "qera-exact"
+    metric: str = "rrr"
     adapter_bits: int = 8
     ranks: Mapping[str, int] = field(default_factory=dict)
     alternations: int = 0
@@ -68,7 +69,7 @@ class CoRaConfig:
     held_out: float = 0.2
     sensitivity_images: int = 64
     positions: int = 64
-    sequential_images: int = 128
+    sequential_images: int = 64
     max_metric: int = 4608
     seed: int = 0
     butterworth: ButterworthConfig = field(default_factory=ButterworthConfig)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter
-from cora_plugin.adapters.operation import positions
-from cora_plugin.fitting.walk import Pair, Walk
+from cora_plugin.fitting.walk import Change, Walk
 from cora_plugin.layer import QuantizedLayer
 
 
@@ -48,42 +47,46 @@ class OutputMatch:
     `Σ Cov(y, ŷ) / Σ Var(y)` over channels, within 0 to 1.
     """
 
-    def __init__(self, layer: QuantizedLayer) -> None:
+    def __init__(self, layer: QuantizedLayer, weight: Tensor) -> None:
         self._layer = layer
+        self._float, self._other = (
+            layer.operation.matrices(each.double()).mT
+            for each in (layer.weight, weight)
+        )  # [g, k, m/g]
         # Sums of y, ŷ, y² and y ŷ a channel.
-        self._sums = torch.zeros(4, layer.weight.shape[0], dtype=torch.float64)
+        self._sums = torch.zeros(4, len(weight), dtype=torch.float64).to(weight.device)
         self._rows = 0
 
-    def update(self, pair: Pair) -> None:
-        """Add one run."""
-        operation = self._layer.operation
-        y, other = (
-            positions(output, operation).transpose(1, 2).flatten(2).flatten(0, 1)
-            for output in (pair.float_output.double(), pair.output.double())
-        )  # [N·p, m]
-        sums = torch.stack(
-            [y.sum(0), other.sum(0), y.square().sum(0), (y * other).sum(0)]
-        )
-        self._sums = self._sums.to(sums) + sums
-        self._rows += len(y)
+    def update(self, _: int, u: Tensor, v: Tensor) -> None:
+        """Add inputs at the same positions, [g, p, k], float and quantized."""
+        y, other = u @ self._float, v @ self._other  # [g, p, m/g]
+        each = torch.stack([y, other, y.square(), y * other])
+        self._sums += each.sum(2).flatten(1)
+        self._rows += y.shape[1]
 
     def shift(
-        self, change: Tensor | None = None, covariance: Tensor | None = None
+        self,
+        mean: Tensor,
+        other: Tensor,
+        covariance: Tensor | float = 0.0,
     ) -> Tensor:
         """The shift [m].
 
         Args:
-            change: What a new weight adds to the mean of `ŷ`, [m].
-            covariance: What it adds to `Cov(y, ŷ)`, [m].
+            mean: `E[y]`, [m], over all positions.
+            other: `E[ŷ]`, [m], likewise.
+            covariance: What a new weight adds to `Cov(y, ŷ)`, [m].
         """
-        mean, other, square, product = self._sums / self._rows
-        variance = (square - mean.square()).sum()
-        together = product - mean * other
-        if change is not None and covariance is not None:
-            other, together = other + change, together + covariance
-        gain = (together.sum() / variance).clamp(0, 1) if variance > 0 else 1.0
+        sampled, answer, square, product = self._sums / self._rows
+        variance = (square - sampled.square()).sum()
+        together = (product - sampled * answer + covariance).sum()
+        gain = (together / variance).clamp(0, 1) if variance > 0 else 1.0
         shift: Tensor = (gain * mean - other).to(self._layer.weight)
         return shift
+
+    def change(self, mean: Tensor, other: Tensor) -> Change:
+        """The shift alone."""
+        return Change(self.shift(mean, other))
 
 
 def cascaded_shifts(walk: Walk, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,10 +99,8 @@ def cascaded_shifts(walk: Walk, weights: Mapping[str, Tensor]) -> dict[str, Tens
     Returns:
         Shifts [m] by layer name, each found with those before it in place.
     """
-    shifts: dict[str, Tensor] = {}
-    for layer in walk:
-        match = OutputMatch(layer)
-        for pair in walk.pairs(layer, weights, shifts):
-            match.update(pair)
-        shifts[layer.name] = match.shift()
-    return shifts
+
+    def visitor(layer: QuantizedLayer) -> OutputMatch:
+        return OutputMatch(layer, weights.get(layer.name, layer.dequantized))
+
+    return {name: each.shift for name, each in walk(visitor, weights).items()}

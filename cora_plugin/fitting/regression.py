@@ -8,10 +8,13 @@ from torch import Tensor
 from cora_plugin.adapters import Adapter, Factors
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting.bias import OutputMatch
-from cora_plugin.fitting.walk import Pair, Walk
+from cora_plugin.fitting.walk import Change, Visitor, Walk
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.statistics.metrics import weighting
-from cora_plugin.statistics.moments import block_count, sampled_columns
+from cora_plugin.statistics.moments import block_count
+
+RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)
+"""What ridges are tried, in parts of `k / rows` mean diagonals of `Cov(v, v)`."""
 
 
 class CrossMoments:
@@ -22,38 +25,32 @@ class CrossMoments:
     Args:
         layer: The layer.
         max_size: Largest k kept as one block.
-        positions: Output positions an image kept at most, 0 for all.
     """
 
-    def __init__(self, layer: QuantizedLayer, max_size: int, positions: int) -> None:
-        self._layer = layer
-        self._positions = min(positions, layer.columns)
-        self._turn = 0
+    def __init__(self, layer: QuantizedLayer, max_size: int) -> None:
         self._blocks = block_count(layer, max_size)
         groups, size = layer.operation.groups, layer.columns // self._blocks
         device, exact = layer.weight.device, torch.float64
-        shape = (groups, self._blocks, size, size)
-        self._second = torch.zeros(shape, dtype=exact, device=device)
-        self._cross = torch.zeros(shape, dtype=exact, device=device)
+        shape = (2, groups, self._blocks, size, size)
+        self._sums = torch.zeros(shape, dtype=exact, device=device)
         means = (2, groups, layer.columns)
         self._means = torch.zeros(means, dtype=exact, device=device)
         self.rows = 0
 
-    def update(self, pair: Pair) -> None:
-        """Add one run."""
-        arguments = (self._positions, self._turn)
-        layer = self._layer
-        self._turn += 1
-        for u, v in zip(
-            sampled_columns(layer, pair.float_input, pair.float_output, *arguments),
-            sampled_columns(layer, pair.input, pair.output, *arguments),
-            strict=True,
-        ):
-            self.rows += v.shape[1]
-            self._means += torch.stack([u.sum(1), v.sum(1)])
-            apart, split = self._split(u - v), self._split(v)
-            self._cross += apart @ split.mT
-            self._second += split @ split.mT
+    def update(self, u: Tensor, v: Tensor) -> None:
+        """Add inputs at the same positions, [g, p, k] in float64."""
+        self.rows += v.shape[1]
+        self._means += torch.stack([u.sum(1), v.sum(1)])
+        apart, split = self._split(u - v), self._split(v)
+        self._sums[0] += split @ split.mT
+        self._sums[1] += apart @ split.mT
+
+    def __iadd__(self, other: "CrossMoments") -> "CrossMoments":
+        """Add all that another one of this layer has seen."""
+        self.rows += other.rows
+        self._means += other._means
+        self._sums += other._sums
+        return self
 
     def _split(self, columns: Tensor) -> Tensor:
         groups, rows, _ = columns.shape
@@ -69,12 +66,12 @@ class CrossMoments:
     def covariances(self) -> tuple[Tensor, Tensor]:
         """`Cov(v, v)` and `Cov(u − v, v)`."""
         mean_u, mean_v = (
-            mean.reshape(*self._second.shape[:3], 1) for mean in self.means
+            mean.reshape(*self._sums.shape[1:4], 1) for mean in self.means
         )
-        second = self._second / self.rows - mean_v @ mean_v.mT
+        second = self._sums[0] / self.rows - mean_v @ mean_v.mT
         # The variance of an input that never changes may round to less than nothing.
         second.diagonal(dim1=-2, dim2=-1).clamp_(min=0)
-        cross = self._cross / self.rows - (mean_u - mean_v) @ mean_v.mT
+        cross = self._sums[1] / self.rows - (mean_u - mean_v) @ mean_v.mT
         return second, cross
 
 
@@ -93,8 +90,9 @@ def regress(
     factored in the metric `Cov(v, v)`, and of the sensitivities where there are any;
     the intercept is a bias correction (see `OutputMatch`).
 
-    The second term is an estimate from few rows, so it has a ridge of `k / rows` mean
-    diagonals: with as many rows as columns it is at least halved.
+    The second term is an estimate from few images, so it has a ridge of some times
+    `k / rows` mean diagonals: the multiple in `RIDGES` with which each half of the
+    images tells the other's upstream error best.
 
     Args:
         walk: The layers.
@@ -105,53 +103,114 @@ def regress(
     Returns:
         Adapters and shifts [m] by layer name, each found with those before in place.
     """
-    adapters: dict[str, Adapter] = {}
-    shifts: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for layer in walk:
-        match = OutputMatch(layer)
-        moments = CrossMoments(layer, config.max_metric, config.positions)
-        for pair in walk.pairs(layer, weights, shifts):
-            match.update(pair)
-            if ranks.get(layer.name):
-                moments.update(pair)
-        if not ranks.get(layer.name):
-            shifts[layer.name] = match.shift()
-            continue
+
+    def visitor(layer: QuantizedLayer) -> Visitor:
+        rank = ranks.get(layer.name)
+        if not rank:
+            return OutputMatch(layer, layer.dequantized)
+        curvature = sensitivities.get(layer.name)
+        return _Regression(layer, rank, curvature, config)
+
+    changes = walk(visitor)
+    adapters = {n: each.adapter for n, each in changes.items() if each.adapter}
+    return adapters, {name: each.shift for name, each in changes.items()}
+
+
+class _Regression:
+    """Finds the adapter and the shift of one layer."""
+
+    def __init__(
+        self,
+        layer: QuantizedLayer,
+        rank: int,
+        sensitivity: Tensor | None,
+        config: CoRaConfig,
+    ) -> None:
+        self._layer = layer
+        self._rank = rank
+        self._sensitivity = sensitivity
+        self._config = config
+        self._match = OutputMatch(layer, layer.dequantized)
+        self._halves = [CrossMoments(layer, config.max_metric) for _ in range(2)]
+
+    def update(self, part: int, u: Tensor, v: Tensor) -> None:
+        """Add inputs at the same positions, [g, p, k], float and quantized."""
+        self._match.update(part, u, v)
+        self._halves[part % 2].update(u, v)
+
+    def change(self, mean: Tensor, other: Tensor) -> Change:
+        """The adapter as stored, and the shift that goes with it."""
+        layer, config = self._layer, self._config
+        ridge = _best_ridge(layer, *self._halves)
+        moments, other_half = self._halves
+        moments += other_half
         second, cross = moments.covariances
-        target = layer.residual + _upstream(layer, second, cross, moments.rows)
-        metric = weighting(layer, second, sensitivities.get(layer.name), config.damping)
+        arriving = _times(layer, layer.weight.double(), cross)
+        told = _told(layer, second, arriving, moments.rows, ridge)
+        target = layer.residual + told
+        metric = weighting(layer, second, self._sensitivity, config.damping)
         factors = Factors.of(target, layer.operation, metric, layer.name)
-        adapter = factors.adapter(ranks[layer.name], config.adapter_bits, layer.name)
+        adapter = factors.adapter(self._rank, config.adapter_bits, layer.name)
         added = adapter.merged().to(layer.dequantized)
-        adapters[layer.name] = adapter
-        weights[layer.name] = layer.dequantized + added
-        _, mean = moments.means
-        effect = _effect(layer, added, mean, cross + second)
-        shifts[layer.name] = match.shift(*effect)
-    return adapters, shifts
+        effect, covariance = _effect(layer, added, moments.means[1], cross + second)
+        return Change(self._match.shift(mean, other + effect, covariance), adapter)
 
 
-def _upstream(
-    layer: QuantizedLayer, second: Tensor, cross: Tensor, rows: int
+def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -> float:
+    """The ridge with which each half of the images tells most of the other's error."""
+    if not one.rows or not other.rows:
+        return 1.0
+    weight = layer.weight.double()
+    halves = []
+    for half in (one, other):
+        second, cross = half.covariances
+        halves.append((second, _times(layer, weight, cross), half.rows))
+
+    def missed(ridge: float) -> float:
+        """E|W (u − v) − T v|² of both halves, less what no T changes."""
+        total = 0.0
+        for here, there in (halves, halves[::-1]):
+            told = _told(layer, *here, ridge)
+            second, arriving, _ = there
+            left = _times(layer, told, second) - 2 * arriving
+            total += float((left * layer.operation.matrices(told)).sum())
+        return total
+
+    return min(RIDGES, key=missed)
+
+
+def _told(
+    layer: QuantizedLayer, second: Tensor, arriving: Tensor, rows: int, ridge: float
 ) -> Tensor:
-    """`W Cov(u − v, v) (Cov(v, v) + ridge)⁻¹` in the shape of the weight."""
+    """The upstream error's regression `W C (S + ridge)⁻¹`, in the weight's shape.
+
+    Args:
+        layer: The layer.
+        second: `S = Cov(v, v)`, [g, b, k/b, k/b].
+        arriving: `W C` with `C = Cov(u − v, v)`, [g, m/g, k].
+        rows: How many rows both come from.
+        ridge: In parts of `k / rows` mean diagonals.
+    """
     mean = second.diagonal(dim1=-2, dim2=-1).mean((1, 2))  # [g]
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    ridge = layer.columns / rows * mean
     eye = torch.eye(second.shape[-1], dtype=second.dtype, device=second.device)
-    damped = second + ridge[:, None, None, None] * eye
-    # (C D⁻¹)ᵀ = D⁻¹ Cᵀ, D symmetric
-    map_back = torch.linalg.solve(damped, cross.mT).mT
-    return _times(layer, layer.weight.double(), map_back).reshape(layer.weight.shape)
+    damping = ridge * layer.columns / rows * mean
+    factor = torch.linalg.cholesky(second + damping[:, None, None, None] * eye)
+    # (X D⁻¹)ᵀ = D⁻¹ Xᵀ, D symmetric
+    solved = torch.cholesky_solve(_blocked(arriving, second).mT, factor).mT
+    return solved.transpose(1, 2).reshape(layer.weight.shape)
 
 
 def _times(layer: QuantizedLayer, weight: Tensor, blocks: Tensor) -> Tensor:
     """A weight times a block diagonal matrix [g, b, k/b, k/b]; [g, m/g, k]."""
     rows = layer.operation.matrices(weight)  # [g, m/g, k]
+    return (_blocked(rows, blocks) @ blocks).transpose(1, 2).reshape(rows.shape)
+
+
+def _blocked(rows: Tensor, blocks: Tensor) -> Tensor:
+    """Rows [g, m/g, k] in the columns of the blocks, [g, b, m/g, k/b]."""
     groups, count, size, _ = blocks.shape
-    split = rows.reshape(groups, -1, count, size).transpose(1, 2)  # [g, b, m/g, k/b]
-    return (split @ blocks).transpose(1, 2).reshape(rows.shape)
+    return rows.reshape(groups, -1, count, size).transpose(1, 2)
 
 
 def _effect(

@@ -1,85 +1,209 @@
-"""Visits layers in execution order, with what they see in both networks."""
+"""One pass through the quantized network that corrects each layer as it runs."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cora_plugin.adapters import Adapter
 from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.statistics.moments import sampled_columns
+
+PARTS = 8
+"""Parts of the images that keep different output positions."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One run of a layer on the same images: in the float and the quantized network.
+class Change:
+    """What a layer's output is changed by: a shift [m] and perhaps an adapter."""
 
-    Inputs [N, n, *size] or [N, …, n], outputs [N, m, *size'] or [N, …, m].
-    """
+    shift: Tensor
+    adapter: Adapter | None = None
 
-    float_input: Tensor
-    float_output: Tensor
-    input: Tensor
-    output: Tensor
+    def apply(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+        """Change the layer's output for its input `x`, in place and part by part."""
+        ones = [1] * layer.operation.dimensions
+        output += self.shift.to(output).view(-1, *ones)
+        if self.adapter is not None:
+            weight = self.adapter.merged().to(x)
+            for some, answer in zip(_parts(x), _parts(output), strict=True):
+                answer += layer.operation(some, weight)
 
 
-class _Reached(Exception):  # noqa: N818, it is no error
-    """The layer has run: what follows it is not needed."""
+class Visitor(Protocol):
+    """Looks at one layer in both networks and says how to change it."""
+
+    def update(self, part: int, u: Tensor, v: Tensor) -> None:
+        """Take unfolded inputs of one part of the images, below `PARTS`.
+
+        Columns [g, p, k] in float64 at the same positions, float and quantized.
+        """
+
+    def change(self, mean: Tensor, other: Tensor) -> Change:
+        """Answer, given the mean outputs [m] of the float and the quantized layer."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a layer: sampled columns [g, p, k] by part, and its output's sum."""
+
+    columns: Sequence[tuple[int, Tensor]]
+    sum: Tensor
+    rows: int
+
+
+class _AgainError(Exception):
+    """A layer that runs more than once is known now: its first run comes too late."""
 
 
 class Walk:
-    """Goes through the layers as the network does.
+    """Goes through the quantized network beside the float one.
+
+    The float network runs once, and of every layer's input the columns that statistics
+    need are kept. Then the quantized network runs once: each layer is changed while it
+    runs, knowing what those before it, changed themselves, hand on. A layer that runs
+    more than once is known after its last run, and the network begins anew.
 
     Args:
         host: The prepared host.
         layers: The layers to visit.
-        batches: Images [N, …] that are run for each of them.
+        images: Images [N, …] that both networks run at once.
+        positions: Output positions an image kept at most, 0 for all.
     """
 
     def __init__(
-        self, host: Host, layers: Sequence[QuantizedLayer], batches: Sequence[Tensor]
+        self,
+        host: Host,
+        layers: Sequence[QuantizedLayer],
+        images: Tensor,
+        positions: int,
     ) -> None:
         self._host = host
-        self._batches = batches
-        self._calls: Counter[str] = Counter()
-        wanted = {layer.name: layer for layer in layers}
-        with torch.no_grad(), host.observe(lambda n, *_: self._calls.update([n])):
-            host.run(batches[0][:1])
-        self._layers = [wanted[name] for name in self._calls if name in wanted]
+        self._images = images
+        self._positions = positions
+        self._layers = {layer.name: layer for layer in layers}
+        self._originals: dict[str, list[_Run]] = {}
+        with torch.no_grad(), host.float_model(), host.observe(self._keep):
+            host.run(images)
 
-    def __iter__(self) -> Iterator[QuantizedLayer]:
-        """The layers in execution order, with progress."""
-        yield from tqdm(self._layers, desc="layer by layer", unit="layer", disable=None)
+    def _keep(self, name: str, x: Tensor, output: Tensor) -> None:
+        if name in self._layers:
+            columns = [(i, u.to(x.dtype)) for i, u in self._columns(name, x, output)]
+            run = _Run(columns, *_summed(self._layers[name], output))
+            self._originals.setdefault(name, []).append(run)
+
+    def _columns(
+        self, name: str, x: Tensor, output: Tensor
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Columns [g, p, k] of a layer's input, the same positions in both networks."""
+        layer = self._layers[name]
+        kept = min(self._positions, layer.columns)
+        for index, part in enumerate(_parts(x)):
+            for columns in sampled_columns(layer, part, output, kept, index):
+                yield index, columns
 
     @torch.no_grad()
-    def pairs(
+    def __call__(
         self,
-        layer: QuantizedLayer,
-        weights: Mapping[str, Tensor],
-        shifts: Mapping[str, Tensor],
-    ) -> Iterator[Pair]:
-        """What a layer sees and answers, with other weights and shifts before it."""
-        host = self._host
-        for batch in self._batches:
-            with host.float_model():
-                originals = self._run(layer.name, batch)
-            with host.weights(weights, shifts):
-                found = self._run(layer.name, batch)
-            for original, other in zip(originals, found, strict=True):
-                yield Pair(*original, *other)
+        visitor: Callable[[QuantizedLayer], Visitor],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Change]:
+        """Visit every layer that runs.
 
-    def _run(self, name: str, batch: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Run the network until a layer has run as often as it does."""
-        seen: list[tuple[Tensor, Tensor]] = []
+        Args:
+            visitor: Makes the visitor of a layer.
+            weights: Weights in the place of `QuantizedLayer.dequantized`, by name.
 
-        def watch(reached: str, x: Tensor, output: Tensor) -> None:
-            if reached == name:
-                seen.append((x, output))
-                if len(seen) == self._calls[name]:
-                    raise _Reached
+        Returns:
+            The changes by layer name, in the order in which they were found.
+        """
+        host, changes = self._host, dict[str, Change]()
+        main = {name: each.dequantized for name, each in self._layers.items()}
+        with tqdm(
+            total=len(self._originals),
+            desc="layer by layer",
+            unit="layer",
+            disable=None,
+        ) as bar:
+            known = -1
+            while known < len(changes) < len(self._originals):
+                known = len(changes)
+                walk = _Pass(self, visitor, changes, bar)
+                with (
+                    suppress(_AgainError),
+                    host.weights(main | dict(weights or {})),
+                    host.observe(walk),
+                ):
+                    host.run(self._images)
+        return changes
 
-        with suppress(_Reached), self._host.observe(watch):
-            self._host.run(batch)
-        return seen
+
+class _Pass:
+    """Observes one run of the quantized network, and changes it."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        visitor: Callable[[QuantizedLayer], Visitor],
+        changes: dict[str, Change],
+        bar: "tqdm[None]",
+    ) -> None:
+        self._walk = walk
+        self._visitor = visitor
+        self._changes = changes
+        self._bar = bar
+        self._open: dict[str, tuple[Visitor, list[_Run]]] = {}
+
+    def __call__(self, name: str, x: Tensor, output: Tensor) -> None:
+        """Change what a layer answers, if it is known how or can be told now."""
+        layer = self._walk._layers.get(name)
+        if layer is None:
+            return
+        # What follows a layer is not told before it is.
+        if name not in self._changes and not set(self._open) - {name}:
+            self._look(layer, x, output)
+        if name in self._changes:
+            self._changes[name].apply(layer, x, output)
+
+    def _look(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
+        walk, name = self._walk, layer.name
+        if name not in self._open:
+            self._open[name] = self._visitor(layer), []
+        visitor, runs = self._open[name]
+        originals = walk._originals[name]
+        columns = walk._columns(name, x, output)
+        for (_, u), (part, v) in zip(
+            originals[len(runs)].columns, columns, strict=True
+        ):
+            visitor.update(part, u.to(v), v)
+        runs.append(_Run((), *_summed(layer, output)))
+        if len(runs) < len(originals):
+            return
+        del self._open[name]
+        self._changes[name] = visitor.change(_mean(originals), _mean(runs))
+        self._bar.update()
+        if len(runs) > 1:
+            raise _AgainError
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    return x.tensor_split(min(PARTS, len(x)))
+
+
+def _summed(layer: QuantizedLayer, output: Tensor) -> tuple[Tensor, int]:
+    """An output's sum [m] over images and positions, in float64, and their number."""
+    count = output.numel() // len(layer.weight)
+    if layer.operation.dimensions:
+        # Summed in float32 over the positions of an image: a copy in float64 is slow.
+        over = tuple(range(2, output.ndim))
+        return output.sum(over, dtype=torch.float32).double().sum(0), count
+    return output.double().flatten(0, -2).sum(0), count
+
+
+def _mean(runs: Sequence[_Run]) -> Tensor:
+    total = torch.stack([run.sum for run in runs]).sum(0)
+    return total / sum(run.rows for run in runs)

@@ -111,6 +111,7 @@ class Results:
         exports = [
             {**asdict(export), "bytes": _size(folder / export.path)}
             for export in self.recipe.exports
+            if (folder / export.path).exists()
         ]
         whole = {
             "recipe": self.recipe.to_dict(),

@@ -112,7 +112,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             outputs, _ = _outputs(tool.logits, base, test, "with adapters")
             results.add("+ adapters", outputs, more, report)
             model = base
-        _export(recipe, model, batches.dataset[:1][0], folder, console)
+        _export(results, model, batches.dataset[:1][0], folder, console)
         results.write(folder)
     console.print(results.table())
     for line in results.lines():
@@ -121,16 +121,23 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
 
 
 def _export(
-    recipe: Recipe,
+    results: Results,
     model: nn.Module,
     example: Tensor,
     folder: Path,
     console: Console,
 ) -> None:
+    recipe, report = results.recipe, results.report
     writers = formats(recipe.toolkit)
     for index, export in enumerate(recipe.exports):
-        if export.format == "adapters" and recipe.cora is None:
-            continue  # So that cora=false is all that a baseline takes.
+        if export.format == "adapters" and not (report and report.adapter_parameters):
+            # Without a report cora=false is all that a baseline takes.
+            if report:
+                results.notes.append(
+                    f"no {export.path}: no adapter made the network better on the "
+                    "held-out images, so none is in it"
+                )
+            continue
         path = folder / export.path
         path.parent.mkdir(parents=True, exist_ok=True)
         write = partial(writers[export.format], **export.options)

@@ -11,7 +11,6 @@ from cora_plugin.adapters.factor import Weighting
 from cora_plugin.adapters.operation import patches
 from cora_plugin.fitting import Walk, cascaded_shifts, own_shifts
 from cora_plugin.fitting.bias import OutputMatch
-from cora_plugin.fitting.walk import Pair
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -33,27 +32,30 @@ def test_the_own_correction_restores_the_mean_of_a_layer(index):
     torch.testing.assert_close(layer.operation(x, weight).mean(over) + shift, wanted)
 
 
-def match(layer, y, other):
-    found = OutputMatch(layer)
-    for part, answer in zip(y.split(4), other.split(4), strict=True):
-        found.update(Pair(part, part, part, answer))
-    return found.shift()
+def match(layer, u, v, gain=1.0, plus=0.0):
+    """The shift of a layer whose weights are float ones times a gain."""
+    found = OutputMatch(layer, gain * layer.weight)
+    weight = layer.operation.matrices(layer.weight.double()).mT
+    for x, other in zip(u.split(40, 1), v.split(40, 1), strict=True):
+        found.update(0, x, other)
+    mean, answer = ((x @ weight).mean(1).flatten() for x in (u, v))
+    return found.shift(mean, gain * answer + plus), mean
 
 
 def test_a_shift_is_taken_back_and_a_gain_is_left_alone():
     layer = PlainHost(net()).layers[2]
-    y = torch.randn(8, 32, 5, 5) + torch.randn(32, 1, 1)
+    groups, columns = layer.operation.groups, layer.columns
+    u = torch.randn(groups, 200, columns).double() + torch.randn(columns)
     shifted = torch.randn(32)
-    torch.testing.assert_close(
-        match(layer, y, y + shifted.view(-1, 1, 1)), -shifted, atol=1e-5, rtol=1e-4
-    )
-    quieter = match(layer, y, 0.4 * y)
+    shift, _ = match(layer, u, u, plus=shifted)
+    torch.testing.assert_close(shift, -shifted, atol=1e-5, rtol=1e-4)
+    quieter, _ = match(layer, u, u, gain=0.4)
     torch.testing.assert_close(quieter, torch.zeros(32), atol=1e-5, rtol=0)
     # A signal that is gone has no mean either; one that is louder is brought down.
-    noise = torch.randn(8, 32, 5, 5)
-    assert match(layer, y, noise).abs().max() < 0.5
-    louder = match(layer, y, 2 * y)
-    torch.testing.assert_close(louder, -y.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    gone, _ = match(layer, u, torch.randn(groups, 200, columns).double())
+    assert gone.abs().max() < 0.5
+    louder, mean = match(layer, u, u, gain=2.0)
+    torch.testing.assert_close(louder.double(), -mean, atol=1e-5, rtol=1e-4)
 
 
 def test_a_network_that_is_merely_quieter_stays_as_it_is():
@@ -65,7 +67,7 @@ def test_a_network_that_is_merely_quieter_stays_as_it_is():
         if hasattr(layer, "bias"):
             layer.bias.data.zero_()
     quiet = {layer.name: 0.7 * layer.weight for layer in host.layers}
-    shifts = cascaded_shifts(Walk(host, host.layers, data), quiet)
+    shifts = cascaded_shifts(Walk(host, host.layers, torch.cat(data), 0), quiet)
     assert len(shifts) == 5
     with torch.no_grad():
         plain = host.float_net(data[0])

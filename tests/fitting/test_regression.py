@@ -1,5 +1,7 @@
 """The regression is the least-squares solution of the whole output error."""
 
+import itertools
+
 import pytest
 import torch
 from plain_host import PlainHost
@@ -10,7 +12,6 @@ from cora_plugin import CoRa, CoRaConfig
 from cora_plugin.adapters.factor import metric_root
 from cora_plugin.fitting import Walk, regress
 from cora_plugin.fitting.regression import CrossMoments
-from cora_plugin.fitting.walk import Pair
 
 CONFIG = CoRaConfig(metric="rrr", adapter_bits=32, positions=0, damping=0)
 
@@ -24,17 +25,15 @@ def two_layers():
 def test_moments_are_those_of_both_networks(blocks):
     layer = PlainHost(nn.Conv2d(6, 8, 3, padding=1, groups=2)).layers[0]
     u, v = torch.randn(2, 9, 6, 7, 7).double()
-    y = torch.zeros(9, 8, 7, 7)
-    moments = CrossMoments(layer, 27 // blocks, 0)
-    for start in (0, 4, 8):
-        part = slice(start, start + 4)
-        moments.update(Pair(u[part], y[part], v[part], y[part]))
 
     def columns(x):
         unfolded = nn.functional.unfold(x, 3, padding=1)  # [N, 54, 49]
         return unfolded.transpose(1, 2).reshape(-1, 2, 27).transpose(0, 1)
 
     cu, cv = columns(u), columns(v)
+    moments = CrossMoments(layer, 27 // blocks)
+    for parts in zip(cu.split(200, 1), cv.split(200, 1), strict=True):
+        moments.update(*parts)
     mean_u, mean_v = moments.means
     torch.testing.assert_close(mean_u, cu.mean(1))
     torch.testing.assert_close(mean_v, cv.mean(1))
@@ -51,7 +50,7 @@ def test_moments_are_those_of_both_networks(blocks):
 def test_full_rank_is_the_ridge_regression_of_the_whole_error():
     host, data = PlainHost(two_layers(), bits=3), torch.randn(4000, 8)
     name, ranks = "2", {"2": 6}
-    adapters, shifts = regress(Walk(host, host.layers, [data]), ranks, {}, CONFIG)
+    adapters, shifts = regress(Walk(host, host.layers, data, 0), ranks, {}, CONFIG)
     assert set(adapters) == {name}
     layer = host.layers[1]
     with torch.no_grad():
@@ -90,36 +89,57 @@ def host_mean(host, data, shifts):
 
 def test_without_an_upstream_error_it_is_the_residual():
     host, data = PlainHost(nn.Sequential(nn.Linear(8, 7)), bits=3), torch.randn(99, 8)
-    adapters, shifts = regress(Walk(host, host.layers, [data]), {"0": 7}, {}, CONFIG)
+    adapters, shifts = regress(Walk(host, host.layers, data, 0), {"0": 7}, {}, CONFIG)
     left = adapters["0"].merged() - host.layers[0].residual.float()
     assert left.abs().max() < 1e-6
     assert shifts["0"].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("search", ["uniform", "spectral"])
-def test_it_brings_a_network_nearer(search):
-    host, test = PlainHost(net()), batches(1, seed=9)[0]
-    before = distance(host, test)
-    config = {"budget": 0.2, "search": search, "metric": "rrr"}
-    report = CoRa(config).apply(host, batches())
-    assert report.steps[0].kept
+def test_it_helps_where_activations_are_coarse(search):
+    torch.manual_seed(0)
+    sizes = (8, 32, 32, 6)
+    layers = [nn.Linear(n, m) for n, m in itertools.pairwise(sizes)]
+    for layer in layers:
+        layer.weight.data *= 3
+    wide = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+    data, test = torch.randn(40, 16, 8), torch.randn(500, 8)
+
+    def applied(metric):
+        host = PlainHost(wide, act_step=0.8)
+        report = CoRa({"budget": 0.3, "search": search, "metric": metric}).apply(
+            host, data
+        )
+        return host, report
+
+    host, report = applied("rrr")
+    assert [step.name for step in report.steps] == ["adapters", "regression"]
+    assert all(step.kept for step in report.steps)
     assert host.shifts
-    assert distance(host, test) < before
-    again = PlainHost(net())
-    CoRa(config).apply(again, batches())
+    assert distance(host, test) < distance(applied("qera-exact")[0], test)
+    again, _ = applied("rrr")
     assert distance(host, test) == distance(again, test)
+
+
+def test_it_is_taken_back_where_the_closed_form_is_better():
+    # Ranks that restore every weight, and activations without an error.
+    host = PlainHost(net())
+    report = CoRa({"budget": 0.6, "search": "uniform"}).apply(host, batches())
+    adapters, regression, *_ = report.steps
+    assert regression.name == "regression" and not regression.kept
+    assert adapters.kept and report.after.kl <= adapters.after.kl
 
 
 def test_inputs_that_never_change_have_no_variance():
     values = torch.linspace(0.1, 7.3, 300, dtype=torch.float64)
     layer = PlainHost(nn.Linear(300, 2)).layers[0]
-    moments = CrossMoments(layer, 300, 0)
+    moments = CrossMoments(layer, 300)
     for rows in (1, 3, 5):
-        v, y = values.expand(rows, 300), torch.zeros(rows, 2)
-        moments.update(Pair(v, y, v, y))
+        v = values.expand(1, rows, 300)
+        moments.update(v, v)
     second, _ = moments.covariances
     # Rounding leaves some variances below zero: no metric has that.
-    power = moments._second[0, 0].diagonal() / moments.rows
+    power = moments._sums[0, 0, 0].diagonal() / moments.rows
     assert (power < moments.means[1][0].square()).any()
     variances = second.diagonal(dim1=-2, dim2=-1)
     assert (variances >= 0).all() and variances.max() < 1e-12

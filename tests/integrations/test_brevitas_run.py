@@ -13,9 +13,11 @@ import yaml
 from small_recipe import images, net, photos, written
 
 from cora_plugin.cli import main
+from cora_plugin.guard import Guard
 from cora_plugin.integrations.brevitas import PTQ, load_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 from cora_plugin.recipe.toolkits import formats
+from cora_plugin.report import Step
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
@@ -195,6 +197,25 @@ def test_a_failure_leaves_what_was_there_before(tmp_path, capsys):
     assert (out / "report.json").read_text() == "old"
 
 
+def test_adapters_that_were_taken_back_leave_the_rest_of_a_run(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(guard, name, correction, ties=False):
+        guard.steps.append(Step(name, guard.before, guard.before, False))
+        return False
+
+    monkeypatch.setattr(Guard, "step", refuse)
+    exports = ["adapters", "onnx_qcdq"]
+    path = written(tmp_path / "recipe.yaml", exports=exports, test={"images": 20})
+    assert run(path) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no adapters.safetensors: no adapter made the network better" in said
+    report = result(tmp_path / "out")
+    assert [export["path"] for export in report["exports"]] == ["onnx_qcdq.onnx"]
+    assert (tmp_path / "out" / "onnx_qcdq.onnx").exists()
+    assert not (tmp_path / "out" / "adapters.safetensors").exists()
+
+
 LITE0 = [
     "data.images=16",
     "data.args={count: 16, size: 64}",
@@ -242,6 +263,7 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
         for split in ("train", "val"):
             photos(tmp_path / split, 12, classes=2, side=80)
         monkeypatch.setenv("IMAGENET", str(tmp_path))
+        torch.manual_seed(0)  # Its network has no trained weights.
     output = f"output={tmp_path / 'out'}"
     assert run(RECIPES / name, *SHORT[name], output) == 0
     report = result(tmp_path / "out")
