@@ -98,15 +98,16 @@ def test_without_an_upstream_error_it_is_the_residual():
 @pytest.mark.parametrize("search", ["uniform", "spectral"])
 def test_it_helps_where_activations_are_coarse(search):
     torch.manual_seed(0)
-    sizes = (8, 32, 32, 6)
+    sizes = (8, 32, 32, 32, 32, 6)
     layers = [nn.Linear(n, m) for n, m in itertools.pairwise(sizes)]
     for layer in layers:
-        layer.weight.data *= 3
-    wide = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+        layer.weight.data *= 2
+    pairs = [part for layer in layers for part in (layer, nn.ReLU())]
+    deep = nn.Sequential(*pairs[:-1])
     data, test = torch.randn(40, 16, 8), torch.randn(500, 8)
 
     def applied(metric):
-        host = PlainHost(wide, act_step=0.8)
+        host = PlainHost(deep, act_step=3.0)
         report = CoRa({"budget": 0.3, "search": search, "metric": metric}).apply(
             host, data
         )
@@ -114,9 +115,9 @@ def test_it_helps_where_activations_are_coarse(search):
 
     host, report = applied("rrr")
     assert [step.name for step in report.steps] == ["adapters", "regression"]
-    assert all(step.kept for step in report.steps)
+    assert report.steps[1].kept
     assert host.shifts
-    assert distance(host, test) < distance(applied("qera-exact")[0], test)
+    assert distance(host, test) < 0.7 * distance(applied("qera-exact")[0], test)
     again, _ = applied("rrr")
     assert distance(host, test) == distance(again, test)
 

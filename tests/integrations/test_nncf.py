@@ -158,10 +158,9 @@ class TestFlag:
         assert kl(reference, run(model, unseen)) < 0.5 * kl(
             reference, run(plain, unseen)
         )
-        assert [step.name for step in model.cora_report.steps] == [
-            "adapters",
-            "bias correction",
-        ]
+        steps = {step.name: step.kept for step in model.cora_report.steps}
+        assert list(steps)[:2] == ["adapters", "regression"]
+        assert ("bias correction" in steps) != steps["regression"]
         assert model.cora_report.images + model.cora_report.held_out == 64
         assert not hasattr(float_net, "__nncf_hooks")
 
@@ -219,7 +218,8 @@ class TestFlag:
                 dataset,
                 advanced_parameters=typed(CONFIG, disable_bias_correction=True),
             )
-        assert [step.name for step in model.cora_report.steps] == ["adapters"]
+        steps = [step.name for step in model.cora_report.steps]
+        assert steps == ["adapters", "regression"]
 
     def test_smooth_quant_keeps_working(self, float_net, dataset, unseen):
         with register(), allow_bits(4):
@@ -274,7 +274,10 @@ class TestFlag:
 
 
 class TestApply:
-    def test_reference_gives_back_corrected_biases(self, float_net, dataset, unseen):
+    @pytest.mark.parametrize("metric", ["qera-exact", "rrr"])
+    def test_reference_gives_back_corrected_biases(
+        self, metric, float_net, dataset, unseen
+    ):
         with allow_bits(4):
             model = nncf.quantize(
                 float_net,
@@ -290,9 +293,18 @@ class TestApply:
         with torch.no_grad(), host.prepared(), host.float_model():
             assert torch.equal(host.run(unseen), float_net(unseen))
         before = kl(run(float_net, unseen), run(model, unseen))
-        report = apply_cora(model, dataset, CONFIG, reference=float_net)
-        names = [step.name for step in report.steps]
-        assert names == ["adapters", "float biases", "bias correction"]
+        corrected = model.head.bias.clone()
+        config = {**CONFIG, "metric": metric}
+        report = apply_cora(model, dataset, config, reference=float_net)
+        steps = {step.name: step.kept for step in report.steps}
+        if metric == "qera-exact":
+            assert list(steps) == ["adapters", "float biases", "bias correction"]
+        else:  # It was found with float biases, and brings them with it.
+            assert list(steps)[:2] == ["adapters", "regression"]
+            assert ("float biases" in steps) != steps["regression"]
+        given_back = steps.get("float biases") or steps.get("regression")
+        bias = float_net.head.bias if given_back else corrected
+        assert torch.equal(model.head.bias, bias)
         assert kl(run(float_net, unseen), run(model, unseen)) < before
         assert report.after == [s.after for s in report.steps if s.kept][-1]
 
@@ -311,7 +323,7 @@ class TestApply:
             "own_shifts",
             lambda *a: {name: 9 + value for name, value in right(*a).items()},
         )
-        report = apply_cora(model, dataset, CONFIG)
+        report = apply_cora(model, dataset, {**CONFIG, "metric": "qera-exact"})
         assert report.steps[1].name == "bias correction"
         assert not report.steps[1].kept
         assert report.after == report.steps[0].after
@@ -322,7 +334,7 @@ class TestApply:
     ):
         monkeypatch.setattr(algorithm, "own_shifts", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            apply_cora(model, dataset, CONFIG)
+            apply_cora(model, dataset, {**CONFIG, "metric": "qera-exact"})
         assert list(model.state_dict()) == list(quantized.state_dict())
         assert torch.equal(run(model, unseen), run(quantized, unseen))
 
