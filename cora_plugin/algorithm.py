@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,19 +13,12 @@ from cora_plugin.adapters.factor import weighted_error
 from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.budget import adapter_cost, stored_bits
 from cora_plugin.config import CoRaConfig
-from cora_plugin.fitting import (
-    Distillation,
-    Walk,
-    alternate,
-    cascaded_shifts,
-    own_shifts,
-    regress,
-)
 from cora_plugin.guard import Guard
-from cora_plugin.layer import Correction, Host, QuantizedLayer
-from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
+from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.plan import Planner, pinned_ranks
 from cora_plugin.report import LayerReport, Report, Stopwatch
 from cora_plugin.statistics import Collector, LayerStatistics
+from cora_plugin.steps import Steps
 
 
 def ordinary_tensors() -> AbstractContextManager[Any]:
@@ -108,8 +100,9 @@ class Run:
         )
         with watch("search"):
             plan = planner.plan(guard)
+        steps = Steps(config, self._host, self._collector, planner, guard, watch)
         try:
-            iterations, shown = self._correct(plan, planner, statistics, guard)
+            steps(plan.ranks)
         except BaseException:
             self._host.remove()
             raise
@@ -141,80 +134,11 @@ class Run:
             held_out=guard.images,
             search_iterations=planner.network.iterations,
             search_images=len(planner.network.shown),
-            fit_iterations=iterations,
-            fit_images=shown,
+            fit_iterations=steps.fit_iterations,
+            fit_images=steps.fit_images,
             sweep=tuple(planner.sweep),
             seconds=watch.seconds,
         )
-
-    def _correct(
-        self,
-        plan: Plan,
-        planner: Planner,
-        statistics: Mapping[str, LayerStatistics],
-        guard: Guard,
-    ) -> tuple[int, int]:
-        """Put the adapters in, and refine them; iterations and images that took."""
-        config, watch, host = self.config, self._watch, self._host
-        with watch("factors"):
-            correction = Correction(planner.adapters(plan.ranks))
-        with watch("insert"):
-            kept = guard.step("adapters", correction, ties=True)
-        layers: Sequence[QuantizedLayer] = self._targets
-        if kept and config.alternations:
-            with watch("alternation"), guard.aside():
-                metrics = {e.name: planner.metric(e) for e in layers}
-                adapters, weights, changed = alternate(
-                    host, layers, guard.kept.adapters, metrics, config.alternations
-                )
-                correction = replace(guard.kept, adapters=adapters, weights=weights)
-            if guard.step("alternation", correction):
-                layers = changed
-                planner.layers = {e.name: e for e in changed}
-        if config.metric == "rrr" and any(plan.ranks.values()):
-            with watch("regression"):
-                curvatures = {n: e.sensitivity for n, e in statistics.items()}
-                with guard.aside():
-                    walk = self._walk(layers)
-                    adapters, shifts = regress(walk, plan.ranks, curvatures, config)
-                correction = replace(
-                    guard.kept,
-                    adapters=adapters,
-                    shifts=shifts,
-                    float_biases=host.biases_changed,
-                )
-                kept |= guard.step("regression", correction)
-        if not kept:
-            return 0, 0
-        if host.biases_changed and not guard.kept.float_biases:
-            guard.step("float biases", replace(guard.kept, float_biases=True))
-        # A regression that stands has an intercept of its own.
-        if config.bias_correction != "off" and not guard.kept.shifts:
-            with watch("bias correction"):
-                if config.bias_correction == "own":
-                    means = self._collector.means()
-                    shifts = own_shifts(layers, guard.kept.adapters, means)
-                else:
-                    merged = merged_weights(layers, guard.kept.adapters)
-                    with guard.aside():
-                        shifts = cascaded_shifts(self._walk(layers), merged)
-            guard.step("bias correction", replace(guard.kept, shifts=shifts))
-        if not config.fit.iterations:
-            return 0, 0
-        with watch("refinement"), guard.aside():
-            sampled = self._collector.split.sampled[: config.fit.images]
-            fit = Distillation(
-                config.fit, config.seed, host, layers, sampled, guard.trial
-            )
-            fitted = fit(guard.kept)
-        guard.step("refinement", fitted.correction)
-        return fitted.iterations, fitted.images
-
-    def _walk(self, layers: Sequence[QuantizedLayer]) -> Walk:
-        images = torch.stack(
-            self._collector.split.sampled[: self.config.sequential_images]
-        )
-        return Walk(self._host, layers, images, self.config.positions)
 
     def _row(
         self,

@@ -121,6 +121,11 @@ class Planner:
         """The metric that a layer's factors are optimal in."""
         return self._statistics[layer.name].metric(layer, self._config)
 
+    @property
+    def sensitivities(self) -> Mapping[str, Tensor | None]:
+        """Curvatures of the loss at the outputs, where they were collected."""
+        return {name: each.sensitivity for name, each in self._statistics.items()}
+
     def adapters(self, ranks: Mapping[str, int]) -> dict[str, Adapter]:
         """The adapters of some ranks, by layer; none where the rank is 0."""
         bits = self._config.adapter_bits

@@ -172,9 +172,7 @@ class Report:
             )
         floor = f"quantized activations alone: KL {self.activations.kl:.4g}"
         if self.config["metric"] != "rrr" and self.activations.kl > self.after.kl / 2:
-            floor += (
-                ", most of what is left; metric=rrr answers for them, too (minutes)"
-            )
+            floor += ", most of what is left; metric=rrr answers for them, too"
         lines.append(floor)
         budget = self.config["budget"]
         lines += [

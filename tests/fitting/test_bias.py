@@ -81,7 +81,8 @@ def test_a_network_that_is_merely_quieter_stays_as_it_is():
 def test_it_is_a_step_of_its_own_that_helps_or_is_taken_back(kind):
     test = batches(1, seed=9)[0]
     host = PlainHost(net(), bits=2)
-    config = {"budget": 0.02, "search": "uniform", "bias_correction": kind}
+    plain = {"budget": 0.02, "search": "uniform", "metric": "qera-exact"}
+    config = {**plain, "bias_correction": kind}
     report = CoRa(config).apply(host, batches())
     adapters, correction = report.steps
     assert correction.name == "bias correction"

@@ -22,7 +22,7 @@ from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
 from torch import nn
 
-from cora_plugin import CoRa, CoRaConfig, CoRaError, algorithm
+from cora_plugin import CoRa, CoRaConfig, CoRaError, steps
 from cora_plugin.adapters import Adapter, Kind, QuantizedTensor
 from cora_plugin.integrations.nncf import (
     CoRaAlgorithm,
@@ -158,9 +158,9 @@ class TestFlag:
         assert kl(reference, run(model, unseen)) < 0.5 * kl(
             reference, run(plain, unseen)
         )
-        steps = {step.name: step.kept for step in model.cora_report.steps}
-        assert list(steps)[:2] == ["adapters", "regression"]
-        assert ("bias correction" in steps) != steps["regression"]
+        kept = {step.name: step.kept for step in model.cora_report.steps}
+        assert list(kept)[:2] == ["adapters", "regression"]
+        assert ("bias correction" in kept) != kept["regression"]
         assert model.cora_report.images + model.cora_report.held_out == 64
         assert not hasattr(float_net, "__nncf_hooks")
 
@@ -218,8 +218,8 @@ class TestFlag:
                 dataset,
                 advanced_parameters=typed(CONFIG, disable_bias_correction=True),
             )
-        steps = [step.name for step in model.cora_report.steps]
-        assert steps == ["adapters", "regression"]
+        names = [step.name for step in model.cora_report.steps]
+        assert names == ["adapters", "regression"]
 
     def test_smooth_quant_keeps_working(self, float_net, dataset, unseen):
         with register(), allow_bits(4):
@@ -296,13 +296,13 @@ class TestApply:
         corrected = model.head.bias.clone()
         config = {**CONFIG, "metric": metric}
         report = apply_cora(model, dataset, config, reference=float_net)
-        steps = {step.name: step.kept for step in report.steps}
+        kept = {step.name: step.kept for step in report.steps}
         if metric == "qera-exact":
-            assert list(steps) == ["adapters", "float biases", "bias correction"]
+            assert list(kept) == ["adapters", "float biases", "bias correction"]
         else:  # It was found with float biases, and brings them with it.
-            assert list(steps)[:2] == ["adapters", "regression"]
-            assert ("float biases" in steps) != steps["regression"]
-        given_back = steps.get("float biases") or steps.get("regression")
+            assert list(kept)[:2] == ["adapters", "regression"]
+            assert ("float biases" in kept) != kept["regression"]
+        given_back = kept.get("float biases") or kept.get("regression")
         bias = float_net.head.bias if given_back else corrected
         assert torch.equal(model.head.bias, bias)
         assert kl(run(float_net, unseen), run(model, unseen)) < before
@@ -317,9 +317,9 @@ class TestApply:
             _ = NNCFHost(model, unseen, {}).layers
 
     def test_a_correction_that_harms_is_taken_back(self, model, dataset, monkeypatch):
-        right = algorithm.own_shifts
+        right = steps.own_shifts
         monkeypatch.setattr(
-            algorithm,
+            steps,
             "own_shifts",
             lambda *a: {name: 9 + value for name, value in right(*a).items()},
         )
@@ -332,7 +332,7 @@ class TestApply:
     def test_failing_correction_leaves_the_model(
         self, model, quantized, dataset, unseen, monkeypatch
     ):
-        monkeypatch.setattr(algorithm, "own_shifts", lambda *a: 1 / 0)
+        monkeypatch.setattr(steps, "own_shifts", lambda *a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             apply_cora(model, dataset, {**CONFIG, "metric": "qera-exact"})
         assert list(model.state_dict()) == list(quantized.state_dict())
