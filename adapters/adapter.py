@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import CoRaError
@@ -35,6 +36,9 @@ class Adapter:
     * low-rank: `a` [g·r, n/g, *kernel] and `b` [m, r, 1…] (linear: [r, n] and [m, r]);
     * shared-basis: `a` [r, k] and `b` [m, r];
     * full: `a` [m, n/g, *kernel].
+
+    `a` has a scale a channel. `b` has one in all: it is stored as the levels of its
+    columns, whose scales stand in those of `a`, a rank each.
 
     `fingerprint` tells the quantized weight that it was made for, once it stands beside
     a layer.
@@ -188,9 +192,20 @@ class Factors:
             stored = quantize(self.residual, bits)
             return Adapter(kind, rank, stored, None, shape, groups)
         shapes = factor_shapes(kind, rank, shape, groups)
-        a = quantize(self.a[:, :rank].reshape(shapes["a"]), bits)
-        b = quantize(self.b[..., :rank].reshape(shapes["b"]), bits)
-        return Adapter(kind, rank, a, b, shape, groups)
+        a, b = self.a[:, :rank], self.b[..., :rank]  # [g, r, k] and [g, m/g, r]
+        # A rank's share may be scaled in either factor: b's scale moves into a's, for a
+        # scale a row of b would cost as much as several ranks do.
+        largest = b.abs().amax(1, keepdim=True)  # [g, 1, r]
+        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+        a, b = a * largest.mT, b / largest
+        return Adapter(
+            kind,
+            rank,
+            quantize(a.reshape(shapes["a"]), bits),
+            quantize(b.reshape(shapes["b"]), bits, channels=False),
+            shape,
+            groups,
+        )
 
 
 def make_adapter(

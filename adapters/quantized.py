@@ -1,4 +1,4 @@
-"""Symmetric per-channel quantization of what an adapter stores."""
+"""Symmetric quantization of what an adapter stores."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,8 @@ FLOAT_BITS = 32
 class QuantizedTensor:
     """Integers and their scales, `values · scale`; scale None means plain float32.
 
-    `values` is int8 [c, …]; `scale` float32 [c, 1, …], one a leading channel.
+    `values` is int8 [c, …]; `scale` float32 [c, 1, …], one a leading channel, or
+    [1, 1, …].
     """
 
     values: Tensor
@@ -37,16 +38,19 @@ class QuantizedTensor:
         return self.bits * self.parameters + FLOAT_BITS * scales
 
 
-def quantize(tensor: Tensor, bits: int) -> QuantizedTensor:
-    """Quantize to `bits` in the narrow range ±(2^(bits−1) − 1), one scale a channel.
+def quantize(tensor: Tensor, bits: int, channels: bool = True) -> QuantizedTensor:
+    """Quantize to `bits` in the narrow range ±(2^(bits−1) − 1).
 
-    The scale is the channel's largest magnitude over the largest level, so quantizing
-    the dequantized tensor again gives the same integers. 32 bits keep float32.
+    There is one scale a leading channel, or without `channels` one in all. It is the
+    largest magnitude over the largest level, so quantizing the dequantized tensor again
+    gives the same integers. 32 bits keep float32.
     """
     if bits == FLOAT_BITS:
         return QuantizedTensor(tensor.float(), None, bits)
     top = 2 ** (bits - 1) - 1
     largest = tensor.double().flatten(1).abs().amax(1)
+    if not channels:
+        largest = largest.amax(0, keepdim=True)
     # The scale of a channel of zeros, or of less than float32 can scale, is arbitrary.
     smallest = top * torch.finfo(torch.float32).smallest_normal
     largest = torch.where(largest < smallest, torch.ones_like(largest), largest)

@@ -165,7 +165,8 @@ def _read_tensor(
             raise ValueError(f"{key} should be int8 with scales in float32")
         if not 2 <= bits <= 8 or int(values.int().abs().max()) >= 2 ** (bits - 1):
             raise ValueError(f"{key} does not hold integers of {bits} bits")
-        if tuple(scale.shape) != (shape[0], *[1] * (len(shape) - 1)):
+        count = 1 if key.endswith("/b") else shape[0]
+        if tuple(scale.shape) != (count, *[1] * (len(shape) - 1)):
             raise ValueError(f"{key} has scales of shape {list(scale.shape)}")
     if not torch.isfinite(values if scale is None else scale).all():
         raise ValueError(f"{key} holds NaN or inf")

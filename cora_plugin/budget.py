@@ -36,11 +36,11 @@ def adapter_cost(
         parameters, scales = layer.weight.numel(), rows
         macs = parameters
     elif kind is Kind.SHARED_BASIS:
-        parameters, scales = rank * (rows + layer.columns), rank + rows
+        parameters, scales = rank * (rows + layer.columns), rank + 1
         macs = layer.weight.numel()  # one convolution with the kernel BA
     else:
         parameters = rank * (rows + groups * layer.columns)
-        scales = groups * rank + rows
+        scales = groups * rank + 1
         macs = parameters
     if adapter_bits == FLOAT_BITS:
         scales = 0

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.quantized import FLOAT_BITS, quantize
+from cora_plugin.adapters.quantized import QuantizedTensor, quantize
 from cora_plugin.config import FitConfig
 from cora_plugin.divergence import Divergence
 from cora_plugin.layer import Correction, Host, QuantizedLayer
@@ -33,12 +33,11 @@ class Trained:
     ) -> None:
         self._layer = layer
         self._adapter = adapter
-        self.factors: list[Tensor] = []
-        if adapter is not None:
-            self.factors = [
-                t.dequantize().clone().requires_grad_()
-                for t in adapter.tensors.values()
-            ]
+        tensors = {} if adapter is None else adapter.tensors
+        self.factors = {
+            name: stored.dequantize().clone().requires_grad_()
+            for name, stored in tensors.items()
+        }
         like = layer.dequantized
         zero = torch.zeros(len(like), dtype=like.dtype, device=like.device)
         self.shift = (zero if shift is None else shift.clone()).requires_grad_()
@@ -48,8 +47,12 @@ class Trained:
         layer, adapter = self._layer, self._adapter
         if adapter is None:
             return layer.dequantized
-        factors = (_rounded(f, adapter.a.bits) for f in self.factors)
-        return layer.dequantized + adapter.product(*factors)
+        factors = {}
+        for name, factor in self.factors.items():
+            with torch.no_grad():
+                lost = self._stored(name, adapter.a.bits).dequantize() - factor
+            factors[name] = factor + lost
+        return layer.dequantized + adapter.product(**factors)
 
     @torch.no_grad()
     def adapter(self) -> Adapter | None:
@@ -57,16 +60,11 @@ class Trained:
         if self._adapter is None:
             return None
         bits = self._adapter.a.bits
-        a, *second = (quantize(f.detach(), bits) for f in self.factors)
-        return replace(self._adapter, a=a, b=second[0] if second else None)
+        stored = {name: self._stored(name, bits) for name in self.factors}
+        return replace(self._adapter, **stored)
 
-
-def _rounded(factor: Tensor, bits: int) -> Tensor:
-    if bits == FLOAT_BITS:
-        return factor
-    with torch.no_grad():
-        lost = quantize(factor, bits).dequantize() - factor
-    return factor + lost
+    def _stored(self, name: str, bits: int) -> QuantizedTensor:
+        return quantize(self.factors[name].detach(), bits, channels=name == "a")
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,9 @@ class Distillation:
             for name, each in trained.items()
             if scales.get(name)
         ]
-        factors = [factor for each in trained.values() for factor in each.factors]
+        factors = [
+            factor for each in trained.values() for factor in each.factors.values()
+        ]
         groups += relative_groups(factors, config.lr)
         optimizer = torch.optim.Adam(groups)
         # To nothing at the end, so that the last steps settle.

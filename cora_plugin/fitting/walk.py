@@ -92,19 +92,11 @@ class Walk:
 
     def _keep(self, name: str, x: Tensor, output: Tensor) -> None:
         if name in self._layers:
-            columns = [(i, u.to(x.dtype)) for i, u in self._columns(name, x, output)]
-            run = _Run(columns, *_summed(self._layers[name], output))
+            layer = self._layers[name]
+            columns = _columns(layer, x, output, self._positions)
+            kept = [(part, u.to(x.dtype)) for part, u in columns]
+            run = _Run(kept, *_summed(layer, output))
             self._originals.setdefault(name, []).append(run)
-
-    def _columns(
-        self, name: str, x: Tensor, output: Tensor
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Columns [g, p, k] of a layer's input, the same positions in both networks."""
-        layer = self._layers[name]
-        kept = min(self._positions, layer.columns)
-        for index, part in enumerate(_parts(x)):
-            for columns in sampled_columns(layer, part, output, kept, index):
-                yield index, columns
 
     @torch.no_grad()
     def __call__(
@@ -121,46 +113,54 @@ class Walk:
         Returns:
             The changes by layer name, in the order in which they were found.
         """
-        host, changes = self._host, dict[str, Change]()
+        host, originals, changes = self._host, self._originals, dict[str, Change]()
+        layers = {name: self._layers[name] for name in originals}
         main = {name: each.dequantized for name, each in self._layers.items()}
         with tqdm(
-            total=len(self._originals),
+            total=len(originals),
             desc="layer by layer",
             unit="layer",
             disable=None,
         ) as bar:
+
+            def begun(layer: QuantizedLayer) -> Visitor:
+                bar.update(len(changes) + 1 - bar.n)
+                return visitor(layer)
+
             known = -1
-            while known < len(changes) < len(self._originals):
+            while known < len(changes) < len(originals):
                 known = len(changes)
-                walk = _Pass(self, visitor, changes, bar)
+                once = _Pass(layers, originals, self._positions, begun, changes)
                 with (
                     suppress(_AgainError),
                     host.weights(main | dict(weights or {})),
-                    host.observe(walk),
+                    host.observe(once),
                 ):
                     host.run(self._images)
         return changes
 
 
 class _Pass:
-    """Observes one run of the quantized network, and changes it."""
+    """Observes one run of the quantized network, changes it, and adds to `changes`."""
 
     def __init__(
         self,
-        walk: Walk,
+        layers: Mapping[str, QuantizedLayer],
+        originals: Mapping[str, Sequence[_Run]],
+        positions: int,
         visitor: Callable[[QuantizedLayer], Visitor],
         changes: dict[str, Change],
-        bar: "tqdm[None]",
     ) -> None:
-        self._walk = walk
+        self._layers = layers
+        self._originals = originals
+        self._positions = positions
         self._visitor = visitor
         self._changes = changes
-        self._bar = bar
         self._open: dict[str, tuple[Visitor, list[_Run]]] = {}
 
     def __call__(self, name: str, x: Tensor, output: Tensor) -> None:
         """Change what a layer answers, if it is known how or can be told now."""
-        layer = self._walk._layers.get(name)
+        layer = self._layers.get(name)
         if layer is None:
             return
         # What follows a layer is not told before it is.
@@ -170,24 +170,31 @@ class _Pass:
             self._changes[name].apply(layer, x, output)
 
     def _look(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
-        walk, name = self._walk, layer.name
+        name, originals = layer.name, self._originals[layer.name]
         if name not in self._open:
             self._open[name] = self._visitor(layer), []
         visitor, runs = self._open[name]
-        originals = walk._originals[name]
-        columns = walk._columns(name, x, output)
-        for (_, u), (part, v) in zip(
-            originals[len(runs)].columns, columns, strict=True
-        ):
+        columns = _columns(layer, x, output, self._positions)
+        same = originals[len(runs)].columns
+        for (_, u), (part, v) in zip(same, columns, strict=True):
             visitor.update(part, u.to(v), v)
         runs.append(_Run((), *_summed(layer, output)))
         if len(runs) < len(originals):
             return
         del self._open[name]
         self._changes[name] = visitor.change(_mean(originals), _mean(runs))
-        self._bar.update()
         if len(runs) > 1:
             raise _AgainError
+
+
+def _columns(
+    layer: QuantizedLayer, x: Tensor, output: Tensor, positions: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Columns [g, p, k] of a layer's input by part, at the same positions each time."""
+    kept = min(positions, layer.columns)
+    for index, part in enumerate(_parts(x)):
+        for columns in sampled_columns(layer, part, output, kept, index):
+            yield index, columns
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import brevitas.nn as qnn
 import torch
-from brevitas.quant import Int8WeightPerChannelFloat
+from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from torch import Tensor, nn
 
 from cora_plugin.adapters import Adapter, Kind
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.adapters.quantized import QuantizedTensor
 from cora_plugin.integrations.brevitas.layers import (
     SUPPORTED,
     operation_of,
@@ -47,12 +47,12 @@ class QuantBranch(nn.Module):
         self.operation = operation_of(layer)
         if adapter.kind is Kind.SHARED_BASIS:
             # Layers for the sake of their weights, which exporters store as integers.
-            self.a = _quant_linear(adapter.a.dequantize(), adapter.a.bits)
-            self.b = _quant_linear(_second(adapter), adapter.a.bits)
+            self.a = _quant_linear(adapter.a)
+            self.b = _quant_linear(_second(adapter))
         else:
-            self.a = _like(layer, adapter.a.dequantize(), adapter.a.bits)
+            self.a = _like(layer, adapter.a)
             if adapter.kind is Kind.LOW_RANK:
-                self.b = _pointwise(layer, _second(adapter), adapter.a.bits)
+                self.b = _pointwise(layer, _second(adapter))
         weight = layer.weight
         self.to(device=weight.device, dtype=weight.dtype)
         self.requires_grad_(False)
@@ -268,57 +268,56 @@ def read_config(model: nn.Module) -> Mapping[str, Any] | None:
     return next((branch.config for branch in branches if branch is not None), None)
 
 
-def _second(adapter: Adapter) -> Tensor:
+def _second(adapter: Adapter) -> QuantizedTensor:
     if adapter.b is None:
         raise CoRaError(f"a {adapter.kind} adapter must have a second factor")
-    return adapter.b.dequantize()
+    return adapter.b
 
 
-def _arguments(bits: int) -> dict[str, Any]:
+def _arguments(stored: QuantizedTensor) -> dict[str, Any]:
     quantizer = None
-    if bits != FLOAT_BITS:
-        quantizer = Int8WeightPerChannelFloat.let(bit_width=bits)
+    if stored.scale is not None:
+        one = stored.scale.numel() == 1
+        kind = Int8WeightPerTensorFloat if one else Int8WeightPerChannelFloat
+        quantizer = kind.let(bit_width=stored.bits)
     return {"bias": False, "weight_quant": quantizer, "return_quant_tensor": False}
 
 
-def _with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
-    layer.get_parameter("weight").data.copy_(weight)
+def _with_weight(layer: nn.Module, stored: QuantizedTensor) -> nn.Module:
+    layer.get_parameter("weight").data.copy_(stored.dequantize())
     return layer
 
 
-def _quant_linear(weight: Tensor, bits: int) -> nn.Module:
-    rows, columns = weight.shape
-    return _with_weight(QuantFactorLinear(columns, rows, **_arguments(bits)), weight)
+def _quant_linear(stored: QuantizedTensor) -> nn.Module:
+    rows, columns = stored.values.shape
+    return _with_weight(QuantFactorLinear(columns, rows, **_arguments(stored)), stored)
 
 
-def _like(layer: Any, weight: Tensor, bits: int) -> nn.Module:
+def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
     """A layer that slides as `layer` does, with other filters."""
     kind = type(layer)
     if not SUPPORTED[kind]:
-        return _quant_linear(weight, bits)
+        return _quant_linear(stored)
     made = _FACTOR[kind](
         layer.in_channels,
-        weight.shape[0],
+        stored.values.shape[0],
         layer.kernel_size,
         stride=layer.stride,
         padding="same" if layer.is_same_padded_strided else layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
         padding_mode=layer.padding_mode,
-        **_arguments(bits),
+        **_arguments(stored),
     )
-    return _with_weight(made, weight)
+    return _with_weight(made, stored)
 
 
-def _pointwise(layer: Any, weight: Tensor, bits: int) -> nn.Module:
+def _pointwise(layer: Any, stored: QuantizedTensor) -> nn.Module:
     kind = type(layer)
     if not SUPPORTED[kind]:
-        return _quant_linear(weight, bits)
+        return _quant_linear(stored)
+    rows, rank = stored.values.shape[:2]
     made = _FACTOR[kind](
-        weight.shape[1] * layer.groups,
-        weight.shape[0],
-        1,
-        groups=layer.groups,
-        **_arguments(bits),
+        rank * layer.groups, rows, 1, groups=layer.groups, **_arguments(stored)
     )
-    return _with_weight(made, weight)
+    return _with_weight(made, stored)

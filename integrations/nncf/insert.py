@@ -104,7 +104,9 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
             values = torch.zeros(tuple(shape))
             setattr(self, name, nn.Parameter(values, requires_grad=False))
             if bits != FLOAT_BITS:
-                self.quantizers[name] = _weight_quantizer(shape, bits)
+                self.quantizers[name] = _weight_quantizer(
+                    shape if name == "a" else (1,), bits
+                )
 
     @classmethod
     def of(cls, layer: QuantizedLayer, node: str, adapter: Adapter) -> "CoRaBranch":
@@ -125,7 +127,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
             if stored.scale is not None:
                 top = 2 ** (stored.bits - 1) - 1
                 scale: Any = branch.quantizers[key].scale
-                scale.data.copy_(top * stored.scale)
+                scale.data.copy_(top * stored.scale.reshape(scale.shape))
         return branch.to(layer.weight.device, layer.weight.dtype)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
     def adapter(self) -> Adapter:
         """The adapter as it is stored."""
         stored: dict[str, QuantizedTensor] = {
-            key: quantize(getattr(self, key).detach(), self.bits)
+            key: quantize(getattr(self, key).detach(), self.bits, key == "a")
             for key in ("a", "b")
             if hasattr(self, key)
         }

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cora_plugin.adapters import quantize
+from cora_plugin.adapters import Operation, make_adapter, quantize
+from cora_plugin.adapters.factor import Weighting
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 tensors = st.builds(
@@ -74,3 +75,24 @@ def test_stored_bits_count_values_and_scales():
     assert quantize(tensor, 4).parameters == tensor.numel()
     assert quantize(tensor, 4).stored_bits == 4 * tensor.numel() + 32 * 6
     assert quantize(tensor, 32).stored_bits == 32 * tensor.numel()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_second_factors_have_a_single_scale_and_whole_columns(groups, bits):
+    operation = Operation(2, (1, 1), ((1, 1), (1, 1)), "zeros", (1, 1), groups)
+    residual = torch.randn(24, 12 // groups, 3, 3, dtype=torch.float64)
+    residual[:6] *= 1e-3
+    adapter = make_adapter(residual, operation, 3, Weighting(), bits)
+    assert adapter.b.scale.shape == (1, 1, 1, 1)
+    assert adapter.a.scale.shape == (3 * groups, 1, 1, 1)
+    # Every rank's column uses all levels, whatever its share of the error.
+    columns = adapter.b.values.reshape(groups, -1, 3).abs().amax(1)
+    assert (columns == 2 ** (bits - 1) - 1).all()
+    again = quantize(adapter.b.dequantize(), bits, channels=False)
+    assert torch.equal(again.values, adapter.b.values)
+    scales = 32 * (adapter.a.scale.numel() + 1)
+    assert adapter.stored_bits == bits * adapter.parameters + scales
+    plain = make_adapter(residual, operation, 3, Weighting(), 32).merged()
+    error = (adapter.merged() - plain).norm() / plain.norm()
+    assert error < (0.02 if bits == 8 else 0.25)

@@ -39,9 +39,9 @@ def test_it_starts_from_the_adapter_and_ends_in_one(index, bits):
         expected = layer.dequantized + adapter.merged()
         torch.testing.assert_close(trained.weight().detach(), expected)
         trained.weight().square().sum().backward()
-        assert all(factor.grad.any() for factor in trained.factors)
+        assert all(factor.grad.any() for factor in trained.factors.values())
         with torch.no_grad():
-            for factor in trained.factors:
+            for factor in trained.factors.values():
                 factor += 0.3 * torch.randn_like(factor)
         expected = layer.dequantized + trained.adapter().merged()
         torch.testing.assert_close(trained.weight().detach(), expected)
