@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "qera-approx spectral": {"metric": "qera-approx"},
     "qera-exact spectral": {"metric": "qera-exact"},
     "rrr spectral": {},
-    "4-bit adapters": {"adapter_bits": 4},
+    "8-bit adapters": {"adapter_bits": 8},
     "no bias correction": {"metric": "qera-exact", "bias_correction": "off"},
     "cascade": {"metric": "qera-exact", "bias_correction": "cascade"},
     "alternation": {"metric": "qera-exact", "alternations": 3},

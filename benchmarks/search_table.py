@@ -39,8 +39,8 @@ DRAWN = {
     "svd butterworth": ("#cc6677", "s"),
     "qera-exact butterworth": ("#aa4499", "s"),
     "8 bits": ("#ddaa33", "^"),
-    "rrr": ("#117733", "D"),
     "qera-exact spectral": ("#4477aa", "o"),
+    "rrr spectral": ("#117733", "D"),
 }
 """Methods in the picture: colour and marker."""
 

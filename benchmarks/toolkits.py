@@ -25,7 +25,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "butterworth": {"search": "butterworth", "metric": "svd"},
     "qera-exact spectral": {"metric": "qera-exact"},
     "default": {},
-    "4-bit adapters": {"adapter_bits": 4},
+    "8-bit adapters": {"adapter_bits": 8},
 }
 """Ways to choose adapters, by name; "none" is the toolkit alone."""
 

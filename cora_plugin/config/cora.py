@@ -59,7 +59,7 @@ class CoRaConfig:
     budget: Budget = field(default_factory=lambda: Budget(0.05))
     search: str = "spectral"
     metric: str = "rrr"
-    adapter_bits: int = 8
+    adapter_bits: int = 4
     ranks: Mapping[str, int] = field(default_factory=dict)
     alternations: int = 0
     bias_correction: str = "own"

@@ -351,7 +351,8 @@ def test_gptq_keeps_the_float_weights_that_adapters_need(
         assert torch.equal(layer.dequantized, module.quant_weight().value)
     reference = run(float_net, unseen)
     before = kl(reference, run(model, unseen))
-    apply_cora(batches, model, 0.3)
+    config = {"budget": 0.3, "metric": "qera-exact", "adapter_bits": 8}
+    apply_cora(batches, model, config)
     assert kl(reference, run(model, unseen)) < before
 
 

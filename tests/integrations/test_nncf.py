@@ -565,13 +565,14 @@ class TestInsertion:
         other.load_state_dict(adapted_net.state_dict())
         assert torch.equal(run(other, unseen), run(adapted_net, unseen))
 
-    def test_factors_stand_behind_eight_bit_quantizers(self, adapted_net):
+    def test_factors_stand_behind_quantizers_of_their_bits(self, adapted_net):
         branches = [m for m in adapted_net.modules() if isinstance(m, CoRaBranch)]
         for branch in branches:
             for name, stored in branch.adapter.tensors.items():
                 quantizer = branch.quantizers[name]
                 assert isinstance(quantizer, SymmetricQuantizer)
-                assert quantizer.num_bits == 8
+                assert quantizer.num_bits == stored.bits == 4
+                assert quantizer.per_channel == (name == "a")
                 torch.testing.assert_close(
                     quantizer.quantize(getattr(branch, name)), stored.dequantize()
                 )
