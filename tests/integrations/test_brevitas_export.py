@@ -129,7 +129,11 @@ def shallow(request, quantize, batches):
     report = apply_cora(
         batches,
         model,
-        {"ranks": {"conv": 4, "second": 4, "head": 3}, "budget": 1},
+        {
+            "ranks": {"conv": 4, "second": 4, "head": 3},
+            "budget": 1,
+            "adapter_bits": 8,
+        },
     )
     assert all(row.rank for row in report.layers)
     return model, report

@@ -138,7 +138,7 @@ def test_adapters_stand_on_the_recipe(model, batches, float_net, unseen, tmp_pat
         assert torch.equal(layer.dequantized, quantized)
         assert 0 < layer.residual.norm() < layer.weight.norm()
 
-    apply_cora(batches, model, 0.3)
+    apply_cora(batches, model, {"budget": 0.3, "adapter_bits": 8})
     output = run(model, unseen)
     assert kl(reference, output) < kl(reference, run(plain, unseen))
 

@@ -43,7 +43,7 @@ def adapted(request, float_net, batches, unseen):
 @pytest.fixture(scope="module")
 def low(float_net, batches):
     model = quantize_ptq(float_net, batches)
-    apply_cora(model, batches, CONFIG)
+    apply_cora(model, batches, CONFIG | {"adapter_bits": 8})
     return model
 
 
@@ -159,7 +159,7 @@ def test_onnx_stores_packed_integers(low, unseen, tmp_path):
 def test_adapters_of_four_bits_are_packed(float_net, batches, unseen, tmp_path):
     model = quantize_ptq(float_net, batches)
     plain = run(model, unseen)
-    apply_cora(model, batches, CONFIG | {"adapter_bits": 4})
+    apply_cora(model, batches, CONFIG)
     expected = run(model, unseen)
     effect = np.abs(expected - plain).mean()
     export_onnx(model, unseen[:2], tmp_path / "net.onnx")
