@@ -98,7 +98,7 @@ def _models(
     for budget in options.budgets:
         model = copy.deepcopy(base)
         with quiet():
-            toolkit.adapt(model, {"budget": budget})
+            toolkit.adapt(model, f"budget={budget},{options.cora}")
             logits = toolkit.logits(model, task.test)
         yield f"{budget:.0%}", model, logits
 
@@ -237,6 +237,11 @@ def _options() -> argparse.Namespace:
         type=lambda text: text.split(","),
         help=f"of {', '.join(sorted(names))}; the float and the int8 file always, the "
         "others by default",
+    )
+    parser.add_argument(
+        "--cora",
+        default="",
+        help="settings beside the budget, as CoRaConfig reads them",
     )
     parser.add_argument("--batches", type=_numbers(int), default=[1, 16])
     parser.add_argument("--rounds", type=int, default=60)

@@ -61,7 +61,7 @@ class Trained:
             return None
         bits = self._adapter.a.bits
         stored = {name: self._stored(name, bits) for name in self.factors}
-        return replace(self._adapter, **stored)
+        return replace(self._adapter, a=stored["a"], b=stored.get("b"))
 
     def _stored(self, name: str, bits: int) -> QuantizedTensor:
         return quantize(self.factors[name].detach(), bits, channels=name == "a")
