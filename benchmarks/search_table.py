@@ -27,11 +27,10 @@ HEAD = """\
 
 Made by [search.py](search.py) and [search_table.py](search_table.py). Each cell: KL
 divergence from the float network in nats, top-1, agreement with the float network; the
-least KL of a budget is bold. Budgets are shares of the parameters, adapters have 4 bits
-where nothing else is said. `seconds` are those
-of the whole run at the middle budget, statistics, guard and bias correction included, on
-a busy core. `8 bits` has the most sensitive layers at 8 bits in place of adapters,
-for as many bits.
+least KL of a budget is bold. Budgets are shares of the parameters; adapters have 4 bits
+where nothing else is said. `seconds` are those of the whole run at the middle budget,
+statistics, guard and bias correction included, on a busy core. `8 bits` has the most
+sensitive layers at 8 bits in place of adapters, for as many bits.
 """
 
 DRAWN = {
