@@ -1,6 +1,6 @@
 """What brings a model nearer to its float original, step by guarded step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from cora_plugin.fitting import (
     regress,
 )
 from cora_plugin.guard import Guard
-from cora_plugin.layer import Correction, Host
+from cora_plugin.layer import Correction, Host, QuantizedLayer
 from cora_plugin.plan import Planner, merged_weights
 from cora_plugin.report import Stopwatch
 from cora_plugin.statistics import Collector
@@ -50,7 +50,6 @@ class Steps:
         self._planner = planner
         self._guard = guard
         self._watch = watch
-        self._images = collector.split.sampled
         self.fit_iterations = self.fit_images = 0
 
     def __call__(self, ranks: Mapping[str, int]) -> None:
@@ -70,6 +69,11 @@ class Steps:
             self._bias_correction()
         if config.fit.iterations:
             self._refinement()
+
+    @property
+    def _layers(self) -> Sequence[QuantizedLayer]:
+        """The layers, with the main weights that stand."""
+        return list(self._planner.layers.values())
 
     def _closed_form(self, ranks: Mapping[str, int]) -> bool:
         with self._watch("factors"):
@@ -97,8 +101,9 @@ class Steps:
         with self._watch("regression"):
             with guard.aside():
                 curvatures = self._planner.sensitivities
-                found = regress(self._walk(), ranks, curvatures, self._config)
-            adapters, shifts = found
+                adapters, shifts = regress(
+                    self._walk(), ranks, curvatures, self._config
+                )
             correction = replace(
                 guard.kept,
                 adapters=adapters,
@@ -108,7 +113,7 @@ class Steps:
             return guard.step("regression", correction)
 
     def _bias_correction(self) -> None:
-        guard, layers = self._guard, list(self._planner.layers.values())
+        guard, layers = self._guard, self._layers
         with self._watch("bias correction"):
             if self._config.bias_correction == "own":
                 means = self._collector.means()
@@ -121,17 +126,16 @@ class Steps:
 
     def _refinement(self) -> None:
         guard, config = self._guard, self._config
-        layers = list(self._planner.layers.values())
-        images = self._images[: config.fit.images]
+        images = self._collector.split.sampled
         with self._watch("refinement"), guard.aside():
             fit = Distillation(
-                config.fit, config.seed, self._host, layers, images, guard.trial
+                config.fit, config.seed, self._host, self._layers, images, guard.trial
             )
             fitted = fit(guard.kept)
         guard.step("refinement", fitted.correction)
         self.fit_iterations, self.fit_images = fitted.iterations, fitted.images
 
     def _walk(self) -> Walk:
-        images = torch.stack(list(self._images[: self._config.sequential_images]))
-        layers = list(self._planner.layers.values())
-        return Walk(self._host, layers, images, self._config.positions)
+        config = self._config
+        images = torch.cat(self._collector.split.sample(config.sequential_images))
+        return Walk(self._host, self._layers, images, config.positions)
