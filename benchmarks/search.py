@@ -4,7 +4,7 @@ python benchmarks/search.py --model lite0 --weight-bits 3 --depthwise-bits 8
 
 Each row is one way to choose and fit adapters at one budget. "8 bits" are the layers
 whose residual costs most of the loss, raised to 8 bits in place of adapters, for as
-many bits as `spectral` adapters of that budget take.
+many bits as the default's adapters of that budget take.
 """
 
 import argparse
@@ -58,7 +58,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Settings beside the budget; what is not said is the default."""
 
-QUICK = ("svd uniform", "svd spectral", "qera-exact spectral", "rrr spectral")
+DEFAULT = "rrr spectral"
+
+QUICK = ("svd uniform", "svd spectral", "qera-exact spectral", DEFAULT)
 
 
 def main() -> None:
@@ -145,7 +147,7 @@ def _rows(
                 "iterations": report.search_iterations + report.fit_iterations,
                 "steps": [f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
             }
-            if method == "qera-exact spectral":
+            if method == DEFAULT:
                 logits, bits = _at_8_bits(options.toolkit, model, task, report)
                 yield row(RAISED, budget, logits, bits)
 

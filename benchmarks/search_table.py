@@ -88,7 +88,7 @@ def _section(rows: Sequence[Row]) -> str:
         f"Quantized only: KL {plain['kl']:.4f}, top-1 {plain['top1']:.1%}, "
         f"{plain['equivalent_bits']:.2f} bits. Bits with adapters: "
         + ", ".join(
-            f"{found['qera-exact spectral', budget]['equivalent_bits']:.2f}"
+            f"{found['rrr spectral', budget]['equivalent_bits']:.2f}"
             for budget in budgets
         )
         + ".",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cora_plugin.adapters import Adapter
+from cora_plugin.adapters import Adapter, Branch
 from cora_plugin.layer import Host, QuantizedLayer
 from cora_plugin.statistics.moments import sampled_columns
 
@@ -29,9 +29,9 @@ class Change:
         ones = [1] * layer.operation.dimensions
         output += self.shift.to(output).view(-1, *ones)
         if self.adapter is not None:
-            weight = self.adapter.merged().to(x)
+            branch = Branch(self.adapter, layer.operation).to(x)
             for some, answer in zip(_parts(x), _parts(output), strict=True):
-                answer += layer.operation(some, weight)
+                answer += branch(some)
 
 
 class Visitor(Protocol):

@@ -1,8 +1,7 @@
 """CoRa's own search (arXiv 2408.00923): learn how much of each spectrum to keep.
 
-Every layer has a normalised cutoff `ρ` in [1/K, 1], K its full rank. A Butterworth
-kernel damps both factors of singular value i by `t_i`, which makes the rank a
-differentiable matter; the cutoffs of all layers are learned together by Adam.
+The cutoffs of all layers are learned together by Adam; see `relaxation` for what they
+do to a layer.
 """
 
 import json
@@ -11,81 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.config import ButterworthConfig
-from cora_plugin.layer import QuantizedLayer
 from cora_plugin.search.candidates import Candidate
 from cora_plugin.search.checkpoint import State
 from cora_plugin.search.network import Network
+from cora_plugin.search.relaxation import Relaxation, cross_entropy, kernel, penalty
 from cora_plugin.training import Group, relative_groups, shuffled
 
 CHECKPOINT_EVERY = 10
 """Iterations from one checkpoint to the next."""
-
-
-def log_response(ratio: Tensor, order: float) -> Tensor:
-    """Log of the Butterworth power `1 / (1 + ratio^(2·order))`, which is ½ at 1."""
-    # As a sigmoid it neither overflows nor loses its gradient, whatever the order.
-    return F.logsigmoid(-2 * order * ratio.log())
-
-
-def kernel(cutoff: Tensor, full_rank: int, order: float) -> Tensor:
-    """What is left of each singular value, `t_i²` for i = 1 … K, over its maximum.
-
-    `t_i = 1 / √(1 + ((i/K) / ρ)^(2·order))` damps a column of B and a row of A each,
-    hence the square.
-
-    Args:
-        cutoff: `ρ`, a scalar.
-        full_rank: K.
-        order: The order of the filter; the higher, the steeper.
-
-    Returns:
-        [K], descending from 1.
-    """
-    index = torch.arange(1, full_rank + 1, dtype=cutoff.dtype, device=cutoff.device)
-    power = log_response(index / full_rank / cutoff, order)
-    return (power - power[0]).exp()
-
-
-@dataclass(frozen=True)
-class Relaxation:
-    """One layer's weight between `Wq`, nothing kept, and `W`, all kept.
-
-    `a` [g, K, k] and `b` [g, m/g, K] are the residual's factors at full rank, sorted by
-    singular value. One merged weight runs; there is no second branch.
-    """
-
-    layer: QuantizedLayer
-    a: Tensor
-    b: Tensor
-
-    @classmethod
-    def of(cls, layer: QuantizedLayer, factors: Factors) -> "Relaxation":
-        """Take a layer's factors as they are."""
-        like = layer.dequantized
-        return cls(layer, factors.a.to(like), factors.b.to(like))
-
-    def weight(self, kept: Tensor) -> Tensor:
-        """`Wq + B diag(kept) A` for `kept` [K]."""
-        residual = (self.b * kept.to(self.b)) @ self.a  # [g, m/g, k]
-        return self.layer.dequantized + residual.reshape(self.layer.weight.shape)
-
-
-def cross_entropy(output: Tensor, reference: Tensor, temperature: float) -> Tensor:
-    """`−Σ p log q` of the softened outputs [N, classes, …], mean over the rest."""
-    target = (reference / temperature).softmax(1)
-    return F.cross_entropy(output / temperature, target)
-
-
-def penalty(cost: Tensor, budget: float, gamma: float) -> Tensor:
-    """`γ · exp(ReLU(cost − budget))`, both in the unit of the budget."""
-    return gamma * (cost - budget).relu().exp()
 
 
 def hold(
@@ -131,6 +69,114 @@ class Loss:
     cost: float
 
 
+class Descent:
+    """Cutoffs on their way downhill, and the adapters with them where they are trained.
+
+    `cutoff` has one a candidate, in their order; `allowed` is the budget as `Loss.cost`
+    counts.
+
+    Args:
+        config: The settings.
+        network: What to learn on.
+        candidates: The layers whose cutoffs are learned.
+        budget: What all ranks may cost.
+        images: Indices of the images that will be shown.
+    """
+
+    def __init__(
+        self,
+        config: ButterworthConfig,
+        network: Network,
+        candidates: Sequence[Candidate],
+        budget: float,
+        images: Sequence[int],
+    ) -> None:
+        self._config = config
+        self._network = network
+        self._candidates = candidates
+        self._full = torch.tensor([c.ranks[-1] for c in candidates]).double()
+        prices = torch.tensor([_price(c) for c in candidates]).double()
+        self._prices = prices * self._full / network.unit  # c_l
+        self.allowed = budget / network.unit
+        self._relaxed, self._fixed = _relaxed(network)
+        self._row = {image: number for number, image in enumerate(images)}
+        self._reference = network.float_outputs(images, config.batch_size)
+        least = 1 / self._full
+        self.cutoff = least.clamp_min(config.initial_cutoff).requires_grad_()
+        self.optimizer = torch.optim.Adam(self._groups())
+
+    def _groups(self) -> list[Group]:
+        config = self._config
+        groups: list[Group] = [{"params": [self.cutoff], "lr": config.lr}]
+        if config.adapter_lr:
+            factors = [f for each in self._relaxed.values() for f in (each.a, each.b)]
+            groups += relative_groups(
+                [factor.requires_grad_() for factor in factors], config.adapter_lr
+            )
+        return groups
+
+    def step(self, batch: Sequence[int], number: int) -> Loss:
+        """Go downhill once; the loss is that from before.
+
+        Args:
+            batch: Indices of images.
+            number: Which iteration it is, for messages.
+
+        Raises:
+            CoRaError: The loss or a slope is no longer finite; nothing has moved.
+        """
+        temperature = self._config.temperature
+        target = self._reference[[self._row[image] for image in batch]]
+        with torch.enable_grad(), self._network.weights(self._weights()):
+            output = self._network.run(batch)
+            distance = cross_entropy(output, target, temperature)
+            cost = (self.cutoff * self._prices).sum()
+            total = distance + penalty(cost, self.allowed, self._config.gamma)
+            self.optimizer.zero_grad()
+            total.backward()
+        entropy = cross_entropy(target, target, temperature)
+        loss = Loss(*(float(x.detach()) for x in (total, distance - entropy, cost)))
+        self._check(loss, number)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.cutoff.copy_(self.cutoff.clamp(1 / self._full, torch.tensor(1.0)))
+        return loss
+
+    def _weights(self) -> dict[str, Tensor]:
+        kept = {
+            c.name: kernel(rho, c.ranks[-1], self._config.order)
+            for c, rho in zip(self._candidates, self.cutoff, strict=True)
+        }
+        learned = {n: self._relaxed[n].weight(each) for n, each in kept.items()}
+        return {**self._fixed, **learned}
+
+    def _check(self, loss: Loss, number: int) -> None:
+        groups = self.optimizer.param_groups
+        slopes = [f.grad for group in groups for f in group["params"]]
+        if all(map(math.isfinite, (loss.total, *map(_largest, slopes)))):
+            return
+        config = self._config
+        raise CoRaError(
+            f"butterworth: the loss is {loss.total} at iteration {number} (KL "
+            f"{loss.kl:.4g}, cost {loss.cost:.4g} of {self.allowed:.4g}) and cannot be "
+            f"followed; lower butterworth.lr ({config.lr}) or butterworth.gamma "
+            f"({config.gamma})"
+        )
+
+    def trained(self) -> dict[str, Factors]:
+        """The factors as they are now, by layer, if they are trained."""
+        if not self._config.adapter_lr:
+            return {}
+        return {
+            name: replace(
+                self._network.factors(each.layer),
+                a=each.a.detach().double(),
+                b=each.b.detach().double(),
+            )
+            for name, each in self._relaxed.items()
+        }
+
+
 class Butterworth:
     """The strategy: learn the cutoffs on a network, then take whole ranks.
 
@@ -156,67 +202,21 @@ class Butterworth:
         if not candidates:
             return {}
         cutoffs = self._learn(candidates, budget)
-        wanted = {c.name: cutoffs[c.name] * c.ranks[-1] for c in candidates}
+        wanted = {
+            c.name: cutoff * c.ranks[-1]
+            for c, cutoff in zip(candidates, cutoffs, strict=True)
+        }
         return hold(candidates, wanted, budget)
 
-    def _learn(
-        self, candidates: Sequence[Candidate], budget: float
-    ) -> dict[str, float]:
+    def _learn(self, candidates: Sequence[Candidate], budget: float) -> list[float]:
         config, network = self._config, self._network
-        names, sizes = [c.name for c in candidates], [c.ranks[-1] for c in candidates]
-        full = torch.tensor(sizes, dtype=torch.float64)
-        prices = torch.tensor([_price(c) for c in candidates], dtype=torch.float64)
-        prices = prices * full / network.unit  # c_l
-        allowed = budget / network.unit
-        relaxed, fixed = self._relaxed()
         batches = shuffled(
             network.images, config.batch_size, config.iterations, self._seed
         )
-        used = sorted({image for batch in batches for image in batch})
-        row = {image: number for number, image in enumerate(used)}
-        reference = network.float_outputs(used, len(batches[0]))
-
-        cutoff = (1 / full).clamp_min(config.initial_cutoff).requires_grad_()
-        groups: list[Group] = [{"params": [cutoff], "lr": config.lr}]
-        if config.adapter_lr:
-            factors = [f for each in relaxed.values() for f in (each.a, each.b)]
-            groups += relative_groups(
-                [factor.requires_grad_() for factor in factors], config.adapter_lr
-            )
-        optimizer = torch.optim.Adam(groups)
-
-        def step(batch: Sequence[int]) -> Loss:
-            """Go downhill once; the loss is that from before."""
-            target = reference[[row[image] for image in batch]]
-            with torch.enable_grad():
-                weights = {
-                    name: relaxed[name].weight(kernel(rho, size, config.order))
-                    for name, rho, size in zip(names, cutoff, sizes, strict=True)
-                }
-                with network.weights({**fixed, **weights}):
-                    output = network.run(batch)
-                    distance = cross_entropy(output, target, config.temperature)
-                    cost = (cutoff * prices).sum()
-                    total = distance + penalty(cost, allowed, config.gamma)
-                    optimizer.zero_grad()
-                    total.backward()
-            entropy = cross_entropy(target, target, config.temperature)
-            values = (float(x.detach()) for x in (total, distance - entropy, cost))
-            loss = Loss(*values)
-            slopes = [f.grad for group in groups for f in group["params"]]
-            if not all(map(math.isfinite, (loss.total, *map(_largest, slopes)))):
-                raise CoRaError(
-                    f"butterworth: the loss is {loss.total} at iteration "
-                    f"{state.iteration + 1} (KL {loss.kl:.4g}, cost {loss.cost:.4g} of "
-                    f"{allowed:.4g}) and cannot be followed; lower butterworth.lr "
-                    f"({config.lr}) or butterworth.gamma ({config.gamma})"
-                )
-            optimizer.step()
-            with torch.no_grad():
-                cutoff.copy_(cutoff.clamp(1 / full, torch.ones_like(full)))
-            return loss
-
-        state = State(cutoff, optimizer, self._fingerprint(candidates, budget))
+        shown = sorted({image for batch in batches for image in batch})
+        descent = Descent(config, network, candidates, budget, shown)
+        fingerprint = self._fingerprint(candidates, budget)
+        state = State(descent.cutoff, descent.optimizer, fingerprint)
         start = state.resume(config.checkpoint)
         with (
             state.kept(config.checkpoint),
@@ -230,35 +230,18 @@ class Butterworth:
             ) as progress,
         ):
             for batch in progress:
-                loss = step(batch)
+                loss = descent.step(batch, state.iteration + 1)
                 progress.set_postfix(
                     loss=f"{loss.total:.4g}",
                     KL=f"{loss.kl:.4g}",
-                    cost=f"{loss.cost:.4g}/{allowed:.4g}",
+                    cost=f"{loss.cost:.4g}/{descent.allowed:.4g}",
                 )
                 state.iteration += 1
                 if state.iteration % CHECKPOINT_EVERY == 0:
                     state.save(config.checkpoint)
-        if config.adapter_lr:
-            for name, each in relaxed.items():
-                network.trained[name] = replace(
-                    network.factors(each.layer),
-                    a=each.a.detach().double(),
-                    b=each.b.detach().double(),
-                )
-        return dict(zip(names, cutoff.tolist(), strict=True))
-
-    def _relaxed(self) -> tuple[dict[str, Relaxation], dict[str, Tensor]]:
-        """The layers whose cutoffs are learned, and the weights of the pinned ones."""
-        network = self._network
-        layers = {layer.name: layer for layer in network.layers}
-        relaxed = {n: Relaxation.of(e, network.factors(e)) for n, e in layers.items()}
-        fixed = {
-            name: relaxed.pop(name).weight(_first(rank, layers[name].full_rank))
-            for name, rank in network.pinned.items()
-            if name in layers
-        }
-        return relaxed, fixed
+        network.trained.update(descent.trained())
+        cutoffs: list[float] = descent.cutoff.tolist()
+        return cutoffs
 
     def _fingerprint(self, candidates: Sequence[Candidate], budget: float) -> str:
         """What a checkpoint must have been made for: settings, data and layers."""
@@ -276,6 +259,18 @@ class Butterworth:
             },
             sort_keys=True,
         )
+
+
+def _relaxed(network: Network) -> tuple[dict[str, Relaxation], dict[str, Tensor]]:
+    """The layers whose cutoffs are learned, and the weights of the pinned ones."""
+    layers = {layer.name: layer for layer in network.layers}
+    relaxed = {n: Relaxation.of(e, network.factors(e)) for n, e in layers.items()}
+    fixed = {
+        name: relaxed.pop(name).weight(_first(rank, layers[name].full_rank))
+        for name, rank in network.pinned.items()
+        if name in layers
+    }
+    return relaxed, fixed
 
 
 def _price(candidate: Candidate) -> float:

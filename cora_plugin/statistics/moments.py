@@ -94,8 +94,9 @@ class InputMean:
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Add the quantized input of one run, [N, n, *size] or [N, …, n]."""
-        # Unfolding is linear, so one mean image does for the whole batch.
-        image = x.double().mean(0, keepdim=True)
+        # Unfolding is linear, so one mean image does for the whole batch. The mean of
+        # a batch is taken in its own precision: a copy in float64 is slow.
+        image = x.mean(0, keepdim=True).double()
         columns = patches(image, self._layer.operation, self._layer.kernel)
         self._sum = self._sum + len(x) * columns.mean(1)
         self._images += len(x)

@@ -13,10 +13,10 @@ from cora_plugin.adapters.factor import Weighting, metric_root
 from cora_plugin.divergence import divergence
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.search import Candidate
-from cora_plugin.search.butterworth import (
+from cora_plugin.search.butterworth import hold
+from cora_plugin.search.relaxation import (
     Relaxation,
     cross_entropy,
-    hold,
     kernel,
     log_response,
     penalty,
