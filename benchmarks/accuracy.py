@@ -4,17 +4,24 @@ python benchmarks/accuracy.py --model lite0 --toolkit brevitas --budgets 0.05
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import METHODS, RAISED, RECIPES, Variant, network_flags, quiet, variants
+from toolkits import (
+    METHODS,
+    RAISED,
+    RECIPES,
+    Variant,
+    network_flags,
+    quiet,
+    variants,
+    write_json,
+)
 from torch import Tensor
 
-from cora_plugin.adapters.files import whole_file
 from cora_plugin.divergence import divergence
 from cora_plugin.integrations.ptq import host_package
 
@@ -62,9 +69,7 @@ def main() -> None:
                     logits = outputs(variant.model, task.test)
                 add(name, variant, logits)
     console.print(_table(rows))
-    if options.json:
-        with whole_file(options.json) as temporary:
-            Path(temporary).write_text(json.dumps(rows, indent=2))
+    write_json(options.json, rows)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

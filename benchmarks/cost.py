@@ -8,7 +8,6 @@ before CoRa began (Linux).
 """
 
 import argparse
-import json
 import re
 import time
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import RECIPES, network_flags, ptq, quiet
-
-from cora_plugin.adapters.files import whole_file
+from toolkits import ptq, quiet, run_flags, write_json
 
 STAGES = (
     "layers",
@@ -36,10 +33,8 @@ STAGES = (
 def main() -> None:
     """Run the benchmark that the arguments describe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    network_flags(parser)
-    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
+    run_flags(parser)
     parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     with quiet():
@@ -77,9 +72,7 @@ def main() -> None:
         f"one float pass over {len(task.calibration)} images: {one:.2f} s; "
         f"peak memory above the start: {peak / 2**30:.2f} GiB"
     )
-    if options.json:
-        with whole_file(options.json) as temporary:
-            Path(temporary).write_text(json.dumps(row, indent=2))
+    write_json(options.json, row)
 
 
 def _seconds(work: Any) -> float:

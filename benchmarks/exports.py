@@ -10,7 +10,6 @@ network without adapters in its int8 export, in the same runtime.
 
 import argparse
 import copy
-import json
 import sys
 import tempfile
 import time
@@ -25,10 +24,9 @@ from data import Task, load
 from rich.console import Console
 from rich.table import Table
 from runtimes import RUNTIMES, outputs
-from toolkits import RECIPES, network_flags, ptq, quiet
+from toolkits import ptq, quiet, run_flags, write_json
 from torch import Tensor, nn
 
-from cora_plugin.adapters.files import whole_file
 from cora_plugin.divergence import divergence
 
 INT8 = "int8 ONNX"
@@ -79,10 +77,8 @@ def main() -> None:
             with quiet():
                 _latencies(rows, task.test[:batch], options)
     console.print(_table(rows, options))
-    if options.json:
-        with whole_file(options.json) as temporary:
-            found = [asdict(row) | {"path": row.path.name} for row in rows]
-            Path(temporary).write_text(json.dumps(found, indent=2))
+    found = [asdict(row) | {"path": row.path.name} for row in rows]
+    write_json(options.json, found)
 
 
 def _models(
@@ -228,8 +224,7 @@ def _table(rows: list[Row], options: argparse.Namespace) -> Table:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    network_flags(parser)
-    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
+    run_flags(parser)
     names = {name for formats in FORMATS.values() for name in formats}
     parser.add_argument("--budgets", type=_numbers(float), default=[0.02, 0.05, 0.1])
     parser.add_argument(
@@ -246,7 +241,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=_numbers(int), default=[1, 16])
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 

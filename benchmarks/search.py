@@ -4,7 +4,8 @@ python benchmarks/search.py --model lite0 --weight-bits 3 --depthwise-bits 8
 
 Each row is one way to choose and fit adapters at one budget. "8 bits" are the layers
 whose residual costs most of the loss, raised to 8 bits in place of adapters, for as
-many bits as the default's adapters of that budget take.
+many bits as the default's adapters of that budget take. Rows that `--json` holds
+already are not run again.
 """
 
 import argparse
@@ -19,19 +20,18 @@ from rich.console import Console
 from rich.table import Table
 from toolkits import (
     RAISED,
-    RECIPES,
     host_of,
-    network_flags,
     ptq,
     quiet,
     raised,
+    run_flags,
     timed,
+    write_json,
 )
 from torch import Tensor, nn
 
 from cora_plugin import Report
 from cora_plugin.adapters import quantize
-from cora_plugin.adapters.files import whole_file
 from cora_plugin.divergence import divergence, outputs
 from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 
@@ -79,9 +79,7 @@ def main() -> None:
             f"{row['seconds']:.0f} s",
             highlight=False,
         )
-        if options.json:  # after every row: a long run may be cut short
-            with whole_file(options.json) as temporary:
-                Path(temporary).write_text(json.dumps(rows, indent=2))
+        write_json(options.json, rows)  # each time: a long run may be cut short
     title = f"{task.name} W{options.weight_bits}A{options.act_bits} {options.toolkit}"
     console.print(_table(title, rows))
 
@@ -191,8 +189,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    network_flags(parser)
-    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
+    run_flags(parser)
     parser.add_argument(
         "--budgets",
         type=lambda text: text.split(","),
@@ -207,9 +204,6 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--iterations", type=int, default=250, help="of the butterworth search"
-    )
-    parser.add_argument(
-        "--json", type=Path, help="write the rows here; those in it are not run again"
     )
     options = parser.parse_args()
     for method in options.methods:

@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import copy
 import io
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from zoo import MODELS
 
 from cora_plugin import Report
+from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.ptq import AbstractPTQ, host_package
 from cora_plugin.layer import Host
 
@@ -69,6 +72,20 @@ def network_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
     parser.add_argument("--act-range", help="how the toolkit finds activation ranges")
     parser.add_argument("--equalize-iters", type=int, help="Brevitas only")
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a benchmark that works on one network in one toolkit."""
+    network_flags(parser)
+    parser.add_argument("--toolkit", choices=sorted(RECIPES), default="brevitas")
+    parser.add_argument("--json", type=Path, help="write what was measured here, too")
+
+
+def write_json(path: Path | None, measured: Any) -> None:
+    """Write what was measured to where `--json` says, if it does."""
+    if path is not None:
+        with whole_file(path) as temporary:
+            Path(temporary).write_text(json.dumps(measured, indent=2))
 
 
 def ptq(name: str, task: Task, options: Any, **more: Any) -> AbstractPTQ:
