@@ -4,8 +4,8 @@ python benchmarks/search.py --model lite0 --weight-bits 3 --depthwise-bits 8
 
 Each row is one way to choose and fit adapters at one budget. "8 bits" are the layers
 whose residual costs most of the loss, raised to 8 bits in place of adapters, for as
-many bits as the default's adapters of that budget take. Rows that `--json` holds
-already are not run again.
+many bits as the default's adapters of that budget take; "8 bits+bc" are the same after
+Brevitas' bias correction. Rows that `--json` holds already are not run again.
 """
 
 import argparse
@@ -146,17 +146,19 @@ def _rows(
                 "steps": [f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
             }
             if method == DEFAULT:
-                logits, bits = _at_8_bits(options.toolkit, model, task, report)
-                yield row(RAISED, budget, logits, bits)
+                yield from (
+                    row(name, budget, logits, bits)
+                    for name, logits, bits in _at_8_bits(model, task, report, options)
+                )
 
 
 @torch.no_grad()
 def _at_8_bits(
-    toolkit: str, model: nn.Module, task: Task, report: Report
-) -> tuple[Tensor, float]:
-    """Outputs with the layers that `raised` names at 8 bits, and equivalent bits."""
+    model: nn.Module, task: Task, report: Report, options: Any
+) -> Iterator[tuple[str, Tensor, float]]:
+    """With the layers that `raised` names at 8 bits: outputs, and equivalent bits."""
     with quiet():
-        host = host_of(toolkit, model, task.test[:1])
+        host = host_of(options.toolkit, model, task.test[:1])
         names, bits = raised(host, report)
         values = {
             layer.name: quantize(layer.weight, 8).dequantize().to(layer.weight)
@@ -164,7 +166,15 @@ def _at_8_bits(
             if layer.name in names
         }
         with host.prepared(), host.weights(values):
-            return outputs(host, task.test.split(32)), bits
+            logits = outputs(host, task.test.split(32))
+    yield RAISED, logits, bits
+    if options.toolkit == "brevitas":
+        finer = dict.fromkeys(names, 8)
+        toolkit = ptq(options.toolkit, task, options, layer_bits=finer)
+        with quiet():
+            corrected = toolkit.corrected(toolkit.quantize())
+            logits = toolkit.logits(corrected, task.test)
+        yield f"{RAISED}+bc", logits, bits
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
