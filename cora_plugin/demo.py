@@ -24,9 +24,6 @@ from cora_plugin.report import Report
 CALIBRATION_IMAGES = 192
 CROPS_PER_PHOTO = 5
 
-EXPORTERS = {"brevitas": "export_onnx_qcdq", "nncf": "export_onnx"}
-"""Each toolkit's function that writes what onnxruntime runs."""
-
 NEEDED = ("matplotlib", "onnxruntime", "foolbox", "timm")
 """Packages of the demo, some of which are used only when minutes of work are done."""
 
@@ -45,7 +42,7 @@ def run_demo(
         settings: What adapters to add, as `CoRaConfig` reads it.
         weight_bits: Bit width that weights are quantized to.
         act_bits: And activations.
-        toolkits: Keys of `EXPORTERS`, one after the other.
+        toolkits: Names of hosts, one after the other.
 
     Raises:
         CoRaError: The settings are wrong.
@@ -71,9 +68,10 @@ def run_demo(
     bits = {"weight_bits": weight_bits, "act_bits": act_bits}
     lines = []
     for name, host in hosts.items():
-        if name == "nncf":
-            _compile(console)
         toolkit: AbstractPTQ = host.PTQ(net, loader, **bits)
+        for notice, work in toolkit.first_use():
+            console.print(notice)
+            timed(console, "preparing the toolkit", work)
         title = f"{toolkit.title} W{weight_bits}A{act_bits}"
         quantized, seconds = timed(console, title, toolkit.quantize)
         plain = _logits(console, toolkit, quantized, images)
@@ -91,7 +89,7 @@ def run_demo(
             logits = _logits(console, toolkit, model, images)
             scores.add(f"+ {title}", logits, report.equivalent_bits, spent)
         path = output / f"lite0-{name}.onnx"
-        export = getattr(host, EXPORTERS[name])
+        export = getattr(host, toolkit.onnx_exporter)
         timed(console, f"exporting {path}", export, model, images[:1], path)
         report.to_json(path.with_suffix(".json"))
         report.plot(path.with_suffix(".png"))
@@ -105,15 +103,6 @@ def run_demo(
     console.print(scores.table(title))
     for line in lines:
         console.print(line, highlight=False)
-
-
-def _compile(console: Console) -> None:
-    """NNCF's first use on a machine takes minutes; say so, and do it."""
-    from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
-
-    if not is_compiled():
-        console.print("NNCF compiles its C++ extension, a minute or two, once")
-        timed(console, "compiling", load_extension)
 
 
 def _variants(config: CoRaConfig) -> list[tuple[str, CoRaConfig]]:

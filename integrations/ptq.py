@@ -3,7 +3,7 @@
 import inspect
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, ClassVar
@@ -36,11 +36,21 @@ class AbstractPTQ(ABC):
     title: ClassVar[str]
     hints: ClassVar[Mapping[str, Any]]
     """The options and their types; `bias_correction` is one of them."""
+    onnx_exporter: ClassVar[str]
+    """The host package's function that writes what onnxruntime runs."""
 
     def __init__(self, net: nn.Module, loader: Any, **options: Any) -> None:
         self.net = net
         self.loader = loader
         self.options = options
+
+    @classmethod
+    def first_use(cls) -> Sequence[tuple[str, Callable[[], None]]]:
+        """What takes minutes once on a machine and is yet to be done: notice and work.
+
+        `quantize` does it too, where nobody has.
+        """
+        return ()
 
     @abstractmethod
     def quantize(self) -> nn.Module:

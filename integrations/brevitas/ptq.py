@@ -56,6 +56,7 @@ class PTQ(AbstractPTQ):
     """Brevitas' layerwise PTQ, its weight rounding, its bias correction."""
 
     title = "Brevitas"
+    onnx_exporter = "export_onnx_qcdq"
     hints = (
         options_of(quantize_ptq) | options_of(round_weights) | {"bias_correction": bool}
     )

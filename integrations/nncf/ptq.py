@@ -1,11 +1,13 @@
 """NNCF's PTQ, with the place of the adapters in it."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cora_plugin.integrations.nncf.algorithm import apply_cora
+from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
 from cora_plugin.integrations.nncf.recipe import quantize_ptq
 from cora_plugin.integrations.ptq import AbstractPTQ, options_of
 from cora_plugin.report import Report
@@ -15,7 +17,16 @@ class PTQ(AbstractPTQ):
     """`nncf.quantize`; with adapters, biases are corrected after them, guarded."""
 
     title = "NNCF"
+    onnx_exporter = "export_onnx"
     hints = options_of(quantize_ptq)
+
+    @classmethod
+    def first_use(cls) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Compile NNCF's C++ extension."""
+        if is_compiled():
+            return ()
+        notice = "NNCF compiles its C++ extension, a minute or two, once"
+        return ((notice, load_extension),)
 
     def quantize(self) -> nn.Module:
         """PTQ without bias correction, which adapters would have to undo."""

@@ -25,6 +25,7 @@ from torch import nn
 from cora_plugin import CoRa, CoRaConfig, CoRaError, steps
 from cora_plugin.adapters import Adapter, Kind, QuantizedTensor
 from cora_plugin.integrations.nncf import (
+    PTQ,
     CoRaAlgorithm,
     CoRaQuantizationParameters,
     NNCFHost,
@@ -625,8 +626,12 @@ class TestExtension:
     def test_compiled_once_for_a_folder(self, tmp_path, monkeypatch):
         load_extension()
         assert is_compiled()
+        assert PTQ.first_use() == ()
         monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
         assert not is_compiled()
+        ((notice, work),) = PTQ.first_use()
+        assert "C++ extension" in notice
+        assert work is load_extension
 
     def test_stale_lock(self, tmp_path):
         import os
