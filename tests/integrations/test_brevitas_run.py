@@ -233,6 +233,7 @@ SMALL_NET = [
 ]
 SHORT = {
     "brevitas-lite0-w4a8.yaml": LITE0,
+    "brevitas-lite0-w4a4.yaml": SMALL_NET,
     "brevitas-lite0-gptq.yaml": SMALL_NET,
     "brevitas-lite0-butterworth.yaml": [
         *SMALL_NET,
