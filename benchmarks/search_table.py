@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from search import METHODS
+from toolkits import RAISED
 
 from cora_plugin.adapters.files import whole_file
 
@@ -33,6 +35,9 @@ statistics, guard and bias correction included, on a busy core. `8 bits` has the
 sensitive layers at 8 bits in place of adapters, for as many bits; `8 bits+bc` is the
 same after Brevitas' bias correction.
 """
+
+ORDER = (*METHODS, RAISED, f"{RAISED}+bc")
+"""Methods in the tables."""
 
 DRAWN = {
     "svd uniform": ("#bbbbbb", "o"),
@@ -102,8 +107,8 @@ def _section(rows: Sequence[Row]) -> str:
         budget: min(row["kl"] for row in rows if row["budget"] == budget)
         for budget in budgets
     }
-    methods = dict.fromkeys(row["method"] for row in rows if row["method"] != "none")
-    for method in methods:
+    made = {row["method"] for row in rows}
+    for method in filter(made.__contains__, ORDER):
         cells = [method]
         for budget in budgets:
             row = found.get((method, budget))
