@@ -31,9 +31,10 @@ Made by [search.py](search.py) and [search_table.py](search_table.py). Each cell
 divergence from the float network in nats, top-1, agreement with the float network; the
 least KL of a budget is bold. Budgets are shares of the parameters; adapters have 4 bits
 where nothing else is said. `seconds` are those of the whole run at the middle budget,
-statistics, guard and bias correction included, on a busy core. `8 bits` has the most
-sensitive layers at 8 bits in place of adapters, for as many bits; `8 bits+bc` is the
-same after Brevitas' bias correction.
+statistics, guard and bias correction included; rows ran at different times on a machine
+that was more or less busy, so they tell magnitudes. `8 bits` has the most sensitive
+layers at 8 bits in place of adapters, for as many bits; `8 bits+bc` is the same after
+Brevitas' bias correction.
 """
 
 ORDER = (*METHODS, RAISED, f"{RAISED}+bc")
