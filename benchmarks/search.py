@@ -59,6 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """Settings beside the budget; what is not said is the default."""
 
 DEFAULT = "rrr spectral"
+CORRECTED = f"{RAISED}+bc"
 
 QUICK = ("svd uniform", "svd spectral", "qera-exact spectral", DEFAULT)
 
@@ -174,7 +175,7 @@ def _at_8_bits(
         with quiet():
             corrected = toolkit.corrected(toolkit.quantize())
             logits = toolkit.logits(corrected, task.test)
-        yield f"{RAISED}+bc", logits, bits
+        yield CORRECTED, logits, bits
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

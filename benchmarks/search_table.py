@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from search import METHODS
+from search import CORRECTED, DEFAULT, METHODS
 from toolkits import RAISED
 
 from cora_plugin.adapters.files import whole_file
@@ -37,7 +37,7 @@ layers at 8 bits in place of adapters, for as many bits; `8 bits+bc` is the same
 Brevitas' bias correction.
 """
 
-ORDER = (*METHODS, RAISED, f"{RAISED}+bc")
+ORDER = (*METHODS, RAISED, CORRECTED)
 """Methods in the tables."""
 
 DRAWN = {
@@ -45,10 +45,10 @@ DRAWN = {
     "qera-exact uniform": ("#888888", "o"),
     "svd butterworth": ("#cc6677", "s"),
     "qera-exact butterworth": ("#aa4499", "s"),
-    "8 bits": ("#ddcc77", "^"),
-    "8 bits+bc": ("#bb7700", "^"),
+    RAISED: ("#ddcc77", "^"),
+    CORRECTED: ("#bb7700", "^"),
     "qera-exact spectral": ("#4477aa", "o"),
-    "rrr spectral": ("#117733", "D"),
+    DEFAULT: ("#117733", "D"),
 }
 """Methods in the picture: colour and marker."""
 
@@ -96,8 +96,7 @@ def _section(rows: Sequence[Row]) -> str:
         f"Quantized only: KL {plain['kl']:.4f}, top-1 {plain['top1']:.1%}, "
         f"{plain['equivalent_bits']:.2f} bits. Bits with adapters: "
         + ", ".join(
-            f"{found['rrr spectral', budget]['equivalent_bits']:.2f}"
-            for budget in budgets
+            f"{found[DEFAULT, budget]['equivalent_bits']:.2f}" for budget in budgets
         )
         + ".",
         "",
@@ -122,7 +121,7 @@ def _section(rows: Sequence[Row]) -> str:
         mine = [found[method, b] for b in budgets if (method, b) in found]
         middle = mine[len(mine) // 2]
         cells += [str(middle.get("iterations") or ""), f"{middle['seconds']:.0f}"]
-        if method.startswith("8 bits"):
+        if method in (RAISED, CORRECTED):
             cells[-1] = ""
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
