@@ -112,7 +112,7 @@ def _options() -> argparse.Namespace:
         "--methods",
         type=_one_of([*METHODS, RAISED]),
         default=quick,
-        help=f"of {', '.join([*METHODS, RAISED])} (with default, of Brevitas); "
+        help=f"of {', '.join([*METHODS, RAISED])} (with default); "
         f"default: {', '.join(quick)}",
     )
     parser.add_argument("--json", type=Path)

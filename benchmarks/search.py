@@ -5,7 +5,7 @@ python benchmarks/search.py --model lite0 --weight-bits 3 --depthwise-bits 8
 Each row is one way to choose and fit adapters at one budget. "8 bits" are the layers
 whose residual costs most of the loss, raised to 8 bits in place of adapters, for as
 many bits as the default's adapters of that budget take; "8 bits+bc" are the same after
-Brevitas' bias correction. Rows that `--json` holds already are not run again.
+the toolkit's bias correction. Rows that `--json` holds already are not run again.
 """
 
 import argparse
@@ -53,6 +53,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fit model": {"fit": {"iterations": 100}},
     "fit layer": {"fit": {"iterations": 100, "scope": "layer"}},
     "svd butterworth": {"search": "butterworth", "metric": "svd"},
+    "lqer butterworth": {"search": "butterworth", "metric": "lqer"},
+    "qera-approx butterworth": {"search": "butterworth", "metric": "qera-approx"},
     "qera-exact butterworth": {"search": "butterworth", "metric": "qera-exact"},
     "rrr butterworth": {"search": "butterworth"},
 }
@@ -169,13 +171,12 @@ def _at_8_bits(
         with host.prepared(), host.weights(values):
             logits = outputs(host, task.test.split(32))
     yield RAISED, logits, bits
-    if options.toolkit == "brevitas":
-        finer = dict.fromkeys(names, 8)
-        toolkit = ptq(options.toolkit, task, options, layer_bits=finer)
-        with quiet():
-            corrected = toolkit.corrected(toolkit.quantize())
-            logits = toolkit.logits(corrected, task.test)
-        yield CORRECTED, logits, bits
+    finer = dict.fromkeys(names, 8)
+    toolkit = ptq(options.toolkit, task, options, layer_bits=finer)
+    with quiet():
+        corrected = toolkit.corrected(toolkit.quantize())
+        logits = toolkit.logits(corrected, task.test)
+    yield CORRECTED, logits, bits
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -110,9 +110,9 @@ def host_of(name: str, model: nn.Module, example: Tensor) -> Host:
 def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Variant]:
     """The model after one of `RECIPES`, without adapters and with each method's.
 
-    `RAISED` models go through the whole recipe; Brevitas alone can quantize them.
-    Brevitas' bias correction, "+bc", is run on each of them. NNCF's is on the model
-    without adapters; behind adapters the plugin corrects biases.
+    `RAISED` models go through the whole recipe. Brevitas' bias correction, "+bc", is
+    run on each of them. NNCF's is on models without adapters; behind adapters the
+    plugin corrects biases.
     """
     toolkit = ptq(name, task, options, **RECIPES[name][recipe])
     brevitas = name == "brevitas"
@@ -128,17 +128,19 @@ def variants(name: str, task: Task, options: Any, recipe: str) -> Iterator[Varia
                 config["bias_correction"] = "off"
             report, spent = timed(toolkit.adapt, model, config)
             before = report.equivalent_bits_before
-            rows.append((method, budget, model, report.equivalent_bits, spent))
+            bits = report.equivalent_bits
+            rows.append((method, budget, model, bits, spent, toolkit))
             if method == "default" and RAISED in options.methods:
                 names, bits = raised(host_of(name, base, task.test[:1]), report)
                 finer = RECIPES[name][recipe] | {"layer_bits": dict.fromkeys(names, 8)}
-                model, spent = timed(ptq(name, task, options, **finer).quantize)
-                rows.append((RAISED, budget, model, bits, spent))
-    rows.insert(0, ("none", "", base, before, seconds))
-    for method, budget, model, bits, spent in rows:
-        if brevitas or method == "none":
+                tool = ptq(name, task, options, **finer)
+                model, spent = timed(tool.quantize)
+                rows.append((RAISED, budget, model, bits, spent, tool))
+    rows.insert(0, ("none", "", base, before, seconds, toolkit))
+    for method, budget, model, bits, spent, tool in rows:
+        if brevitas or method in ("none", RAISED):
             yield Variant(recipe, method, budget, model, bits, spent)
-            model, more = timed(toolkit.corrected, model)
+            model, more = timed(tool.corrected, model)
             spent = spent + more if brevitas else more  # NNCF quantizes anew.
         yield Variant(f"{recipe}+bc", method, budget, model, bits, spent)
 

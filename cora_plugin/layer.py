@@ -1,15 +1,43 @@
 """What a host hands over: one quantized layer, and the contract of a host."""
 
+import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Operation
 from cora_plugin.adapters.adapter import full_rank, is_depthwise, residual_matrices
+from cora_plugin.adapters.errors import CoRaError
+
+T = TypeVar("T")
+
+
+def by_layer(
+    setting: str, values: Mapping[str, T], layers: Sequence[str]
+) -> dict[str, T]:
+    """Values that are given by layer name or glob; the last that fits wins.
+
+    Args:
+        setting: What they are, for messages.
+        values: By name or glob.
+        layers: The names of the model's layers.
+
+    Raises:
+        CoRaError: A name or glob fits no layer.
+    """
+    chosen: dict[str, T] = {}
+    for pattern, value in values.items():
+        fitting = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
+        if not fitting:
+            raise CoRaError(
+                f"{setting}: {pattern!r} fits no layer; they are {', '.join(layers)}"
+            )
+        chosen |= dict.fromkeys(fitting, value)
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Which rank each layer gets: candidates, the search, and budgets that are targets."""
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cora_plugin.budget import adapter_cost, allowance, ladder, stored_bits
 from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.divergence import Divergence
 from cora_plugin.guard import Guard
-from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.layer import Host, QuantizedLayer, by_layer
 from cora_plugin.report import SweepPoint
 from cora_plugin.search import Candidate, Network, strategy
 from cora_plugin.statistics import LayerStatistics
@@ -40,25 +39,19 @@ class Plan:
 def pinned_ranks(
     ranks: Mapping[str, int], layers: Sequence[QuantizedLayer]
 ) -> dict[str, int]:
-    """Ranks by layer that patterns fix; the last pattern that fits wins.
+    """Ranks by layer that names or globs fix; the last that fits wins.
 
     Raises:
-        CoRaError: A pattern fits no layer, or a rank exceeds a layer's full rank.
+        CoRaError: One fits no layer, or a rank exceeds a layer's full rank.
     """
-    pinned: dict[str, int] = {}
-    for pattern, rank in ranks.items():
-        fitting = [e for e in layers if fnmatch.fnmatchcase(e.name, pattern)]
-        if not fitting:
-            names = ", ".join(layer.name for layer in layers)
-            raise CoRaError(f"ranks: {pattern!r} fits no layer; they are {names}")
-        for layer in fitting:
-            if rank > layer.full_rank:
-                raise CoRaError(
-                    f"{layer.name}: rank {rank} exceeds its full rank "
-                    f"{layer.full_rank}; pass ranks={{{pattern!r}: r}} with "
-                    f"r <= {layer.full_rank}"
-                )
-            pinned[layer.name] = rank
+    pinned = by_layer("ranks", ranks, [layer.name for layer in layers])
+    for layer in layers:
+        rank = pinned.get(layer.name, 0)
+        if rank > layer.full_rank:
+            raise CoRaError(
+                f"{layer.name}: rank {rank} exceeds its full rank {layer.full_rank}; "
+                f"pass ranks={{{layer.name!r}: r}} with r <= {layer.full_rank}"
+            )
     return pinned
 
 

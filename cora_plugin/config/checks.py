@@ -10,7 +10,9 @@ from cora_plugin.adapters.errors import CoRaError
 def mapping(name: str, value: Any) -> Mapping[str, Any]:
     """A mapping whose keys are names."""
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-        raise CoRaError(f"{name}: {value!r} is not a mapping of names to values")
+        raise CoRaError(
+            f"{name}: {value!r} is not a mapping of names to values, {{name: value}}"
+        )
     return value
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
+from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
 from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.report import Report
@@ -145,9 +146,11 @@ class _Step:
         return model
 
     def apply_bias_correction(self, loader: Any, model: nn.Module) -> None:
-        """Correct what the adapters leave."""
-        self._adapt(model)
-        self._script.apply_bias_correction(loader, model)
+        """Correct what the adapters leave, if that helps."""
+        if self._config is None:
+            self._script.apply_bias_correction(loader, model)
+        else:
+            self._adapt(model, apply_cora_and_correct_biases)
 
     def quant_inference_mode(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Validate with adapters."""
@@ -165,10 +168,10 @@ class _Step:
         """Export by Brevitas' exporter."""
         self._script.export_torch_qcdq(model, example, self._named(path))
 
-    def _adapt(self, model: nn.Module) -> None:
+    def _adapt(self, model: nn.Module, add: Callable[..., Report] = apply_cora) -> None:
         if self._config is not None and self.report is None:
             print("Adding CoRa's adapters:")
-            self.report = apply_cora(self._loader, model, self._config, self._weights)
+            self.report = add(self._loader, model, self._config, self._weights)
         self._loader, self._weights = None, {}
 
     def _named(self, path: str) -> str:

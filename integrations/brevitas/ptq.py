@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
+from cora_plugin.integrations.brevitas.bias import (
+    apply_cora_and_correct_biases,
+    correct_biases,
+)
 from cora_plugin.integrations.brevitas.layers import Reference, snapshot
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 from cora_plugin.integrations.ptq import AbstractPTQ, options_of
@@ -76,22 +80,14 @@ class PTQ(AbstractPTQ):
     def corrected(self, model: nn.Module) -> nn.Module:
         """A copy with corrected biases, and with adapters if it has them."""
         copied = copy.deepcopy(model)
-        self._correct(copied)
+        correct_biases(self.loader, copied)
         return copied
 
     def adapt(self, model: nn.Module, config: Any) -> Report:
-        """Adapters, then bias correction if it is asked for."""
-        report = apply_cora(self.loader, model, config, self._floats)
-        if self.options.get("bias_correction"):
-            self._correct(model)
-        return report
-
-    def _correct(self, model: nn.Module) -> None:
-        from brevitas_examples.imagenet_classification.ptq.ptq_common import (
-            apply_bias_correction,
-        )
-
-        apply_bias_correction(self.loader, model)
+        """Adapters, then bias correction if it is asked for, and helps."""
+        biases = self.options.get("bias_correction")
+        add = apply_cora_and_correct_biases if biases else apply_cora
+        return add(self.loader, model, config, self._floats)
 
     @staticmethod
     def logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Stock Brevitas PTQ for ConvNets, as its ImageNet example runs it."""
 
 import copy
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.layer import by_layer
 
 ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
 """How activation ranges are found, and what Brevitas calls it."""
@@ -90,7 +90,7 @@ def quantize_ptq(
         relu6_to_relu=False,
     )
     layers = [n for n, m in prepared.named_modules() if isinstance(m, _LAYERS)]
-    chosen = _chosen_bits(layers, layer_bits or {})
+    chosen = by_layer("layer_bits", layer_bits or {}, layers)
 
     def layer_map(weight_bits: Any) -> Any:
         """What becomes of each kind of layer."""
@@ -134,21 +134,6 @@ def quantize_ptq(
         quantized(first[0])  # initialises the activation scales
     calibrate(calib_loader, quantized)
     return quantized.eval()
-
-
-def _chosen_bits(
-    layers: Sequence[str], layer_bits: Mapping[str, int]
-) -> dict[str, int]:
-    """The bit widths that are given, by layer name."""
-    chosen: dict[str, int] = {}
-    for pattern, bits in layer_bits.items():
-        fitting = fnmatch.filter(layers, pattern)
-        if not fitting:
-            raise CoRaError(
-                f"layer_bits: {pattern!r} fits no layer; they are {', '.join(layers)}"
-            )
-        chosen |= dict.fromkeys(fitting, bits)
-    return chosen
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def export_openvino(
                 converted = openvino.convert_model(traced)
         else:
             converted = openvino.convert_model(
-                _copy(model), example_input=example_input
+                _with_own_levels(_copy(model)), example_input=example_input
             )
             divide_factors(converted)
         written = Path(xml).with_suffix(".bin")
@@ -188,6 +188,18 @@ class StaticQuantizer(nn.Module):
         clipped = torch.maximum(torch.minimum(x, self.high), self.low)
         levels = torch.round((clipped - self.low) * self.scale - self.zero_point)
         return levels / self.scale
+
+
+def _with_own_levels(model: nn.Module) -> nn.Module:
+    """Have quantizers of a narrow range, -7 to 7, traced as such.
+
+    NNCF (3.4) would trace them as from -8, a level that the model itself never takes:
+    weights below -7.5 steps would change by a whole one.
+    """
+    for quantizer in get_hook_storage(model).modules():
+        if isinstance(quantizer, BaseQuantizer):
+            quantizer._narrow_range = False
+    return model
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
-"""Other bit widths for a model's sensitive layers."""
+"""Other bit widths for some of a model's layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nncf import Dataset
@@ -13,31 +13,46 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
 from cora_plugin.adapters.adapter import is_depthwise
+from cora_plugin.config.checks import mapping
 from cora_plugin.integrations.nncf.bits import check_bits, set_bits
-from cora_plugin.integrations.nncf.layers import DIMENSIONS, WEIGHTED, operation_of
+from cora_plugin.integrations.nncf.layers import (
+    DIMENSIONS,
+    WEIGHTED,
+    layer_names,
+    operation_of,
+)
 from cora_plugin.integrations.nncf.step import TorchStep
+from cora_plugin.layer import by_layer
 
 Neighbours = Callable[[NNCFNode], list[NNCFNode]]
 
 
 class LayerBits(TorchStep):
-    """Other bit widths for sensitive layers, right after NNCF placed its quantizers.
+    """Other bit widths for some layers, right after NNCF placed its quantizers.
 
     Args:
         first_last: Bits of the first and the last layer's weight and of the activations
             that only they read; None leaves them.
         depthwise: Bits of depthwise convolutions' weights; None leaves them.
+        layers: Bits of weights by layer name, as reports have it, or glob, over all
+            others; the last that fits wins.
     """
 
     def __init__(
-        self, first_last: int | None = None, depthwise: int | None = None
+        self,
+        first_last: int | None = None,
+        depthwise: int | None = None,
+        layers: Mapping[str, int] | None = None,
     ) -> None:
         if first_last is not None:
             check_bits("first_last_bits", first_last)
         if depthwise is not None:
             check_bits("depthwise_bits", depthwise)
         self.first_last = first_last
+        for pattern, bits in mapping("layer_bits", layers or {}).items():
+            check_bits(f"layer_bits: {pattern}", bits)
         self.depthwise = depthwise
+        self.layers = layers or {}
 
     def apply(
         self,
@@ -49,14 +64,18 @@ class LayerBits(TorchStep):
         """Change the quantizers of NNCF's wrapped model, in place."""
         net = model.model
         ends = _ends(graph)
-        for node in graph.topological_sort():
-            if not _is_layer(node):
-                continue
+        nodes = [node for node in graph.topological_sort() if _is_layer(node)]
+        names = layer_names(net, [node.node_name for node in nodes])
+        chosen = by_layer("layer_bits", self.layers, list(names.values()))
+        for node in nodes:
             for quantizer, weight in _weights(net, graph, node):
-                if self.depthwise is not None and _is_depthwise(node, weight):
-                    set_bits(quantizer, self.depthwise, weight)
-                if self.first_last is not None and node in ends:
-                    set_bits(quantizer, self.first_last, weight)
+                bits = chosen.get(names[node.node_name])
+                if bits is None and node in ends:
+                    bits = self.first_last
+                if bits is None and _is_depthwise(node, weight):
+                    bits = self.depthwise
+                if bits is not None:
+                    set_bits(quantizer, bits, weight)
             if self.first_last is not None and node in ends:
                 quantizer = _input_quantizer(net, graph, node)
                 if quantizer is not None:

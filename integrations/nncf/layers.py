@@ -101,7 +101,7 @@ def read_layers(
                 found[node.node_name] = (node, quantizer, port)
             elif node.metatype not in om.MATMUL_METATYPES:
                 computed.append(node.node_name)
-    names = _layer_names(model, list(found))
+    names = layer_names(model, list(found))
     layers: dict[str, QuantizedLayer] = {}
     skipped = dict.fromkeys(computed, "its weight is computed, not stored")
     for node_name, (node, quantizer, port) in found.items():
@@ -207,7 +207,7 @@ def _recording(quantizer: Any, seen: dict[Any, tuple[Tensor, Tensor]]) -> Any:
     return record
 
 
-def _layer_names(model: nn.Module, nodes: list[str]) -> dict[str, str]:
+def layer_names(model: nn.Module, nodes: list[str]) -> dict[str, str]:
     """A module's path where one plain layer makes one call; else NNCF's own name."""
     modules = dict(model.named_modules())
     plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

@@ -1,6 +1,6 @@
 """NNCF's PTQ for ConvNets at low bit widths, by its own means."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import nncf
@@ -42,6 +42,7 @@ def quantize_ptq(
     act_bits: int = 8,
     depthwise_bits: int | None = 8,
     first_last_bits: int | None = 8,
+    layer_bits: Mapping[str, int] | None = None,
     bias_correction: bool = False,
     weight_quantile: float | None = CLIPPED,
     act_range: str = "default",
@@ -60,6 +61,8 @@ def quantize_ptq(
         depthwise_bits: Weight bit width of depthwise convolutions; None: as the others.
         first_last_bits: Bit width of the first and last layer, activations too; None:
             as the others.
+        layer_bits: Weight bit widths by layer name or glob, over all others; the last
+            that fits wins.
         bias_correction: Run NNCF's fast bias correction on every layer, whatever the
             size of the correction. With `cora`: correct biases after the adapters.
         weight_quantile: Share of a channel's weights that may be clipped at its range,
@@ -85,6 +88,7 @@ def quantize_ptq(
         cora=cora,
         first_last_bits=first_last_bits,
         depthwise_bits=depthwise_bits,
+        layer_bits=layer_bits,
         disable_bias_correction=not bias_correction,
         # The default skips what it deems too large, at low bits nearly every layer.
         bias_correction_params=AdvancedBiasCorrectionParameters(threshold=float("inf")),

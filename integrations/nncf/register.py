@@ -48,11 +48,14 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
         cora: A `CoRaConfig` or anything that `CoRaConfig.of` reads; None: no adapters.
         first_last_bits: Bit width of the first and last layer; None: as the others.
         depthwise_bits: Bit width of depthwise weights; None: as the others.
+        layer_bits: Bit widths of weights by layer name or glob, over all others; the
+            last that fits wins.
     """
 
     cora: Any = None
     first_last_bits: int | None = None
     depthwise_bits: int | None = None
+    layer_bits: Mapping[str, int] | None = None
 
     def __getattribute__(self, name: str) -> Any:
         """The field; NNCF's own pipeline, which would ignore ours, is refused."""
@@ -118,11 +121,14 @@ def _registered() -> bool:
 
 
 def _wanted(parameters: CoRaQuantizationParameters) -> bool:
-    return (
-        _flag(parameters) is not None
-        or parameters.first_last_bits is not None
-        or parameters.depthwise_bits is not None
-    )
+    return _flag(parameters) is not None or _bits(parameters) is not None
+
+
+def _bits(parameters: Any) -> LayerBits | None:
+    """The step that changes bit widths, if there are any to change."""
+    fields = ("first_last_bits", "depthwise_bits", "layer_bits")
+    bits = [getattr(parameters, field, None) for field in fields]
+    return LayerBits(*bits) if any(each is not None for each in bits) else None
 
 
 def _flag(parameters: Any) -> Any:
@@ -142,15 +148,15 @@ def _with_our_steps(original: Any) -> Any:
         pipeline = original(*args, **kwargs)
         parameters: Any = kwargs.get("advanced_parameters")
         flag = _flag(parameters)
-        bits = [getattr(parameters, f"{name}_bits", None) for name in _LAYERS]
-        if flag is None and bits == [None, None]:
+        bits = _bits(parameters)
+        if flag is None and bits is None:
             return pipeline
         steps = [list(step) for step in pipeline.pipeline_steps]
-        if bits != [None, None]:
+        if bits is not None:
             for step in steps:
                 for index, algorithm in enumerate(step):
                     if isinstance(algorithm, MinMaxQuantization):
-                        step.insert(index + 1, LayerBits(*bits))
+                        step.insert(index + 1, bits)
                         break
         if flag is not None:
             steps = [
@@ -168,9 +174,6 @@ def _with_our_steps(original: Any) -> Any:
 
     create_ptq_pipeline.reads_cora_flag = True  # type: ignore[attr-defined]
     return create_ptq_pipeline
-
-
-_LAYERS = ("first_last", "depthwise")
 
 
 def _with_images_only(original: Any) -> Any:

@@ -124,7 +124,10 @@ def test_adapters_go_between_ptq_and_bias_correction(arguments, tmp_path):
         loader = script.generate_dataloader(options.calibration_dir, 3, 1, 256, 224, 6)
         by_hand = copy.deepcopy(model)
         apply_cora(loader, by_hand, _config(options))
-        script.apply_bias_correction(loader, by_hand)
+        step = result.report.steps[-1]
+        assert step.name == "Brevitas' bias correction"
+        if step.kept:
+            script.apply_bias_correction(loader, by_hand)
     assert_same(result.model, by_hand)
     # And the adapters fit onto what Brevitas' own script makes.
     load_cora(tmp_path / "adapters", model)

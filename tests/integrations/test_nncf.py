@@ -470,6 +470,27 @@ class TestBits:
         else:
             assert set(widths.values()) == {8}
 
+    def test_bits_of_single_layers(self, float_net, batches, dataset):
+        bits = {"p*": 5, "*": 3, "dil*": 6, "stem": 4}
+        model = quantize_ptq(float_net, batches, depthwise_bits=8, layer_bits=bits)
+        layers = NNCFHost(model, batches[0][0]).layers
+        found = {layer.name: layer.weight_bits for layer in layers}
+        assert found == {**dict.fromkeys(found, 3), "dilated": 6, "stem": 4}
+        for wrong, match in (
+            (
+                {"tail*": 8},
+                r"layer_bits: 'tail\*' fits no layer; they are stem, reflect",
+            ),
+            ({"head": 9}, r"layer_bits: head: 9 bits are out of range; use 2 to 8"),
+            ([8], r"layer_bits: \[8\] is not a mapping of names to values"),
+        ):
+            with register(), allow_bits(4), pytest.raises(CoRaError, match=match):
+                nncf.quantize(
+                    float_net,
+                    dataset,
+                    advanced_parameters=typed(None, layer_bits=wrong),
+                )
+
     def test_bits_survive_the_configuration(self, float_net, batches, unseen):
         model = quantize_ptq(float_net, batches, 4, 4, depthwise_bits=8)
         fresh = copy.deepcopy(float_net)

@@ -95,6 +95,24 @@ def test_openvino_computes_the_same(adapted, unseen, tmp_path):
     assert_close(run_openvino(path, unseen), run(model, unseen), effect)
 
 
+def test_weights_beyond_a_clipped_range_are_the_models(
+    float_net, batches, unseen, tmp_path
+):
+    """Integers from -7 to 7, where NNCF traces its quantizers as from -8."""
+    model = quantize_ptq(float_net, batches, weight_quantile=0.2, first_last_bits=None)
+    path = tmp_path / "net.xml"
+    export_openvino(model, unseen[:2], path)
+    checked = 0
+    for node in openvino.Core().read_model(path).get_ops():
+        if node.get_element_type().get_type_name() == "i4":
+            levels = node.get_data(dtype=np.float32)
+            assert levels.min() == -7 and levels.max() == 7
+            checked += 1
+    assert checked == 6
+    difference = np.abs(run_openvino(path, unseen) - run(model, unseen))
+    assert difference.mean() < 0.01 * np.abs(run(model, unseen)).mean()
+
+
 def test_onnx_computes_the_same(adapted, unseen, tmp_path):
     model, effect = adapted
     path = tmp_path / "net.onnx"

@@ -1,0 +1,115 @@
+"""Brevitas' bias correction behind adapters, where it helps."""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from brevitas.export.inference import quant_inference_mode
+from torch import Tensor, nn
+
+from cora_plugin.calibration import ImageSplit
+from cora_plugin.config import CoRaConfig
+from cora_plugin.divergence import Divergence, divergence, outputs
+from cora_plugin.integrations.brevitas.algorithm import apply_cora
+from cora_plugin.integrations.brevitas.host import BrevitasHost
+from cora_plugin.integrations.brevitas.layers import Reference, unpack
+from cora_plugin.integrations.host import run_model
+from cora_plugin.report import Report, Step
+
+log = logging.getLogger(__name__)
+
+
+def correct_biases(calib_loader: Iterable[Any], model: nn.Module) -> None:
+    """Run Brevitas' own `apply_bias_correction`, in place."""
+    from brevitas_examples.imagenet_classification.ptq import ptq_common
+
+    ptq_common.apply_bias_correction(calib_loader, model)
+
+
+def apply_cora_and_correct_biases(
+    calib_loader: Iterable[Any],
+    model: nn.Module,
+    config: Any = None,
+    reference: Reference | None = None,
+) -> Report:
+    """`apply_cora`, then Brevitas' bias correction if it helps; in place.
+
+    Adapters come with a correction of their own, behind which Brevitas' may do harm. It
+    is judged like every other step: made on a copy from the images that calibrate, by
+    the KL divergence on those held out. Where that is lower, the model's biases are
+    corrected from all images, and the report says so.
+
+    Args:
+        calib_loader: Yields `(images, targets)`; walked up to five times, in one order.
+        model: The quantized, calibrated model.
+        config: As for `apply_cora`.
+        reference: As for `apply_cora`.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    settings = CoRaConfig.of(config)
+    judge = _Judge(calib_loader, model, settings, reference)
+    report = apply_cora(calib_loader, model, settings, reference)
+    corrected = copy.deepcopy(model)
+    correct_biases(judge.calibrating(), corrected)
+    before, after = judge(model), judge(corrected)
+    step = Step("Brevitas' bias correction", before, after, after.kl < before.kl)
+    if step.kept:
+        correct_biases(calib_loader, model)
+    else:
+        log.warning(
+            "%s: left out, for on %d held-out images the KL divergence went from %.4g "
+            "to %.4g",
+            step.name,
+            report.held_out,
+            before.kl,
+            after.kl,
+        )
+    return replace(
+        report,
+        steps=(*report.steps, step),
+        after=after if step.kept else report.after,
+    )
+
+
+class _Judge:
+    """The divergence from the float model on the images that `apply_cora` holds out."""
+
+    def __init__(
+        self,
+        calib_loader: Iterable[Any],
+        model: nn.Module,
+        config: CoRaConfig,
+        reference: Reference | None,
+    ) -> None:
+        self._loader, self._config = calib_loader, config
+        split = self._split()
+        for item in calib_loader:
+            split.keep(item)
+        split.close()
+        self._held_out = split.held_out()
+        host = BrevitasHost(model, reference)
+        with torch.no_grad(), host.prepared(), host.float_model():
+            self._reference = outputs(host, self._held_out)
+
+    def _split(self) -> ImageSplit:
+        return ImageSplit(self._config.held_out, 0, self._config.seed)
+
+    def calibrating(self) -> Iterator[tuple[Tensor, None]]:
+        """The other images, as Brevitas takes them."""
+        split = self._split()
+        for item in self._loader:
+            images = split.keep(item)
+            if len(images):
+                yield images, None
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> Divergence:
+        with quant_inference_mode(model.eval()):
+            run_model(model, self._held_out[0], unpack)  # caches scales
+            output = [run_model(model, batch, unpack) for batch in self._held_out]
+        return divergence(self._reference, torch.cat(output))
