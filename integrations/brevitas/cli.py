@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     with stock_script() as script:
         flags: argparse.ArgumentParser = script.create_args_parser()
     flags.prog = PROGRAM
+    flags.usage = "%(prog)s [flags]\n       %(prog)s --help  # lists them"
     flags.description = "Brevitas' ImageNet PTQ script, with residual adapters."
     group = flags.add_argument_group(
         "CoRa", "residual adapters after PTQ, before bias correction"
@@ -72,7 +73,10 @@ def main(argv: Sequence[str]) -> None:
     given = early.parse_known_args(argv)[0].config
     if given is not None:
         flags.set_defaults(**read_defaults(Document.read(given), flags))
-    options = flags.parse_args(argv)
+    options, others = flags.parse_known_args(argv)
+    if others:
+        known = [flag for action in flags._actions for flag in action.option_strings]
+        raise CoRaError(unknown("flag", others[0].partition("=")[0], known))
     config = _config(options)
     report = options.cora_report or Path(options.export_dir, "cora_report.json")
     result = ptq_imagenet(options, config, report)

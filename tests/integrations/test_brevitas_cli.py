@@ -260,8 +260,22 @@ def test_wrong_input_ends_with_one_line(
     assert list(tmp_path.rglob("*.*")) == []
 
 
-@pytest.mark.parametrize("flags", [["--gtpq"], ["--model-name=none"], ["extra"]])
-def test_unknown_flags_are_refused(flags, arguments):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gtpq"], "unknown flag '--gtpq'; did you mean --gptq?"),
+        (["--cora-bugdet=1"], "unknown flag '--cora-bugdet'; did you mean --cora-b"),
+        (["extra"], "unknown flag 'extra'; there are"),
+    ],
+)
+def test_unknown_flags_are_refused(flags, message, arguments, capsys):
+    assert main(["brevitas-ptq", *arguments, *flags]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_impossible_value_is_refused_without_the_whole_list(arguments, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(["brevitas-ptq", *arguments, *flags])
+        main(["brevitas-ptq", *arguments, "--model-name=none"])
     assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert "invalid choice: 'none'" in error and "--cora-damping" not in error
