@@ -156,6 +156,9 @@ def test_nothing_true_and_an_empty_file_mean_the_defaults(tmp_path):
         ("5% macs", Budget(0.05, "macs")),
         ("0.2 bits", Budget(0.2, "bits")),
         ("  0.2   bits ", Budget(0.2, "bits")),
+        ("0.2bits", Budget(0.2, "bits")),
+        ("5%macs", Budget(0.05, "macs")),
+        ("2e-3kl", Budget(0.002, "kl")),
         (Budget(0.3, "macs"), Budget(0.3, "macs")),
     ],
 )

@@ -1,6 +1,7 @@
 """How much the adapters of a model may cost, or what they must reach."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,8 @@ class Budget:
         """Read `0.05`, `"0.05 params"`, `"5%"`, `"0.2 bits"` or `"0.05 kl"`."""
         if isinstance(value, cls):
             return value
-        parts = str(value).split()
+        # A space may be missing; no unit begins with the e of an exponent.
+        parts = re.sub(r"(?<=[\d.%])(?=[a-df-z])", " ", str(value)).split()
         try:
             if isinstance(value, bool) or not 1 <= len(parts) <= 2:
                 raise ValueError
