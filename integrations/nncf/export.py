@@ -40,7 +40,8 @@ def export_openvino(
         model: The quantized model.
         example_input: Input that the model is traced with, [N, …].
         path: The `.xml` file.
-        compress_to_fp16: Store what is not quantized as float16.
+        compress_to_fp16: Store what is not quantized as float16, as far as OpenVINO
+            does: where activations are quantized, 2026.4 leaves all of it in float32.
         int8_kernels: Fold adapters into weights of 8 bits, which OpenVINO runs in int8
             kernels, as `export_onnx` does; all weights are stored as i8.
 
