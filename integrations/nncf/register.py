@@ -121,14 +121,17 @@ def _registered() -> bool:
 
 
 def _wanted(parameters: CoRaQuantizationParameters) -> bool:
-    return _flag(parameters) is not None or _bits(parameters) is not None
+    return _flag(parameters) is not None or bool(_bits(parameters))
 
 
-def _bits(parameters: Any) -> LayerBits | None:
-    """The step that changes bit widths, if there are any to change."""
-    fields = ("first_last_bits", "depthwise_bits", "layer_bits")
-    bits = [getattr(parameters, field, None) for field in fields]
-    return LayerBits(*bits) if any(each is not None for each in bits) else None
+def _bits(parameters: Any) -> dict[str, Any]:
+    """The bit widths that are set, as arguments of `LayerBits`."""
+    given = {
+        "first_last": getattr(parameters, "first_last_bits", None),
+        "depthwise": getattr(parameters, "depthwise_bits", None),
+        "layers": getattr(parameters, "layer_bits", None),
+    }
+    return {name: bits for name, bits in given.items() if bits is not None}
 
 
 def _flag(parameters: Any) -> Any:
@@ -149,14 +152,14 @@ def _with_our_steps(original: Any) -> Any:
         parameters: Any = kwargs.get("advanced_parameters")
         flag = _flag(parameters)
         bits = _bits(parameters)
-        if flag is None and bits is None:
+        if flag is None and not bits:
             return pipeline
         steps = [list(step) for step in pipeline.pipeline_steps]
-        if bits is not None:
+        if bits:
             for step in steps:
                 for index, algorithm in enumerate(step):
                     if isinstance(algorithm, MinMaxQuantization):
-                        step.insert(index + 1, bits)
+                        step.insert(index + 1, LayerBits(**bits))
                         break
         if flag is not None:
             steps = [

@@ -491,6 +491,9 @@ class TestBits:
                     advanced_parameters=typed(None, layer_bits=wrong),
                 )
 
+    def test_reading_parameters_checks_nothing(self):
+        assert "layer_bits={'head': 9}" in repr(typed(None, layer_bits={"head": 9}))
+
     def test_bits_survive_the_configuration(self, float_net, batches, unseen):
         model = quantize_ptq(float_net, batches, 4, 4, depthwise_bits=8)
         fresh = copy.deepcopy(float_net)
