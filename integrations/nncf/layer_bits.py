@@ -48,9 +48,9 @@ class LayerBits(TorchStep):
             check_bits("first_last_bits", first_last)
         if depthwise is not None:
             check_bits("depthwise_bits", depthwise)
-        self.first_last = first_last
         for pattern, bits in mapping("layer_bits", layers or {}).items():
             check_bits(f"layer_bits: {pattern}", bits)
+        self.first_last = first_last
         self.depthwise = depthwise
         self.layers = layers or {}
 

@@ -4,11 +4,11 @@ import copy
 import logging
 
 import pytest
-import torch
 from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
     apply_gptq,
 )
+from host_checks import assert_same_state
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.brevitas import apply_cora, snapshot
@@ -23,13 +23,6 @@ def model(prototypes):
     return copy.deepcopy(prototypes["layerwise"])
 
 
-def assert_same(model, other):
-    got, expected = model.state_dict(), other.state_dict()
-    assert got.keys() == expected.keys()
-    for name, value in got.items():
-        assert torch.equal(value, expected[name]), name
-
-
 def test_it_is_done_where_it_helps(model, batches):
     by_hand = copy.deepcopy(model)
     report = apply_cora_and_correct_biases(batches, model, HELPS)
@@ -39,7 +32,7 @@ def test_it_is_done_where_it_helps(model, batches):
     assert "Brevitas' bias correction: KL" in str(report)
     apply_cora(batches, by_hand, HELPS)
     apply_bias_correction(batches, by_hand)
-    assert_same(model, by_hand)
+    assert_same_state(model, by_hand.state_dict())
 
 
 def test_it_is_left_out_where_it_harms(model, batches, caplog):
@@ -51,7 +44,7 @@ def test_it_is_left_out_where_it_harms(model, batches, caplog):
     assert "bias correction: left out" in caplog.text
     alone = apply_cora(batches, by_hand, HARMS)
     assert report.after == alone.after
-    assert_same(model, by_hand)
+    assert_same_state(model, by_hand.state_dict())
     # Judged as the adapters are, up to the rounding of fused kernels.
     assert step.before.kl == pytest.approx(report.after.kl, rel=0.02)
 
@@ -71,4 +64,4 @@ def test_bad_data_leaves_the_model_as_it_was(model, batches):
     broken = [(batches[0][0] * float("nan"), batches[0][1])]
     with pytest.raises(CoRaError, match="NaN"):
         apply_cora_and_correct_biases(broken, model, HELPS)
-    assert_same(model, before)
+    assert_same_state(model, before.state_dict())

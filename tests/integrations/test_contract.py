@@ -5,7 +5,14 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from host_checks import LAYERS, factored, float_weights, run, whole
+from host_checks import (
+    LAYERS,
+    assert_same_state,
+    factored,
+    float_weights,
+    run,
+    whole,
+)
 from torch import nn
 
 from cora_plugin import CoRa, CoRaError, load_adapters, save_adapters
@@ -16,13 +23,6 @@ from cora_plugin.layer import Correction
 
 def state(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_state(model, before):
-    after = model.state_dict()
-    assert list(after) == list(before)
-    for name, value in before.items():
-        assert torch.equal(after[name], value), name
 
 
 class Contract:

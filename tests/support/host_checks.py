@@ -20,6 +20,13 @@ def kl(reference, output):
     return float((p.exp() * (p - q)).sum(1).mean())
 
 
+def assert_same_state(model, before):
+    after = model.state_dict()
+    assert list(after) == list(before)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+
+
 def float_weights(host):
     """Float weights for every layer, activations quantized."""
     return host.weights({layer.name: layer.weight for layer in host.layers})
