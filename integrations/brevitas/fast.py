@@ -1,7 +1,7 @@
 """The same activation quantization, faster, while the algorithm runs the model often.
 
-Brevitas quantizes an activation in a dozen passes over memory; with a static scale one
-fused kernel does. Each replacement is checked against the original before it is used.
+Brevitas quantizes an activation in a dozen passes over memory, each into a tensor of
+its own; with a static scale they fit into one tensor, and the gradient into one pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,9 +17,11 @@ Quantize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 @torch.no_grad()
 def fused_activations(model: nn.Module) -> Iterator[tuple[nn.Module, Quantize]]:
-    """Find a model's static activation quantizers and a fused kernel for each.
+    """Find a model's static activation quantizers and a faster form of each.
 
-    The model must be in evaluation mode, so that scales are not updated.
+    Each gives the same values as the original, which is checked, and the same
+    straight-through gradient. The model must be in evaluation mode, so that scales are
+    not updated.
 
     Yields:
         The Brevitas module and the function to answer its `forward` with.
@@ -35,13 +37,13 @@ def fused_activations(model: nn.Module) -> Iterator[tuple[nn.Module, Quantize]]:
             continue
         if type(quantizer.int_quant) is not IntQuant:
             continue
-        kernel = _fused(quantizer)
-        if kernel is not None:
-            yield quantizer, kernel
+        quantize = _fused(quantizer)
+        if quantize is not None:
+            yield quantizer, quantize
 
 
 def _fused(quantizer: Any) -> Quantize | None:
-    """A fused kernel that agrees with a quantizer, or None if there is none."""
+    """A faster form that agrees with a quantizer, or None if there is none."""
     zeros = torch.zeros(1, 1, 1, 1)
     try:
         _, scale, zero_point, bit_width = quantizer(zeros)
@@ -54,17 +56,38 @@ def _fused(quantizer: Any) -> Quantize | None:
         return None  # a dynamic scale
     if not torch.equal(zero_point, other_zero_point):
         return None
-    low = int(quantizer.int_quant.min_int(bit_width))
-    high = int(quantizer.int_quant.max_int(bit_width))
-    step, offset = float(scale), int(zero_point)
-    if not low <= offset <= high:
-        return None
+    low = float(quantizer.int_quant.min_int(bit_width))
+    high = float(quantizer.int_quant.max_int(bit_width))
+    grid = float(scale), float(zero_point), low, high
 
     def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y = torch.fake_quantize_per_tensor_affine(x, step, offset, low, high)
-        return y, scale, zero_point, bit_width
+        return _Quantize.apply(x, *grid), scale, zero_point, bit_width
 
-    # Multiplying by 1/scale may round a tie the other way: a step apart at most, and
-    # hardly ever.
-    apart = (quantize(probe)[0] - expected).abs() > step / 2
-    return None if apart.double().mean() > 0.01 else quantize
+    return quantize if torch.equal(quantize(probe)[0], expected) else None
+
+
+class _Quantize(torch.autograd.Function):
+    """Round to a grid of integers; the gradient passes where nothing is clipped."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: float, zero_point: float, low: float, high: float
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.unclipped = [
+            scale * (integer - zero_point) for integer in (low - 0.5, high + 0.5)
+        ]
+        y = x / scale
+        if zero_point:
+            y.add_(zero_point).round_().clamp_(low, high).sub_(zero_point)
+        else:
+            y.round_().clamp_(low, high)
+        return y.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (x,) = ctx.saved_tensors
+        (slope,) = slopes
+        # One pass; a mask of its own would be three.
+        slope = torch.ops.aten.hardtanh_backward(slope, x, *ctx.unclipped)
+        return slope, None, None, None, None

@@ -108,7 +108,7 @@ def quantize(float_net, batches):
             prepared,
             backend=backend,
             weight_bit_width=options.pop("weight_bits", 4),
-            act_bit_width=8,
+            act_bit_width=options.pop("act_bits", 8),
             bias_bit_width=options.pop("bias_bits", 32),
             act_quant_percentile=99.999,
             **{
