@@ -12,6 +12,8 @@ from brevitas.core.quant import IntQuant, RescalingIntQuant
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
+from cora_plugin.integrations.straight import straight_through
+
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
@@ -58,36 +60,19 @@ def _fused(quantizer: Any) -> Quantize | None:
         return None
     low = float(quantizer.int_quant.min_int(bit_width))
     high = float(quantizer.int_quant.max_int(bit_width))
-    grid = float(scale), float(zero_point), low, high
+    step, offset = float(scale), float(zero_point)
+    bounds = [step * (edge - offset) for edge in (low - 0.5, high + 0.5)]
 
-    def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return _Quantize.apply(x, *grid), scale, zero_point, bit_width
-
-    return quantize if torch.equal(quantize(probe)[0], expected) else None
-
-
-class _Quantize(torch.autograd.Function):
-    """Round to a grid of integers; the gradient passes where nothing is clipped."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: float, zero_point: float, low: float, high: float
-    ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.unclipped = [
-            scale * (integer - zero_point) for integer in (low - 0.5, high + 0.5)
-        ]
-        y = x / scale
-        if zero_point:
-            y.add_(zero_point).round_().clamp_(low, high).sub_(zero_point)
+    def rounded(x: Tensor) -> Tensor:
+        y = x / step
+        if offset:
+            y.add_(offset).round_().clamp_(low, high).sub_(offset)
         else:
             y.round_().clamp_(low, high)
-        return y.mul_(scale)
+        return y.mul_(step)
 
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (x,) = ctx.saved_tensors
-        (slope,) = slopes
-        # One pass; a mask of its own would be three.
-        slope = torch.ops.aten.hardtanh_backward(slope, x, *ctx.unclipped)
-        return slope, None, None, None, None
+    def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y = straight_through(x, rounded, *bounds)
+        return y, scale, zero_point, bit_width
+
+    return quantize if torch.equal(quantize(probe)[0], expected) else None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.integrations.host import refuse_carriers, run_model
+from cora_plugin.integrations.nncf.fast import fused_quantizers
 from cora_plugin.integrations.nncf.insert import (
     OURS,
     adapted,
@@ -106,6 +107,9 @@ class NNCFHost:
                 stack.enter_context(
                     replaced(quantizer, "forward", _constant(quantized))
                 )
+            for activation, quantize in fused_quantizers(self.model):
+                if activation not in self.reading.weights:
+                    stack.enter_context(replaced(activation, "forward", quantize))
             yield
 
     def run(self, images: Tensor) -> Tensor:

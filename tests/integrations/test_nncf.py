@@ -42,6 +42,7 @@ from cora_plugin.integrations.nncf.extension import (
     is_compiled,
     load_extension,
 )
+from cora_plugin.integrations.nncf.fast import fused_quantizers, range_of
 from cora_plugin.integrations.nncf.insert import (
     CoRaBranch,
     CoRaShift,
@@ -644,6 +645,35 @@ class TestInsertion:
             assert len(watches) == len(host.layers)
             with pytest.raises(CoRaError, match="an output came without its input"):
                 watches[0](unseen)
+
+
+class TestFusedQuantizers:
+    def test_they_are_nncfs_own_in_values_and_gradients(self, model):
+        found = dict(fused_quantizers(model))
+        shapes = {quantizer.scale_shape for quantizer in found}
+        assert (1,) in shapes and (1, 16, 1, 1) in shapes  # of the depthwise layer
+        random = torch.Generator().manual_seed(0)
+        for quantizer, fused in found.items():
+            low, span = range_of(quantizer)
+            shares = 2 * torch.rand(64, *low.shape[1:], generator=random) - 0.5
+            x = (low + shares * span).detach()
+            x[0], x[1], x[2] = low, low + span, 0
+            x.requires_grad_()
+            slope = torch.randn(x.shape, generator=random)
+            answers = fused(x), quantizer(x)
+            assert torch.equal(*answers)
+            gradients = [torch.autograd.grad(y, x, slope)[0] for y in answers]
+            assert torch.equal(*gradients)
+            assert 0.3 < gradients[0].eq(0).double().mean() < 0.7, "some are clipped"
+
+    def test_all_that_quantize_activations_are(self, model, unseen):
+        host = NNCFHost(model, unseen)
+        others = {*quantizers(model).values()} - {*host.reading.weights}
+        assert others == {quantizer for quantizer, _ in fused_quantizers(model)}
+        before = run(model, unseen)
+        with torch.no_grad(), host.prepared():
+            assert torch.equal(host.run(unseen), before)
+        assert torch.equal(run(model, unseen), before)
 
 
 class TestExtension:
