@@ -1,7 +1,7 @@
 """What stands beside one layer: its factors, as they are stored."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -70,6 +70,10 @@ class Adapter:
     def merged(self) -> Tensor:
         """The weight that the branch amounts to, [m, n/g, *kernel], float32."""
         return self.product(*(t.dequantize() for t in self.tensors.values()))
+
+    def scaled(self, share: float) -> "Adapter":
+        """An adapter that amounts to a share of the weight of this one."""
+        return replace(self, a=self.a.scaled(share))
 
     def product(self, a: Tensor, b: Tensor | None = None) -> Tensor:
         """The weight that factors of this adapter's shapes amount to."""

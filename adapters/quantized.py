@@ -1,6 +1,6 @@
 """Symmetric quantization of what an adapter stores."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,12 @@ class QuantizedTensor:
         if self.scale is None:
             return self.values
         return self.values.float() * self.scale
+
+    def scaled(self, share: float) -> "QuantizedTensor":
+        """The same values, times a number: in the scale, if there is one."""
+        if self.scale is None:
+            return replace(self, values=self.values * share)
+        return replace(self, scale=self.scale * share)
 
     @property
     def parameters(self) -> int:

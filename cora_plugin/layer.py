@@ -4,7 +4,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -112,6 +112,14 @@ class Correction:
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     float_biases: bool = False
+
+    def scaled(self, share: float) -> "Correction":
+        """A share of each adapter and shift."""
+        return replace(
+            self,
+            adapters={name: each.scaled(share) for name, each in self.adapters.items()},
+            shifts={name: share * each for name, each in self.shifts.items()},
+        )
 
 
 Observer = Callable[[str, Tensor, Tensor], None]

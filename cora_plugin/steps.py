@@ -20,6 +20,13 @@ from cora_plugin.plan import Planner, merged_weights
 from cora_plugin.report import Stopwatch
 from cora_plugin.statistics import Collector
 
+SHARES = (0.5, 0.25)
+"""What is tried of adapters that do not help as a whole.
+
+Weights that GPFQ or Qronos rounded make up for the error of the layers before; where
+adapters take only a part of that error away, the rest no longer cancels.
+"""
+
 
 class Steps:
     """Corrects a model step by step; `guard.kept` is what stands.
@@ -55,11 +62,20 @@ class Steps:
     def __call__(self, ranks: Mapping[str, int]) -> None:
         """Take every step that the settings ask for; ranks by layer name."""
         config, guard = self._config, self._guard
-        stands = self._closed_form(ranks)
+        correction = self._closed_form(ranks)
+        with self._watch("insert"):
+            stands = guard.step("adapters", correction, ties=True)
         if stands and config.alternations:
             self._alternation()
         if config.metric == "rrr" and any(ranks.values()):
-            stands |= self._regression(ranks)
+            correction = self._regression(ranks)
+            with self._watch("regression"):
+                stands |= guard.step("regression", correction)
+        if not stands:
+            with self._watch("insert"):
+                for share in SHARES:
+                    part = correction.scaled(share)
+                    stands |= guard.step(f"adapters × {share:g}", part)
         if not stands:
             return
         if self._host.biases_changed and not guard.kept.float_biases:
@@ -75,11 +91,9 @@ class Steps:
         """The layers, with the main weights that stand."""
         return list(self._planner.layers.values())
 
-    def _closed_form(self, ranks: Mapping[str, int]) -> bool:
+    def _closed_form(self, ranks: Mapping[str, int]) -> Correction:
         with self._watch("factors"):
-            correction = Correction(self._planner.adapters(ranks))
-        with self._watch("insert"):
-            return self._guard.step("adapters", correction, ties=True)
+            return Correction(self._planner.adapters(ranks))
 
     def _alternation(self) -> None:
         guard, planner = self._guard, self._planner
@@ -96,21 +110,17 @@ class Steps:
         if guard.step("alternation", correction):
             planner.layers = {layer.name: layer for layer in changed}
 
-    def _regression(self, ranks: Mapping[str, int]) -> bool:
+    def _regression(self, ranks: Mapping[str, int]) -> Correction:
         guard = self._guard
-        with self._watch("regression"):
-            with guard.aside():
-                curvatures = self._planner.sensitivities
-                adapters, shifts = regress(
-                    self._walk(), ranks, curvatures, self._config
-                )
-            correction = replace(
-                guard.kept,
-                adapters=adapters,
-                shifts=shifts,
-                float_biases=self._host.biases_changed,
-            )
-            return guard.step("regression", correction)
+        with self._watch("regression"), guard.aside():
+            curvatures = self._planner.sensitivities
+            adapters, shifts = regress(self._walk(), ranks, curvatures, self._config)
+        return replace(
+            guard.kept,
+            adapters=adapters,
+            shifts=shifts,
+            float_biases=self._host.biases_changed,
+        )
 
     def _bias_correction(self) -> None:
         guard, layers = self._guard, self._layers

@@ -119,6 +119,38 @@ def test_the_guard_takes_a_bad_step_back_and_says_so(caplog):
     assert "rolled back" in str(report)
 
 
+class Compensating(PlainHost):
+    """The second layer makes up for 60 % of what rounding did to the first."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        float_net = nn.Sequential(nn.Linear(12, 12, bias=False), nn.Linear(12, 8))
+        nn.init.orthogonal_(float_net[0].weight)
+        super().__init__(float_net, bits=5)
+        first, second = self.layers
+        error = (first.weight - first.dequantized).double()
+        made_up = second.weight.double() @ error @ first.dequantized.double().inverse()
+        dequantized = (second.weight + 0.6 * made_up).float()
+        self.layers[1] = dataclasses.replace(second, dequantized=dequantized)
+        self.model[1].weight.data = dequantized
+
+
+def test_a_part_is_kept_where_the_whole_does_harm():
+    host, data = Compensating(), torch.randn(4, 32, 12)
+    ranks = {"0": 12, "1": 0}
+    settings = {"metric": "svd", "adapter_bits": 32, "bias_correction": "off"}
+    report = CoRa({"ranks": ranks, "budget": 0.6, **settings}).apply(host, data)
+    whole, half, quarter = report.steps
+    assert not whole.kept and half.kept and not quarter.kept
+    assert half.name == "adapters × 0.5"
+    # Of the error 0.4 was left: its share after the step is 0.6, 0.1 and 0.15.
+    assert whole.after.kl > whole.before.kl > quarter.after.kl > half.after.kl
+    assert report.after == half.after
+    half_of_it = host.layers[0].residual.float() / 2
+    x = torch.randn(9, 12)
+    torch.testing.assert_close(host.branches["0"](x), x @ half_of_it.mT)
+
+
 class Breaking(PlainHost):
     """Fails when it is judged with adapters in place."""
 

@@ -141,7 +141,14 @@ class _Step:
 
     def quantize_model(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Keep the float weights, which GPFQ and Qronos overwrite."""
-        model: nn.Module = self._script.quantize_model(*args, **kwargs)
+        try:
+            model: nn.Module = self._script.quantize_model(*args, **kwargs)
+        except KeyError as error:  # of its tables of quantizers
+            raise CoRaError(
+                f"brevitas-ptq: Brevitas has no quantizer with {error} for these "
+                "flags; change --quant-format, or the --…-scale-…, --…-type or "
+                "--…-granularity of weights or activations"
+            ) from error
         self._weights = snapshot(model)
         return model
 

@@ -96,3 +96,12 @@ def test_second_factors_have_a_single_scale_and_whole_columns(groups, bits):
     plain = make_adapter(residual, operation, 3, Weighting(), 32).merged()
     error = (adapter.merged() - plain).norm() / plain.norm()
     assert error < (0.02 if bits == 8 else 0.25)
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+def test_a_share_is_in_the_scale(bits):
+    whole = quantize(torch.randn(5, 7), bits)
+    half = whole.scaled(0.5)
+    assert torch.equal(half.dequantize(), whole.dequantize() / 2)
+    assert half.stored_bits == whole.stored_bits
+    assert bits == 32 or half.values is whole.values

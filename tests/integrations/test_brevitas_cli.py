@@ -245,6 +245,7 @@ def test_wrong_keys_are_named_with_their_line(yaml, message, tmp_path):
         (["--workers=0"], "--workers: 0; pass 1 or more"),
         (["--cora-budget=0"], "budget: 0.0 is not a positive amount"),
         (["--learned-round=sigmoid", "--target-backend=fx"], "learned round is only"),
+        (["--weight-quant-granularity=per_group"], "no quantizer with 'per_group'"),
         (["--config=nowhere.yaml"], "nowhere.yaml: cannot be read: No such file"),
         (["--model-name=resnet18"], "--model-name: the weights of resnet18 cannot"),
     ],
