@@ -52,7 +52,12 @@ class Variant:
 
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    "brevitas": {"ptq": {}, "gptq": {"gptq": True}},
+    "brevitas": {
+        "ptq": {},
+        "gptq": {"gptq": True},
+        "gpfq": {"gpfq": True},
+        "qronos": {"qronos": True},
+    },
     "nncf": {
         "ptq": {},
         "ptq-histogram": {"act_range": "histogram"},
