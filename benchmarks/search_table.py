@@ -1,7 +1,7 @@
 r"""Tables and a picture of what search.py wrote.
 
-python benchmarks/search_table.py results/*.json --markdown docs/search.md \
-    --picture docs/search.svg
+python benchmarks/search_table.py benchmarks/searches/*.json \
+    --markdown benchmarks/searches.md --picture benchmarks/searches.svg
 """
 
 import argparse
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     networks = [json.loads(path.read_text()) for path in options.results]
+    networks.sort(key=_place)
     text = "\n".join([HEAD, *(_section(rows) for rows in networks)])
     if options.markdown is None:
         print(text)
@@ -73,6 +74,14 @@ def main() -> None:
         with whole_file(options.picture) as temporary:
             suffix = options.picture.suffix.lstrip(".")
             _draw(networks).savefig(temporary, format=suffix)
+
+
+def _place(rows: Sequence[Row]) -> tuple[Any, ...]:
+    """Where a network's table stands: the easier settings first."""
+    first = rows[0]
+    weights, acts = map(int, first["weights"].removeprefix("W").split("A"))
+    network = list(NAMES).index(first["model"])
+    return network, -acts, -weights, first.get("act_range") == "mse"
 
 
 def _title(rows: Sequence[Row]) -> str:
