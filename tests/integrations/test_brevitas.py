@@ -536,7 +536,8 @@ def test_a_step_that_does_harm_is_rolled_back_and_reported(model, batches, unsee
     report = CoRa({"budget": 0.3}).apply(NegatedAdapters(model), batches)
     assert torch.equal(run(model, unseen), before)
     assert not adapters_in(model)
-    assert [step.name for step in report.steps] == ["adapters", "regression"]
+    names = ["adapters", "regression", "adapters × 0.5", "adapters × 0.25"]
+    assert [step.name for step in report.steps] == names
     for step in report.steps:
         assert not step.kept
         assert step.after.kl > step.before.kl
