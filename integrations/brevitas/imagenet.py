@@ -5,6 +5,7 @@ whose helpers are ours where adapters have to come in; nothing of Brevitas is ch
 """
 
 import random
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -96,6 +97,7 @@ def ptq_imagenet(
             generate_dataloader=step.generate_dataloader,
             get_torchvision_model=step.get_torchvision_model,
             quantize_model=step.quantize_model,
+            apply_learned_round=step.apply_learned_round,
             apply_bias_correction=step.apply_bias_correction,
             quant_inference_mode=step.quant_inference_mode,
             export_onnx_qcdq=step.export_onnx_qcdq,
@@ -151,6 +153,20 @@ class _Step:
             ) from error
         self._weights = snapshot(model)
         return model
+
+    def apply_learned_round(
+        self, model: nn.Module, calibration_loader: Any, args: Namespace
+    ) -> None:
+        """Find blocks by the flag for it, which the script reads and forgets."""
+        name = args.learned_round_block_name
+        own = {path.rpartition(".")[2] for path, _ in model.named_modules()} - {""}
+        blockwise = args.learned_round_mode == "blockwise"
+        if blockwise and not any(re.search(name, each) for each in own):
+            raise CoRaError(
+                f"--learned-round-block-name: {name!r} is found in no module's own "
+                f"name; there are {', '.join(sorted(own))}"
+            )
+        self._script.apply_learned_round(model, calibration_loader, args, name)
 
     def apply_bias_correction(self, loader: Any, model: nn.Module) -> None:
         """Correct what the adapters leave, if that helps."""

@@ -113,6 +113,28 @@ def test_the_whole_command(arguments, tmp_path, capsys):
     assert logits.shape == (1, 1000) and np.isfinite(logits).all()
 
 
+ROUND = [
+    "--learned-round=identity",
+    "--learned-round-mode=blockwise",
+    "--learned-round-loss=mse",
+    "--learned-round-iters=1",
+]
+
+
+def test_learned_round_finds_the_blocks_that_the_flag_names(arguments, capsys):
+    flags = [*ROUND, "--no-bias-corr", "--no-cora"]
+    name = "--learned-round-block-name=^(11|12)$"
+    assert main(["brevitas-ptq", *arguments, *flags, name]) == 0
+    assert "Number of blocks 2" in capsys.readouterr().out
+
+
+def test_learned_round_without_a_block_is_an_error(arguments, capsys):
+    assert main(["brevitas-ptq", *arguments, *ROUND]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert r"--learned-round-block-name: 'layer\\d+' is found in no module" in error
+    assert "classifier" in error
+
+
 def test_adapters_go_between_ptq_and_bias_correction(arguments, tmp_path):
     """The same as the three steps by hand, in the order that is right."""
     options = parser().parse_args([*arguments, "--cora=budget=0.1,held_out=0.34"])
