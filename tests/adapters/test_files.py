@@ -38,3 +38,12 @@ def test_a_new_file_has_the_permissions_that_open_would_give(tmp_path):
         pass
     modes = {os.stat(tmp_path / name).st_mode for name in ("plain", "whole")}
     assert len(modes) == 1
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with (
+        pytest.raises(IsADirectoryError, match="it is a folder; name a file"),
+        whole_file(tmp_path),
+    ):
+        pytest.fail("the block ran")
+    assert list(tmp_path.parent.glob(f".{tmp_path.stem}*")) == []
