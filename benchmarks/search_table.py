@@ -32,7 +32,8 @@ divergence from the float network in nats, top-1, agreement with the float netwo
 least KL of a budget is bold. Budgets are shares of the parameters; adapters have 4 bits
 where nothing else is said. `seconds` are those of the whole run at the middle budget,
 statistics, guard and bias correction included; rows ran at different times on a machine
-that was more or less busy, so they tell magnitudes. `8 bits` has the most sensitive
+that was more or less busy, so they tell magnitudes; those of a run that was halted are
+left out. `8 bits` has the most sensitive
 layers at 8 bits in place of adapters, for as many bits; `8 bits+bc` is the same after
 Brevitas' bias correction.
 """
@@ -129,9 +130,8 @@ def _section(rows: Sequence[Row]) -> str:
             cells.append(f"{kl}, {row['top1']:.1%}, {row['agreement']:.1%}")
         mine = [found[method, b] for b in budgets if (method, b) in found]
         middle = mine[len(mine) // 2]
-        cells += [str(middle.get("iterations") or ""), f"{middle['seconds']:.0f}"]
-        if method in (RAISED, CORRECTED):
-            cells[-1] = ""
+        seconds = f"{middle['seconds']:.0f}" if middle["seconds"] else ""
+        cells += [str(middle.get("iterations") or ""), seconds]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
