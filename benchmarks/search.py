@@ -183,17 +183,20 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table("method", "budget", title=title)
     for heading in ("top-1", "agreement", "KL", "bits", "iterations", "seconds"):
         table.add_column(heading, justify="right")
+    columns = {
+        "top1": ".1%",
+        "agreement": ".1%",
+        "kl": ".4f",
+        "equivalent_bits": ".2f",
+        "iterations": "d",
+        "seconds": ".0f",
+    }
     for row in rows:
-        table.add_row(
-            row["method"],
-            row["budget"],
-            f"{row['top1']:.1%}",
-            f"{row['agreement']:.1%}",
-            f"{row['kl']:.4f}",
-            f"{row['equivalent_bits']:.2f}",
-            str(row.get("iterations") or ""),
-            f"{row['seconds']:.0f}",
-        )
+        # Of an earlier run not everything may be known.
+        told = {**row, "iterations": row.get("iterations") or None}
+        values = [(told.get(name), form) for name, form in columns.items()]
+        cells = ["" if value is None else format(value, form) for value, form in values]
+        table.add_row(row["method"], row["budget"], *cells)
     return table
 
 
