@@ -109,7 +109,8 @@ def test_the_guard_takes_a_bad_step_back_and_says_so(caplog):
     host, test = Worsening(net(), bits=6), batches(1, seed=9)[0]
     before = distance(host, test)
     with caplog.at_level(logging.WARNING):
-        report = CoRa({"budget": 0.2}).apply(host, batches())
+        config = {"budget": 0.2, "bias_correction": "off"}
+        report = CoRa(config).apply(host, batches())
     assert not report.steps[0].kept
     assert report.after == report.before
     assert report.equivalent_bits == report.equivalent_bits_before
@@ -117,6 +118,19 @@ def test_the_guard_takes_a_bad_step_back_and_says_so(caplog):
     assert distance(host, test) == before
     assert "adapters: taken back" in caplog.text
     assert "rolled back" in str(report)
+
+
+def test_biases_are_corrected_where_adapters_do_not_help():
+    host, test = Worsening(net(), bits=2), batches(1, seed=9)[0]
+    before = distance(host, test)
+    config = {"budget": 0.2, "metric": "qera-exact"}
+    report = CoRa(config).apply(host, batches())
+    *adapters, correction = report.steps
+    assert not any(step.kept for step in adapters)
+    assert correction.name == "bias correction" and correction.kept
+    assert host.shifts and not host.branches
+    assert report.equivalent_bits == report.equivalent_bits_before
+    assert distance(host, test) < before
 
 
 class Compensating(PlainHost):

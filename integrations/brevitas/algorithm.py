@@ -137,7 +137,10 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     """
     correction = read_correction(model)
     if not correction.adapters:
-        raise CoRaError("the model carries no adapters to save; call apply_cora first")
+        raise CoRaError(
+            "the model carries no adapters to save; call apply_cora, whose report says "
+            "where it kept none"
+        )
     if correction.weights:
         raise CoRaError(
             f"{next(iter(correction.weights))}: alternation has quantized its weight "

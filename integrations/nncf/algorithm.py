@@ -161,7 +161,10 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     check_model(model)
     adapters = read_adapters(model)
     if not adapters:
-        raise CoRaError("the model carries no adapters to save; call apply_cora first")
+        raise CoRaError(
+            "the model carries no adapters to save; call apply_cora, whose report says "
+            "where it kept none"
+        )
     corrections = {name: hook.shift for name, hook in shifts(model).items()}
     config = getattr(model, "cora_config", None)
     notes = {"nncf": version("nncf"), "config": config}

@@ -198,6 +198,15 @@ class Contract:
         assert_same_state(model, before)
         assert torch.equal(run(model, unseen), output)
 
+    def test_biases_are_corrected_without_adapters(self, host, model, unseen):
+        before, output = state(model), run(model, unseen)
+        host.insert(Correction(shifts={"head": torch.arange(10.0)}))
+        shifted = run(copy.deepcopy(model), unseen)
+        torch.testing.assert_close(shifted, output + torch.arange(10.0))
+        host.remove()
+        assert_same_state(model, before)
+        assert torch.equal(run(model, unseen), output)
+
     def test_deepcopy_keeps_the_adapters(self, host, model, batches, unseen):
         CoRa("budget=0.3").apply(host, batches)
         assert torch.equal(run(copy.deepcopy(model), unseen), run(model, unseen))
