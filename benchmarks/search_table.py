@@ -32,10 +32,10 @@ divergence from the float network in nats, top-1, agreement with the float netwo
 least KL of a budget is bold. Budgets are shares of the parameters; adapters have 4 bits
 where nothing else is said. `seconds` are those of the whole run at the middle budget,
 statistics, guard and bias correction included; rows ran at different times on a machine
-that was more or less busy, so they tell magnitudes; those of a run that was halted are
-left out. `8 bits` has the most sensitive
-layers at 8 bits in place of adapters, for as many bits; `8 bits+bc` is the same after
-Brevitas' bias correction.
+that was more or less busy, so they tell magnitudes; those of a run that was halted, or
+ran beside several others, are left out. `rrr butterworth` and `qera-exact butterworth`
+learn the same ranks. `8 bits` has the most sensitive layers at 8 bits in place of
+adapters, for as many bits; `8 bits+bc` is the same after Brevitas' bias correction.
 """
 
 ORDER = (*METHODS, RAISED, CORRECTED)
