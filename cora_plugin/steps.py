@@ -74,8 +74,7 @@ class Steps:
         if not stands:
             with self._watch("insert"):
                 for share in SHARES:
-                    part = correction.scaled(share)
-                    guard.step(f"adapters × {share:g}", part)
+                    guard.step(f"adapters × {share:g}", correction.scaled(share))
         if self._host.biases_changed and not guard.kept.float_biases:
             guard.step("float biases", replace(guard.kept, float_biases=True))
         # A regression that stands has an intercept of its own.

@@ -1,6 +1,6 @@
 """What the hosts of torch models check, each in the same words."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,19 @@ def refuse_carriers(layers: Iterable[str]) -> None:
     for name in layers:
         raise CoRaError(
             f"{name}: already carries an adapter; call remove_cora(model) first"
+        )
+
+
+def refuse_without_adapters(adapters: Mapping[str, Adapter]) -> None:
+    """Refuse to save the adapters of a model that carries none.
+
+    Raises:
+        CoRaError: There are none.
+    """
+    if not adapters:
+        raise CoRaError(
+            "the model carries no adapters to save; call apply_cora, whose report says "
+            "where it kept none"
         )
 
 

@@ -25,6 +25,7 @@ from cora_plugin.integrations.brevitas.insert import (
 )
 from cora_plugin.integrations.brevitas.layers import Reference
 from cora_plugin.integrations.brevitas.order import refuse_bias_corrected
+from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import Correction
 from cora_plugin.report import Report
@@ -136,11 +137,7 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
         OSError: The file cannot be written; no partial file is left.
     """
     correction = read_correction(model)
-    if not correction.adapters:
-        raise CoRaError(
-            "the model carries no adapters to save; call apply_cora, whose report says "
-            "where it kept none"
-        )
+    refuse_without_adapters(correction.adapters)
     if correction.weights:
         raise CoRaError(
             f"{next(iter(correction.weights))}: alternation has quantized its weight "

@@ -17,6 +17,7 @@ from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.algorithm import CoRa
 from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.host import NNCFHost
@@ -160,11 +161,7 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     """
     check_model(model)
     adapters = read_adapters(model)
-    if not adapters:
-        raise CoRaError(
-            "the model carries no adapters to save; call apply_cora, whose report says "
-            "where it kept none"
-        )
+    refuse_without_adapters(adapters)
     corrections = {name: hook.shift for name, hook in shifts(model).items()}
     config = getattr(model, "cora_config", None)
     notes = {"nncf": version("nncf"), "config": config}
