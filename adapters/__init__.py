@@ -1,8 +1,10 @@
-"""What a residual adapter is: closed forms, branches and storage; torch only."""
+"""Residual adapters: how they are solved, run and stored. Needs torch alone."""
 
-from cora_plugin.adapters.adapter import Adapter, Factors, Kind, make_adapter
+from cora_plugin.adapters.adapter import Adapter, Term
 from cora_plugin.adapters.branch import Branch
 from cora_plugin.adapters.factor import Root, metric_root, truncate
+from cora_plugin.adapters.factors import Factors, make_adapter
+from cora_plugin.adapters.form import Cost, Form, Kind
 from cora_plugin.adapters.operation import Operation
 from cora_plugin.adapters.quantized import QuantizedTensor, quantize
 from cora_plugin.adapters.storage import load_adapters, save_adapters
@@ -10,11 +12,14 @@ from cora_plugin.adapters.storage import load_adapters, save_adapters
 __all__ = [
     "Adapter",
     "Branch",
+    "Cost",
     "Factors",
+    "Form",
     "Kind",
     "Operation",
     "QuantizedTensor",
     "Root",
+    "Term",
     "load_adapters",
     "make_adapter",
     "metric_root",

@@ -1,65 +1,125 @@
-"""What stands beside one layer: its factors, as they are stored."""
+"""The adapter of one layer: a sum of terms, as they are stored."""
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from functools import reduce
+from operator import add
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.factor import Weighting, truncate
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.adapters.operation import Operation
-from cora_plugin.adapters.quantized import QuantizedTensor, quantize
+from cora_plugin.adapters.form import Cost, Form, Kind
+from cora_plugin.adapters.quantized import QuantizedTensor
+
+T = TypeVar("T")
 
 
-class Kind(str, Enum):
-    """How a residual is represented."""
+@dataclass(frozen=True)
+class Term:
+    """One summand of an adapter: its form, and its stored tensors by name.
 
-    LOW_RANK = "low-rank"
-    """Two convolutions: A with the layer's kernel, then B, 1×1."""
-    SHARED_BASIS = "shared-basis"
-    """Depthwise: `E ≈ BA` over the channels as rows; one convolution with kernel BA."""
-    FULL = "full"
-    """The residual itself, where factors would cost more than it does."""
+    Raises:
+        CoRaError: The tensors are not those of the form.
+    """
 
-    def __str__(self) -> str:
-        """The plain name, as files and reports show it."""
-        return self.value
+    form: Form
+    tensors: Mapping[str, QuantizedTensor]
+
+    def __post_init__(self) -> None:
+        found = {name: tuple(t.values.shape) for name, t in self.tensors.items()}
+        if found != self.form.shapes:
+            raise CoRaError(
+                f"a {self.form} term of a weight {list(self.form.weight_shape)} holds "
+                f"{self.form.shapes}, not {found}"
+            )
+
+    def scaled(self, share: float) -> "Term":
+        """The same term with its weight multiplied by `share`."""
+        first = {"a": self.tensors["a"].scaled(share)}
+        return replace(self, tensors={**self.tensors, **first})
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """Stored factors of one layer, by name.
+    """The sum of terms that is added to one layer's output.
 
-    * low-rank: `a` [g·r, n/g, *kernel] and `b` [m, r, 1…] (linear: [r, n] and [m, r]);
-    * shared-basis: `a` [r, k] and `b` [m, r];
-    * full: `a` [m, n/g, *kernel].
+    `fingerprint` identifies the quantized weight that the adapter was made for; it is
+    None until the adapter is put beside a layer.
 
-    `a` has a scale a channel. `b` has one in all: it is stored as the levels of its
-    columns, whose scales stand in those of `a`, a rank each.
-
-    `fingerprint` tells the quantized weight that it was made for, once it stands beside
-    a layer.
+    Raises:
+        CoRaError: It has no terms, or they are for different layers.
     """
 
-    kind: Kind
-    rank: int
-    a: QuantizedTensor
-    b: QuantizedTensor | None
-    weight_shape: tuple[int, ...]
-    groups: int = 1
+    terms: tuple[Term, ...]
     fingerprint: Fingerprint | None = None
+
+    def __post_init__(self) -> None:
+        layers = {(form.weight_shape, form.groups) for form in self.forms}
+        if len(layers) != 1:
+            raise CoRaError(
+                "an adapter needs terms for one weight and number of groups, not for "
+                f"{sorted(layers)}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        forms: Sequence[Form],
+        values: Mapping[str, Tensor],
+        fingerprint: Fingerprint | None = None,
+    ) -> "Adapter":
+        """Quantize values, named as in `tensors`, to an adapter of these forms."""
+        terms = (Term(form, form.quantize(v)) for form, v in by_term(forms, values))
+        return cls(tuple(terms), fingerprint)
+
+    def __str__(self) -> str:
+        """Its terms in a few words, as in "low-rank 4 + whole 2 bits"."""
+        return " + ".join(map(str, self.forms))
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The forms of its terms."""
+        return tuple(term.form for term in self.terms)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the first term."""
+        return self.terms[0].form.kind
+
+    @property
+    def kinds(self) -> str:
+        """The kinds of all terms, as in "low-rank + whole"."""
+        return " + ".join(str(form.kind) for form in self.forms)
+
+    @property
+    def rank(self) -> int:
+        """The rank of the first term."""
+        return self.terms[0].form.rank
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the layer's weight."""
+        return self.terms[0].form.weight_shape
+
+    @property
+    def groups(self) -> int:
+        """The groups of the layer."""
+        return self.terms[0].form.groups
 
     @property
     def tensors(self) -> dict[str, QuantizedTensor]:
-        """The stored tensors by name."""
-        return {"a": self.a} if self.b is None else {"a": self.a, "b": self.b}
+        """The stored tensors of all terms: `a`, `b`, then `a1`, `b1`, and so on."""
+        return {
+            flat_name(name, index): tensor
+            for index, term in enumerate(self.terms)
+            for name, tensor in term.tensors.items()
+        }
 
     @property
     def parameters(self) -> int:
-        """Stored values, scales not counted."""
+        """Number of stored values, scales not counted."""
         return sum(t.parameters for t in self.tensors.values())
 
     @property
@@ -67,158 +127,34 @@ class Adapter:
         """Stored bits, scales counted."""
         return sum(t.stored_bits for t in self.tensors.values())
 
+    def cost(self, outputs: int = 1) -> Cost:
+        """What it costs beside a layer with `outputs` output positions."""
+        return reduce(add, (form.cost(outputs) for form in self.forms))
+
     def merged(self) -> Tensor:
-        """The weight that the branch amounts to, [m, n/g, *kernel], float32."""
-        return self.product(*(t.dequantize() for t in self.tensors.values()))
+        """The weight that has the adapter's effect, [m, n/g, *kernel], float32."""
+        return self.product({n: t.dequantize() for n, t in self.tensors.items()})
+
+    def product(self, values: Mapping[str, Tensor]) -> Tensor:
+        """`merged` with other values of its tensors."""
+        parts = by_term(self.forms, values)
+        return reduce(add, (form.merged(stored) for form, stored in parts))
 
     def scaled(self, share: float) -> "Adapter":
-        """An adapter that amounts to a share of the weight of this one."""
-        return replace(self, a=self.a.scaled(share))
-
-    def product(self, a: Tensor, b: Tensor | None = None) -> Tensor:
-        """The weight that factors of this adapter's shapes amount to."""
-        if b is None:
-            return a
-        groups = self.groups if self.kind is Kind.LOW_RANK else 1
-        rows = a.reshape(groups, self.rank, -1)
-        columns = b.reshape(groups, -1, self.rank)
-        return (columns @ rows).reshape(self.weight_shape)
+        """The same adapter with its weight multiplied by `share`."""
+        return replace(self, terms=tuple(term.scaled(share) for term in self.terms))
 
 
-def is_depthwise(weight_shape: tuple[int, ...], operation: Operation) -> bool:
-    """Whether each group sees a single input channel, so that rank 1 a group is all."""
-    return operation.groups > 1 and weight_shape[1] == 1
+def flat_name(name: str, index: int) -> str:
+    """The name of a term's tensor among those of all terms."""
+    return f"{name}{index or ''}"
 
 
-def residual_matrices(residual: Tensor, operation: Operation) -> Tensor:
-    """The matrices that are factored: [g, m/g, k], or [1, m, k] when depthwise."""
-    if is_depthwise(tuple(residual.shape), operation):
-        return residual.reshape(1, residual.shape[0], -1)
-    return operation.matrices(residual)
-
-
-def full_rank(weight_shape: tuple[int, ...], operation: Operation) -> int:
-    """Largest useful rank of the matrices of `residual_matrices`."""
-    columns = math.prod(weight_shape[1:])
-    rows = weight_shape[0]
-    if not is_depthwise(weight_shape, operation):
-        rows //= operation.groups
-    return min(rows, columns)
-
-
-def kind_of(weight_shape: tuple[int, ...], operation: Operation, rank: int) -> Kind:
-    """The kind of a rank: factors while they are smaller than the residual itself."""
-    depthwise = is_depthwise(weight_shape, operation)
-    columns = math.prod(weight_shape[1:])
-    groups = 1 if depthwise else operation.groups
-    factors = rank * (weight_shape[0] + groups * columns)
-    if factors >= weight_shape[0] * columns:
-        return Kind.FULL
-    return Kind.SHARED_BASIS if depthwise else Kind.LOW_RANK
-
-
-def factor_shapes(
-    kind: Kind, rank: int, weight_shape: tuple[int, ...], groups: int
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's stored tensors by name."""
-    rows, *inner = weight_shape
-    if kind is Kind.FULL:
-        return {"a": weight_shape}
-    if kind is Kind.SHARED_BASIS:
-        return {"a": (rank, math.prod(inner)), "b": (rows, rank)}
-    return {
-        "a": (groups * rank, *inner),
-        "b": (rows, rank, *[1] * (len(weight_shape) - 2)),
-    }
-
-
-@dataclass(frozen=True)
-class Factors:
-    """A residual factored once: its adapter at any rank is a slice.
-
-    `a` [g, K, k] and `b` [g, m/g, K] in float64, K the full rank, in the order of their
-    share of the error; `residual` has the weight's shape.
-    """
-
-    residual: Tensor
-    a: Tensor
-    b: Tensor
-    operation: Operation
-
-    @classmethod
-    def of(
-        cls,
-        residual: Tensor,
-        operation: Operation,
-        weighting: Weighting,
-        name: str = "layer",
-    ) -> "Factors":
-        """Factor a residual [m, n/g, *kernel] or [m, n] in a metric.
-
-        Raises:
-            CoRaError: The residual is not finite.
-        """
-        matrices = residual_matrices(residual, operation)
-        full = min(matrices.shape[1:])
-        a, b = truncate(matrices, full, weighting, name)
-        return cls(residual, a, b, operation)
-
-    @property
-    def full_rank(self) -> int:
-        """K, the largest rank."""
-        return self.a.shape[1]
-
-    def adapter(self, rank: int, bits: int = 8, name: str = "layer") -> Adapter:
-        """Quantize the factors of a rank.
-
-        Args:
-            rank: Rank a group, from 1 to the full rank.
-            bits: Bit width of the stored factors, 2 to 8, or 32 for float.
-            name: The layer, for messages.
-
-        Raises:
-            CoRaError: The rank is impossible.
-        """
-        if rank < 1:
-            raise CoRaError(
-                f"{name}: rank {rank} makes no adapter; leave the layer out"
-            )
-        if rank > self.full_rank:
-            rows, columns = self.b.shape[1], self.a.shape[2]
-            raise CoRaError(
-                f"{name}: rank {rank} is outside 0..{self.full_rank}, the smaller side "
-                f"of its {rows}×{columns} weight; pass rank <= {self.full_rank}"
-            )
-        shape = tuple(self.residual.shape)
-        kind = kind_of(shape, self.operation, rank)
-        groups = self.operation.groups
-        if kind is Kind.FULL:
-            stored = quantize(self.residual, bits)
-            return Adapter(kind, rank, stored, None, shape, groups)
-        shapes = factor_shapes(kind, rank, shape, groups)
-        a, b = self.a[:, :rank], self.b[..., :rank]  # [g, r, k] and [g, m/g, r]
-        # A rank's share may be scaled in either factor: b's scale moves into a's, for a
-        # scale a row of b would cost as much as several ranks do.
-        largest = b.abs().amax(1, keepdim=True)  # [g, 1, r]
-        largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-        a, b = a * largest.mT, b / largest
-        return Adapter(
-            kind,
-            rank,
-            quantize(a.reshape(shapes["a"]), bits),
-            quantize(b.reshape(shapes["b"]), bits, channels=False),
-            shape,
-            groups,
-        )
-
-
-def make_adapter(
-    residual: Tensor,
-    operation: Operation,
-    rank: int,
-    weighting: Weighting,
-    bits: int = 8,
-    name: str = "layer",
-) -> Adapter:
-    """Factor a residual and quantize the factors of one rank: see `Factors`."""
-    return Factors.of(residual, operation, weighting, name).adapter(rank, bits, name)
+def by_term(
+    forms: Sequence[Form], flat: Mapping[str, T]
+) -> list[tuple[Form, dict[str, T]]]:
+    """Group values that are named as in `Adapter.tensors` by term."""
+    return [
+        (form, {name: flat[flat_name(name, index)] for name in form.shapes})
+        for index, form in enumerate(forms)
+    ]

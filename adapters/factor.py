@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ def metric_root(metric: Tensor, damping: float, name: str) -> Root:
         name: The layer, for messages.
 
     Raises:
-        CoRaError: The metric is not finite or has a negative diagonal.
+        DataError: The metric is not finite or has a negative diagonal.
     """
     metric = metric.double()
     diagonal = metric if metric.ndim == 2 else metric.diagonal(dim1=-2, dim2=-1)
     if not torch.isfinite(metric).all():
-        raise CoRaError(
+        raise DataError(
             f"{name}: its calibration statistics are not finite; look for NaN, inf or "
             "very large activations in the calibration data"
         )
     if (diagonal < 0).any():
-        raise CoRaError(f"{name}: a second moment below zero is not a metric")
+        raise DataError(f"{name}: a second moment below zero is not a metric")
     mean = diagonal.flatten(1).mean(1)  # [g]
     dead = mean == 0
     shift = torch.where(dead, torch.ones_like(mean), damping * mean)
@@ -161,8 +161,7 @@ def truncate(
     """Best factors of rank `rank` in the metric, `BA = L⁻¹ U_r Σ_r V_rᵀ S⁻¹`.
 
     It is computed as a projection, by the eigenvectors of the smaller Gram matrix. The
-    sizes go to the rows of A, whose filters have a scale each when they are quantized;
-    the columns of B then are of one size, as its rows' shared scales want.
+    sizes of the singular values are in the rows of A.
 
     Args:
         residual: `E`, [g, m/g, k].
@@ -174,7 +173,8 @@ def truncate(
         A [g, r, k] and B [g, m/g, r], in float64.
 
     Raises:
-        CoRaError: The rank exceeds the full rank, or the residual is not finite.
+        CoRaError: The rank exceeds the full rank.
+        ModelError: The residual is not finite.
     """
     _, rows, columns = residual.shape
     full = min(rows, columns)
@@ -184,7 +184,7 @@ def truncate(
             f"{rows}×{columns} weight; pass rank <= {full}"
         )
     if not torch.isfinite(residual).all():
-        raise CoRaError(f"{name}: its residual holds NaN or inf; look at its weights")
+        raise ModelError(f"{name}: its residual holds NaN or inf; look at its weights")
     exact = residual.double()
     weighted = weighting.apply(exact)  # X = L E S, [g, m/g, k]
     if rows <= columns:

@@ -1,10 +1,10 @@
-"""What an adapter was made for: a short trace of a layer's quantized weight.
+"""Fingerprints of quantized weights, which tell whether an adapter fits a layer.
 
-Quantizing one weight twice by one recipe gives the same integers, but for one here and
-there that the last bit of a float tips over on another machine; an adapter fits both,
-and a hash would tell them apart. So the weight is projected on random signs instead:
-the projections of two weights lie as far apart as the weights do (Achlioptas 2003,
-"Database-friendly random projections").
+The same weight quantized twice by the same recipe may differ in a few integers, where
+the last bit of a float rounds the other way on another machine. An adapter fits both,
+but a hash would tell them apart. So a weight is projected on random signs: projections
+of two weights lie as far apart as the weights do (Achlioptas 2003, "Database-friendly
+random projections").
 """
 
 import math
@@ -21,10 +21,10 @@ PROJECTIONS = 8
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one quantized weight; plain values, as JSON holds them.
+    """The fingerprint of one quantized weight, in plain values that JSON can hold.
 
-    `steps` are projections of the weight in steps of its largest value a channel over
-    `2^(bits−1)`; `ranges` of the channels' largest values, as powers of two.
+    `steps` projects the weight, in units of each channel's largest value over
+    `2^(bits−1)`; `ranges` projects log2 of the channels' largest values.
     """
 
     bits: float
@@ -58,7 +58,12 @@ class Fingerprint:
         return cls(bits, operation, steps, ranges)
 
     def difference(self, other: "Fingerprint", values: int) -> str | None:
-        """The first difference from another weight's of so many values, or None."""
+        """The first difference from another fingerprint in words, or None.
+
+        Args:
+            other: The other fingerprint.
+            values: How many values the weight has.
+        """
         if self.bits != other.bits:
             return f"a weight of {self.bits:g} bits, not of {other.bits:g}"
         for field, mine in self.operation.items():

@@ -1,7 +1,7 @@
-"""The linear operation of a layer, free of any toolkit."""
+"""The linear operation of a layer, independent of any toolkit."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -66,7 +66,9 @@ class Operation:
         """The operation that mixes channels only, at this one's output."""
         ones = (1,) * self.dimensions
         none = ((0, 0),) * self.dimensions
-        return Operation(self.dimensions, ones, none, "zeros", ones, self.groups)
+        return replace(
+            self, stride=ones, padding=none, padding_mode="zeros", dilation=ones
+        )
 
     def matrices(self, weight: Tensor) -> Tensor:
         """View `weight` [m, n/g, *kernel] as one matrix a group, [g, m/g, k]."""
@@ -93,10 +95,10 @@ def patches(
         x: Input, [N, n, *size]; for a linear layer [..., n].
         operation: The layer's operation.
         kernel: Its kernel size, one number an axis.
-        step: Keep every `step`-th output position along each axis (one of it, if it is
-            shorter) …
-        start: … from an offset that, as `start` counts up, takes every value of the
-            last axis, then the next of the axis before, and so on.
+        step: Keep every `step`-th output position along each axis, one position of a
+            shorter axis.
+        start: Which of these grids: as it counts up, the offset along the last axis
+            grows first, then that along the axis before, and so on.
         dtype: Of the result, by default that of `x`; converting here costs no copy.
 
     Returns:
@@ -139,8 +141,8 @@ def patches(
     return columns.reshape(groups, per_group * math.prod(kernel), -1).mT
 
 
-def positions(output: Tensor, operation: Operation) -> Tensor:
-    """Bring a layer's output (or its gradient) to [N, g, positions, m/g]."""
+def output_rows(output: Tensor, operation: Operation) -> Tensor:
+    """A layer's output (or its gradient), a row a position: [N, g, positions, m/g]."""
     if not operation.dimensions:
         rows = output.reshape(output.shape[0], 1, -1, output.shape[-1])
         return rows
@@ -151,7 +153,7 @@ def positions(output: Tensor, operation: Operation) -> Tensor:
 
 
 def first_nonfinite(x: Tensor) -> str | None:
-    """Name the first kind of non-finite value in `x`, or None."""
+    """What is not finite in `x`: "NaN", else "inf"; None if all values are finite."""
     if torch.isfinite(x).all():
         return None
     return "NaN" if torch.isnan(x).any() else "inf"

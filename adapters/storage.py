@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +13,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cora_plugin.adapters.adapter import Adapter, Kind, factor_shapes
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.adapter import Adapter, Term, flat_name
+from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.adapters.fingerprint import Fingerprint
+from cora_plugin.adapters.form import Form, earlier_fields
 from cora_plugin.adapters.quantized import FLOAT_BITS, QuantizedTensor
 
-FORMAT = "cora-plugin adapters 3"
+FORMAT = "cora-plugin adapters 4"
+ONE_TERM = "cora-plugin adapters 3"
+"""The format of version 0.1, whose adapters have one term."""
 EARLIER_FORMATS = ("cora-plugin adapters 1", "cora-plugin adapters 2")
+"""Formats that are not read any more."""
 
 
 def save_adapters(
@@ -31,10 +35,10 @@ def save_adapters(
 ) -> None:
     """Write adapters, and the constants that correct biases, by layer name.
 
-    The header, JSON, tells of each adapter its kind, rank, bits, the shape of its
-    layer's weight and the fingerprint of what it was made for; of each shift, one
-    number an output, how many; of the file, the versions that wrote it and the
-    caller's `notes`.
+    The JSON header holds, for each adapter, the kind, rank and bits of its terms, the
+    shape and groups of its layer's weight and the fingerprint of the quantized weight;
+    for each shift, its length; and the versions of the packages that wrote the file,
+    and the caller's `notes`.
 
     Raises:
         CoRaError: The notes are not JSON.
@@ -44,11 +48,9 @@ def save_adapters(
     layers: dict[str, Any] = {}
     for name, adapter in adapters.items():
         layers[name] = {
-            "kind": str(adapter.kind),
-            "rank": adapter.rank,
             "weight_shape": list(adapter.weight_shape),
             "groups": adapter.groups,
-            "bits": {key: t.bits for key, t in adapter.tensors.items()},
+            "terms": [form.fields for form in adapter.forms],
             "fingerprint": adapter.fingerprint and asdict(adapter.fingerprint),
         }
         for key, tensor in adapter.tensors.items():
@@ -86,13 +88,13 @@ def _own(tensor: Tensor) -> Tensor:
 def load_adapters(
     path: str | os.PathLike[str],
 ) -> tuple[dict[str, Adapter], dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_adapters` wrote; torch is all it takes.
+    """Read what `save_adapters` wrote; no toolkit is needed.
 
     Returns:
         Adapters and shifts [m], float32, by layer name, and the notes.
 
     Raises:
-        CoRaError: The file is corrupt or is not one of adapters.
+        FileError: The file is damaged or holds no adapters.
         FileNotFoundError: There is no such file.
     """
     if not Path(path).is_file():
@@ -102,71 +104,99 @@ def load_adapters(
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        raise CoRaError(f"{path}: not a readable safetensors file: {error}") from error
+        raise FileError(f"{path}: not a readable safetensors file: {error}") from error
     if header.get("format") in EARLIER_FORMATS:
-        raise CoRaError(
+        raise FileError(
             f"{path}: was written by an earlier version, whose files are not read any "
             "more; apply CoRa again and save its adapters anew"
         )
-    if header.get("format") != FORMAT:
-        raise CoRaError(
+    if header.get("format") not in (FORMAT, ONE_TERM):
+        raise FileError(
             f"{path}: holds {header.get('format', 'no adapters')!r}, not {FORMAT!r}; "
             "pass a file that save_adapters wrote"
         )
+    forms = _forms if header["format"] == FORMAT else _one_form
     try:
         layers = json.loads(header["layers"])
         notes = json.loads(header["notes"])
-        adapters = {name: _read(name, row, tensors) for name, row in layers.items()}
+        adapters = {
+            name: _read(name, row, forms, tensors) for name, row in layers.items()
+        }
         shifts = {
-            name: _read_tensor(f"{name}/shift", tensors, (size,), FLOAT_BITS).values
+            name: _read_tensor(f"{name}/shift", tensors, FLOAT_BITS, (size,)).values
             for name, size in json.loads(header["shifts"]).items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CoRaError(f"{path}: its header and tensors disagree: {error}") from error
+        raise FileError(f"{path}: its header and tensors disagree: {error}") from error
     return adapters, shifts, notes
 
 
-def _read(name: str, row: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+def _read(
+    name: str,
+    row: dict[str, Any],
+    forms: Callable[[dict[str, Any]], list[Form]],
+    tensors: dict[str, Tensor],
+) -> Adapter:
     """One adapter, once everything that the header says of it has been checked."""
     try:
-        kind, bits = Kind(row["kind"]), dict(row["bits"])
-        rank, groups, shape = row["rank"], row["groups"], tuple(row["weight_shape"])
-        sizes = (rank, groups, *shape, *bits.values())
-        if not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError(f"{sizes} should be whole numbers above 0")
-        if len(shape) < 2 or shape[0] % groups:
-            raise ValueError(f"{groups} groups do not divide a weight {list(shape)}")
-        if kind is Kind.SHARED_BASIS and (groups == 1 or shape[1] != 1):
-            raise ValueError(f"a weight {list(shape)} is not depthwise")
         made_for = row["fingerprint"] and Fingerprint.read(row["fingerprint"])
-        expected = factor_shapes(kind, rank, shape, groups)
-        if bits.keys() != expected.keys():
-            raise ValueError(f"has {[*bits]} where it should have {[*expected]}")
-        stored = {
-            key: _read_tensor(f"{name}/{key}", tensors, expected[key], bits[key])
-            for key in expected
-        }
+        terms = []
+        for index, form in enumerate(forms(row)):
+            scales = form.scale_shapes
+            stored = {
+                key: _read_tensor(
+                    f"{name}/{flat_name(key, index)}",
+                    tensors,
+                    form.bits,
+                    shape,
+                    scales.get(key),
+                )
+                for key, shape in form.shapes.items()
+            }
+            terms.append(Term(form, stored))
+        return Adapter(tuple(terms), made_for)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
-    return Adapter(kind, rank, stored["a"], stored.get("b"), shape, groups, made_for)
+
+
+def _forms(row: dict[str, Any]) -> list[Form]:
+    """The forms that a row of the header tells of."""
+    shape, groups = tuple(row["weight_shape"]), row["groups"]
+    return [Form.read(fields, shape, groups) for fields in row["terms"]]
+
+
+def _one_form(row: dict[str, Any]) -> list[Form]:
+    """The one form of a row of version 0.1, which gave bits by tensor."""
+    given = dict(row["bits"])
+    term = earlier_fields(row["kind"], row["rank"], given["a"])
+    (form,) = _forms({**row, "terms": [term]})
+    if given != dict.fromkeys(form.shapes, form.bits):
+        raise ValueError(
+            f"has tensors of bits {given} where it should have {[*form.shapes]}, of "
+            "the same bits"
+        )
+    return [form]
 
 
 def _read_tensor(
-    key: str, tensors: dict[str, Tensor], shape: tuple[int, ...], bits: int
+    key: str,
+    tensors: dict[str, Tensor],
+    bits: int,
+    shape: tuple[int, ...],
+    scale_shape: tuple[int, ...] | None = None,
 ) -> QuantizedTensor:
     values, scale = tensors[key], tensors.get(f"{key}.scale")
     if tuple(values.shape) != shape:
         raise ValueError(f"{key} is {list(values.shape)}, not {list(shape)}")
-    if bits == FLOAT_BITS:
+    if scale_shape is None:
         if scale is not None or values.dtype != torch.float32:
             raise ValueError(f"{key} should be float32, without a scale")
     else:
         if scale is None or values.dtype != torch.int8 or scale.dtype != torch.float32:
             raise ValueError(f"{key} should be int8 with scales in float32")
-        if not 2 <= bits <= 8 or int(values.int().abs().max()) >= 2 ** (bits - 1):
+        if int(values.int().abs().max()) >= 2 ** (bits - 1):
             raise ValueError(f"{key} does not hold integers of {bits} bits")
-        count = 1 if key.endswith("/b") else shape[0]
-        if tuple(scale.shape) != (count, *[1] * (len(shape) - 1)):
+        if tuple(scale.shape) != scale_shape:
             raise ValueError(f"{key} has scales of shape {list(scale.shape)}")
     if not torch.isfinite(values if scale is None else scale).all():
         raise ValueError(f"{key} holds NaN or inf")

@@ -9,14 +9,16 @@ before CoRa began (Linux).
 
 import argparse
 import re
-import time
 from pathlib import Path
 from typing import Any
 
 from data import load
 from rich.console import Console
 from rich.table import Table
-from toolkits import ptq, quiet, run_flags, write_json
+from toolkits import ptq_options, run_flags, write_json
+
+from cora_plugin.integrations.toolkit import load_toolkit
+from cora_plugin.progress import quiet, timed
 
 STAGES = (
     "layers",
@@ -35,32 +37,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     run_flags(parser)
     parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
-    options = parser.parse_args()
+    flags = parser.parse_args()
 
     with quiet():
-        task = load(options.model)
-        toolkit = ptq(options.toolkit, task, options)
-        model = toolkit.quantize()
-    task.float_logits(task.calibration[:32])  # warm up
-    passes = [_seconds(lambda: task.float_logits(task.calibration)) for _ in range(3)]
-    one = min(passes)
+        task = load(flags.model)
+        toolkit = load_toolkit(flags.toolkit)
+        options = ptq_options(toolkit, flags)
+        quantized = toolkit.quantize(task.net, task.loader(), options)
+    task.float_outputs(task.calibration[:32])  # warm up
+    work = task.float_outputs
+    one = min(timed(None, "", work, task.calibration)[1] for _ in range(3))
     before = _resident("VmRSS")
     _reset_peak()
-    start = time.perf_counter()
-    with quiet():
-        report = toolkit.adapt(model, options.cora)
-    total = time.perf_counter() - start
+    report, total = timed(None, "", toolkit.adapt, quantized, flags.cora)
     peak = _resident("VmHWM") - before
 
     row: dict[str, Any] = {
         "model": task.name,
-        "toolkit": options.toolkit,
+        "toolkit": flags.toolkit,
         "float_pass_seconds": one,
         "passes": total / one,
         "peak_bytes": peak,
         **{stage: report.seconds[stage] / one for stage in STAGES},
     }
-    table = Table(title=f"CoRa on {task.name}, {options.toolkit}: {options.cora}")
+    table = Table(title=f"CoRa on {task.name}, {flags.toolkit}: {flags.cora}")
     table.add_column("stage")
     table.add_column("float passes", justify="right")
     for stage in (*STAGES, "passes"):
@@ -72,13 +72,7 @@ def main() -> None:
         f"one float pass over {len(task.calibration)} images: {one:.2f} s; "
         f"peak memory above the start: {peak / 2**30:.2f} GiB"
     )
-    write_json(options.json, row)
-
-
-def _seconds(work: Any) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    write_json(flags.json, row)
 
 
 def _reset_peak() -> None:

@@ -1,40 +1,11 @@
 """The benchmarks' networks with the images that calibrate and test them."""
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 from zoo import MODELS, PREPROCESS, fashion_mnist, images, photos, split
 
+from cora_plugin.compare.task import Task
+
 FASHION_CALIBRATION = 512
-
-
-@dataclass(frozen=True)
-class Task:
-    """A float network, its inputs [N, C, H, W] and the right classes of the tests."""
-
-    name: str
-    net: nn.Module
-    calibration: Tensor
-    test: Tensor
-    labels: list[tuple[int, ...]]
-
-    def loader(self, batch_size: int = 16) -> "DataLoader[tuple[Tensor, ...]]":
-        """The calibration images as `(image, target)`; the targets say nothing."""
-        targets = torch.zeros(len(self.calibration), dtype=torch.long)
-        data = TensorDataset(self.calibration, targets)
-        return DataLoader(data, batch_size=batch_size)
-
-    @torch.no_grad()
-    def float_logits(self, inputs: Tensor) -> Tensor:
-        """Logits of the float network."""
-        return torch.cat([self.net(batch) for batch in inputs.split(32)])
-
-    def top1(self, logits: Tensor) -> float:
-        """Share of the test images whose first class is a right one."""
-        pairs = zip(logits.argmax(1).tolist(), self.labels, strict=True)
-        return sum(guess in right for guess, right in pairs) / len(self.labels)
 
 
 def load(name: str) -> Task:
@@ -50,7 +21,7 @@ def load(name: str) -> Task:
             net,
             prepare(train[:FASHION_CALIBRATION]),
             prepare(test),
-            [(label,) for label in labels.tolist()],
+            labels,
         )
     calibration, test_photos = split(photos())
     return Task(

@@ -5,37 +5,45 @@ python benchmarks/exports.py --model lite0 --toolkit nncf --budgets 0.02,0.05,0.
 `agreement` and `KL to torch` compare a file's answers with those of the quantized model
 in torch that it was written from. Latencies are taken in turn, one batch of each file a
 round: the fastest in milliseconds, and the median over the median of the quantized
-network without adapters in its int8 export, in the same runtime.
+network without adapters in its int8 export, in the same runtime. What `--json` writes
+for readme.py has both ratios, of medians and of fastest runs.
 """
 
 import argparse
-import copy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from data import Task, load
+from data import load
 from rich.console import Console
 from rich.table import Table
 from runtimes import RUNTIMES, outputs
-from toolkits import ptq, quiet, run_flags, write_json
+from toolkits import ptq_options, run_flags, weights, write_json
 from torch import Tensor, nn
 
-from cora_plugin.divergence import divergence
+from cora_plugin.compare.rows import judge
+from cora_plugin.compare.task import Task
+from cora_plugin.integrations.toolkit import Toolkit, load_toolkit
+from cora_plugin.progress import quiet
 
+FLOAT = "float"
 INT8 = "int8 ONNX"
 BATCH = 16
 
+Form = tuple[str, Callable[[nn.Module, Tensor, Path], None]]
+"""How to write a file: its suffix and the exporter."""
+
 
 @dataclass
-class Row:
-    """One file in one runtime; latencies in seconds by batch size."""
+class File:
+    """One file in one runtime; latencies by batch size, in seconds and as ratios."""
 
     adapters: str
     format: str
@@ -50,6 +58,8 @@ class Row:
     layers: int = 0
     fastest: dict[int, float] = field(default_factory=dict)
     median: dict[int, float] = field(default_factory=dict)
+    ratio: dict[int, float] = field(default_factory=dict)
+    ratio_fastest: dict[int, float] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -59,13 +69,16 @@ def main() -> None:
     with quiet():
         task = load(options.model)
     console = Console(width=None if sys.stdout.isatty() else 150)
-    reference = task.float_logits(task.test)
+    toolkit = load_toolkit(options.toolkit)
     with tempfile.TemporaryDirectory() as folder:
         rows = []
-        for adapters, model, logits in _models(task, reference, options):
-            for row in _files(task, adapters, model, Path(folder), options):
+        for adapters, model, expected in _models(task, toolkit, options):
+            forms = (
+                _forms(toolkit) if adapters != FLOAT else {"ONNX": (".onnx", _float)}
+            )
+            for row in _files(task, adapters, model, forms, Path(folder), options):
                 with quiet():
-                    _answers(row, task, reference, logits, options)
+                    _answers(row, task, expected, options)
                 rows.append(row)
                 console.print(
                     f"{row.adapters}, {row.format}, {row.runtime}: {row.bytes:,} bytes,"
@@ -82,33 +95,33 @@ def main() -> None:
 
 
 def _models(
-    task: Task, reference: Tensor, options: argparse.Namespace
+    task: Task, toolkit: Toolkit[Any], options: argparse.Namespace
 ) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """The float network, the quantized one, and that with adapters, with answers."""
-    yield "float", task.net, reference
-    toolkit = ptq(options.toolkit, task, options)
+    yield FLOAT, task.net, task.reference
+    how = ptq_options(toolkit, options)
     with quiet():
-        base = toolkit.quantize()
-        logits = toolkit.logits(base, task.test)
-    yield "none", base, logits
+        base = toolkit.quantize(task.net, task.loader(), how)
+        outputs = toolkit.outputs(base.model, task.test)
+    yield "none", base.model, outputs
     for budget in options.budgets:
-        model = copy.deepcopy(base)
+        adapted = base.copied()
         with quiet():
-            toolkit.adapt(model, f"budget={budget},{options.cora}")
-            logits = toolkit.logits(model, task.test)
-        yield f"{budget:.0%}", model, logits
+            toolkit.adapt(adapted, f"budget={budget},{options.cora}")
+            outputs = toolkit.outputs(adapted.model, task.test)
+        yield f"{budget:.0%}", adapted.model, outputs
 
 
 def _files(
     task: Task,
     adapters: str,
     model: nn.Module,
+    forms: Mapping[str, Form],
     folder: Path,
     options: argparse.Namespace,
-) -> Iterator[Row]:
-    formats = FORMATS["float" if adapters == "float" else options.toolkit]
-    for name, (suffix, write) in formats.items():
-        wanted = {"ONNX", INT8, *(options.formats or formats)}
+) -> Iterator[File]:
+    for name, (suffix, write) in forms.items():
+        wanted = {"ONNX", INT8, *(options.formats or forms)}
         if name not in wanted:
             continue
         path = folder / f"{adapters}-{name}{suffix}".replace(" ", "-").replace("%", "")
@@ -119,72 +132,43 @@ def _files(
             size += path.with_suffix(".bin").stat().st_size
         for runtime in RUNTIMES:
             if suffix == ".onnx" or runtime == "openvino":
-                yield Row(adapters, name, path, runtime, size)
+                yield File(adapters, name, path, runtime, size)
 
 
 def _float(net: nn.Module, example: Tensor, path: Path) -> None:
+    free = {0: "batch"}
     torch.onnx.export(
-        net, (example,), path, dynamo=False, opset_version=17, **_free_batch()
+        net,
+        (example,),
+        path,
+        dynamo=False,
+        opset_version=17,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_axes={"input": free, "output": free},
     )
 
 
-def _brevitas(**how: bool) -> Callable[[nn.Module, Tensor, Path], None]:
-    def write(model: nn.Module, example: Tensor, path: Path) -> None:
-        from cora_plugin.integrations.brevitas import export_onnx_qcdq
-
-        export_onnx_qcdq(model, example, path, **how, **_free_batch())
-
-    return write
-
-
-def _nncf(name: str, **how: bool) -> Callable[[nn.Module, Tensor, Path], None]:
-    def write(model: nn.Module, example: Tensor, path: Path) -> None:
-        from cora_plugin.integrations import nncf
-
-        getattr(nncf, name)(model, example, path, **how)
-
-    return write
-
-
-def _free_batch() -> dict[str, Any]:
-    names: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}
-    return names | {"dynamic_axes": {"input": {0: "batch"}, "output": {0: "batch"}}}
-
-
-FORMATS: dict[str, dict[str, tuple[str, Callable[[nn.Module, Tensor, Path], None]]]] = {
-    "float": {"ONNX": (".onnx", _float)},
-    "brevitas": {
-        "QCDQ ONNX": (".onnx", _brevitas()),
-        "packed ONNX": (".onnx", _brevitas(packed=True)),
-        INT8: (".onnx", _brevitas(int8_kernels=True)),
-    },
-    "nncf": {
-        "packed ONNX": (".onnx", _nncf("export_onnx")),
-        INT8: (".onnx", _nncf("export_onnx", int8_kernels=True)),
-        "packed IR": (".xml", _nncf("export_openvino")),
-        "int8 IR": (".xml", _nncf("export_openvino", int8_kernels=True)),
-    },
-}
-"""How to write each format of a toolkit: suffix and exporter."""
+def _forms(toolkit: Toolkit[Any]) -> dict[str, Form]:
+    return {
+        name: (export.suffix, partial(export.write, **how))
+        for export in toolkit.exports.values()
+        for name, how in export.forms.items()
+    }
 
 
 def _answers(
-    row: Row,
-    task: Task,
-    reference: Tensor,
-    expected: Tensor,
-    options: argparse.Namespace,
+    row: File, task: Task, expected: Tensor, options: argparse.Namespace
 ) -> None:
     found = outputs(row.runtime, row.path, task.test, BATCH, options.threads)
-    to_torch = divergence(expected, found)
+    to_torch, to_float = judge(expected, found), task.judge(found)
     row.agreement, row.kl_torch = to_torch.agreement, to_torch.kl
-    row.kl_float = divergence(reference, found).kl
-    row.top1 = task.top1(found)
+    row.kl_float, row.top1 = to_float.kl, to_float.top1 or 0.0
     session = RUNTIMES[row.runtime](row.path, task.test[:1], options.threads)
     row.int8_layers, row.layers = session.layers()
 
 
-def _latencies(rows: list[Row], images: Tensor, options: argparse.Namespace) -> None:
+def _latencies(rows: list[File], images: Tensor, options: argparse.Namespace) -> None:
     batch = images.numpy()
     sessions = [RUNTIMES[r.runtime](r.path, images, options.threads) for r in rows]
     seconds: list[list[float]] = [[] for _ in rows]
@@ -198,11 +182,16 @@ def _latencies(rows: list[Row], images: Tensor, options: argparse.Namespace) -> 
     for row, taken in zip(rows, seconds, strict=True):
         row.fastest[len(images)] = min(taken)
         row.median[len(images)] = median(taken)
+    bases = {r.runtime: r for r in rows if (r.adapters, r.format) == ("none", INT8)}
+    size = len(images)
+    for row in rows:
+        base = bases[row.runtime]
+        row.ratio[size] = row.median[size] / base.median[size]
+        row.ratio_fastest[size] = row.fastest[size] / base.fastest[size]
 
 
-def _table(rows: list[Row], options: argparse.Namespace) -> Table:
-    weights = f"W{options.weight_bits}A{options.act_bits}"
-    table = Table(title=f"{options.model} {weights}, {options.toolkit}")
+def _table(rows: list[File], options: argparse.Namespace) -> Table:
+    table = Table(title=f"{options.model} {weights(options)}, {options.toolkit}")
     for heading in ("adapters", "format", "runtime"):
         table.add_column(heading)
     for heading in ("MB", "top-1", "agreement", "KL to torch", "KL to float", "int8"):
@@ -210,14 +199,12 @@ def _table(rows: list[Row], options: argparse.Namespace) -> Table:
     for batch in options.batches:
         table.add_column(f"ms, {batch}", justify="right")
         table.add_column(f"ratio, {batch}", justify="right")
-    bases = {r.runtime: r for r in rows if (r.adapters, r.format) == ("none", INT8)}
     for row in rows:
         cells = [row.adapters, row.format, row.runtime, f"{row.bytes / 1e6:.2f}"]
         cells += [f"{row.top1:.1%}", f"{row.agreement:.1%}", f"{row.kl_torch:.4f}"]
         cells += [f"{row.kl_float:.4f}", f"{row.int8_layers}/{row.layers}"]
         for batch in options.batches:
-            ratio = row.median[batch] / bases[row.runtime].median[batch]
-            cells += [f"{row.fastest[batch] * 1e3:.1f}", f"{ratio:.2f}"]
+            cells += [f"{row.fastest[batch] * 1e3:.1f}", f"{row.ratio[batch]:.2f}"]
         table.add_row(*cells)
     return table
 
@@ -225,13 +212,12 @@ def _table(rows: list[Row], options: argparse.Namespace) -> Table:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     run_flags(parser)
-    names = {name for formats in FORMATS.values() for name in formats}
     parser.add_argument("--budgets", type=_numbers(float), default=[0.02, 0.05, 0.1])
     parser.add_argument(
         "--formats",
         type=lambda text: text.split(","),
-        help=f"of {', '.join(sorted(names))}; the float and the int8 file always, the "
-        "others by default",
+        help=f"of the toolkit's, such as packed ONNX; the float and the {INT8} file "
+        "always, the others by default",
     )
     parser.add_argument(
         "--cora",

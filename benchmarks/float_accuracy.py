@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor
-from zoo import MODELS, PREPROCESS, fashion_mnist, images, photos, split, top1
+from zoo import MODELS, PREPROCESS, fashion_mnist, images, photos, split
+
+from cora_plugin.compare.rows import top1
 
 
 @torch.no_grad()
@@ -16,11 +18,12 @@ def main() -> None:
     """Print one line a model."""
     calibration, test = split(photos())
     print(f"{len(calibration)} calibration photos, {len(test)} labelled test photos")
+    right = [photo.labels for photo in test]
     for name in ("lite0", "squeezenet"):
-        accuracy = top1(logits(name, images(test, name)), test)
+        accuracy = top1(logits(name, images(test, name)), right)
         print(f"{name:<10} top-1 {accuracy:.4f}")
     pixels, labels = fashion_mnist()
-    accuracy = (logits("fashion", pixels).argmax(1) == labels).float().mean().item()
+    accuracy = top1(logits("fashion", pixels), labels)
     print(f"{'fashion':<10} top-1 {accuracy:.4f}")
 
 

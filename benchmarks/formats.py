@@ -9,7 +9,6 @@ network.
 """
 
 import argparse
-import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,13 @@ from data import load
 from rich.console import Console
 from rich.table import Table
 from runtimes import outputs
-from toolkits import network_flags, ptq, quiet
+from toolkits import network_flags, ptq_options, write_json
 from torch import Tensor, nn
 
-from cora_plugin.integrations import brevitas
 from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
+from cora_plugin.integrations.toolkit import ADAPTERS
+from cora_plugin.progress import quiet
 
 
 def main() -> None:
@@ -35,14 +36,16 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=8, help="run through each file; 0: only sizes"
     )
+    parser.add_argument("--json", type=Path, help="write what was measured here, too")
     options = parser.parse_args()
 
     with quiet():
         task = load(options.model)
-        toolkit = ptq("brevitas", task, options)
-        plain = toolkit.quantize()
-        model = copy.deepcopy(plain)
-        report = toolkit.adapt(model, options.cora)
+        how = ptq_options(TOOLKIT, options)
+        quantized = TOOLKIT.quantize(task.net, task.loader(), how)
+        adapted = quantized.copied()
+        report = TOOLKIT.adapt(adapted, options.cora)
+        plain, model = quantized.model, adapted.model
     weights = sum(row.weights for row in report.layers)
     values = report.adapter_parameters
     x = task.test[: max(options.images, 1)]
@@ -53,15 +56,20 @@ def main() -> None:
     table = Table("format", title=title)
     for heading in ("MB", "with adapters", "bytes a weight", "a value", "agreement"):
         table.add_column(heading, justify="right")
+    files: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model")
-        for name, (export, run) in FORMATS.items():
+        for name, (format_, run) in FORMATS.items():
+            export = TOOLKIT.exports[format_].write
             with quiet():
                 sizes = [_exported(export, each, x, path) for each in (plain, model)]
+                found: dict[str, Any] = {"bytes": sizes[0], "adapted_bytes": sizes[1]}
                 agreement = ""
                 if options.images:
                     same = run(path, x).argmax(1) == expected
-                    agreement = f"{float(same.float().mean()):.1%}"
+                    found["agreement"] = float(same.float().mean())
+                    agreement = f"{found['agreement']:.1%}"
+            files.append({"format": f"export_{format_}", **found})
             table.add_row(
                 name,
                 f"{sizes[0] / 1e6:.2f}",
@@ -70,10 +78,13 @@ def main() -> None:
                 f"{(sizes[1] - sizes[0]) / values:.2f}",
                 agreement,
             )
-        brevitas.save_cora(path, model)
+        TOOLKIT.exports[ADAPTERS].write(model, x, path)
         size = path.stat().st_size
         table.add_row("save_cora", "", f"{size / 1e6:.2f}", "", f"{size / values:.2f}")
+        files.append({"format": "save_cora", "adapted_bytes": size})
     Console().print(table)
+    about = {"model": options.model, "weights": weights}
+    write_json(options.json, {**about, "files": files})
 
 
 def _exported(export: Any, model: nn.Module, x: Tensor, path: Path) -> int:
@@ -104,12 +115,12 @@ def _torchscript(path: Path, x: Tensor) -> Tensor:
     return output
 
 
-Export = tuple[Callable[..., None], Callable[[Path, Tensor], Tensor]]
-FORMATS: dict[str, Export] = {
-    "ONNX QCDQ": (brevitas.export_onnx_qcdq, _onnxruntime),
-    "QONNX": (brevitas.export_qonnx, _qonnx),
-    "torch QCDQ": (brevitas.export_torch_qcdq, _torchscript),
+FORMATS: dict[str, tuple[str, Callable[[Path, Tensor], Tensor]]] = {
+    "ONNX QCDQ": ("onnx_qcdq", _onnxruntime),
+    "QONNX": ("qonnx", _qonnx),
+    "torch QCDQ": ("torch_qcdq", _torchscript),
 }
+"""Formats of the toolkit, and what runs each file."""
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from search import CORRECTED, DEFAULT, METHODS
-from toolkits import RAISED
+from search import CORRECTED, DEFAULT
 
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.compare.experiment import RAISED
+from cora_plugin.compare.rows import METHODS
 
 Row = Mapping[str, Any]
 

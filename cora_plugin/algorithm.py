@@ -1,24 +1,26 @@
-"""CoRa: layers → statistics → search → fitting → insert, guarded → report."""
+"""The algorithm: layers → statistics → residuals → plan → guarded steps → report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from cora_plugin.adapters import Adapter
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.factor import weighted_error
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.adapters.operation import first_nonfinite
-from cora_plugin.budget import adapter_cost, stored_bits
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.guard import Guard
-from cora_plugin.layer import Host, QuantizedLayer
-from cora_plugin.plan import Planner, pinned_ranks
-from cora_plugin.report import LayerReport, Report, Stopwatch
-from cora_plugin.statistics import Collector, LayerStatistics
-from cora_plugin.steps import Steps
+from cora_plugin.host import Host
+from cora_plugin.layer import Correction, QuantizedLayer
+from cora_plugin.objective import KL, Distance, Objective
+from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
+from cora_plugin.report import Effort, Report, Spent, Stopwatch, Stored, SweepPoint
+from cora_plugin.residuals import Residuals
+from cora_plugin.search import Network
+from cora_plugin.statistics import Collector
+from cora_plugin.steps import ACTIONS, Context, take
+from cora_plugin.target import choose
 
 
 def ordinary_tensors() -> AbstractContextManager[Any]:
@@ -33,13 +35,16 @@ class CoRa:
 
     Args:
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+        objective: What "near to the float model" means; None: the KL divergence of its
+            logits.
     """
 
-    def __init__(self, config: Any = None) -> None:
+    def __init__(self, config: Any = None, objective: Objective | None = None) -> None:
         self.config = CoRaConfig.of(config)
+        self.objective = KL() if objective is None else objective
 
     def apply(self, host: Host, loader: Iterable[Any]) -> Report:
-        """Give a quantized model its adapters; after an error it is as it was.
+        """Give a quantized model its adapters; if anything fails, it is left unchanged.
 
         Args:
             host: The model inside its toolkit.
@@ -55,15 +60,16 @@ class CoRa:
             return run.finish()
 
     def start(self, host: Host) -> "Run":
-        """Begin on a prepared host; the caller feeds the images, batch by batch."""
-        return Run(self.config, host)
+        """Begin on a prepared host; then call `update` by batch, and `finish`."""
+        return Run(self.config, host, self.objective)
 
 
 class Run:
     """One application to one model: `update` with every batch, then `finish`."""
 
-    def __init__(self, config: CoRaConfig, host: Host) -> None:
+    def __init__(self, config: CoRaConfig, host: Host, objective: Objective) -> None:
         self.config = config
+        self._objective = objective
         self._host = host
         self._watch = Stopwatch()
         with self._watch("layers"):
@@ -71,11 +77,12 @@ class Run:
             self._pinned = pinned_ranks(config.ranks, self._layers)
         self._targets = [e for e in self._layers if self._pinned.get(e.name) != 0]
         if not self._targets:
-            raise CoRaError(
-                "ranks: every layer is pinned to rank 0, so there is nothing to do; "
-                "leave the plugin off, or leave some layer free"
+            raise ConfigError(
+                ("ranks",),
+                "every layer is pinned to rank 0, so there is nothing to do; leave the "
+                "plugin off, or leave some layer free",
             )
-        self._collector = Collector(host, self._targets, config)
+        self._collector = Collector(host, self._targets, config, objective)
 
     def update(self, item: Any) -> None:
         """Add a batch, images [N, …] or `(images, …)`."""
@@ -83,106 +90,92 @@ class Run:
             self._collector.update(item)
 
     def finish(self) -> Report:
-        """Search, solve, insert and refine, each step guarded; report.
+        """Choose and insert adapters, undo steps that do not help, and report.
 
-        After an error the model is as it was.
+        If anything fails, the model is left unchanged.
         """
-        watch, config = self._watch, self.config
+        watch, config, host = self._watch, self.config, self._host
         with watch("statistics"):
             statistics = self._collector.finish()
         split = self._collector.split
         with watch("guard"):
-            guard = Guard(self._host, split.held_out())
+            guard = Guard(host, split.held_out(), self._objective)
             activations = guard.trial({e.name: e.weight for e in self._layers})
-        shown = split.sampled[: config.butterworth.images]
-        planner = Planner(
-            config, self._host, self._layers, self._pinned, statistics, shown
+        residuals = Residuals(config, self._targets, statistics)
+        network = Network(
+            host,
+            self._targets,
+            self._pinned,
+            lambda layer: residuals.factors[layer.name],
+            split.sampled[: config.butterworth.images],
+            self._objective,
         )
+        planner = Planner(config, self._layers, residuals, self._pinned, network)
+        sweep: list[SweepPoint] = []
+
+        def measure(budget: Budget, plan: Plan) -> Distance:
+            adapters = residuals.adapters(plan.treatments, network.trained)
+            distance = guard.trial(merged_weights(self._targets, adapters))
+            stored = Stored.of(self._layers, adapters.values())
+            bits, parameters = stored.equivalent_bits, stored.adapter_parameters
+            sweep.append(SweepPoint(str(budget), bits, parameters, distance))
+            return distance
+
         with watch("search"):
-            plan = planner.plan(guard)
-        steps = Steps(config, self._host, self._collector, planner, guard, watch)
+            plan = choose(planner, config.budget, config.sweep, guard.before, measure)
+        context = Context(
+            config,
+            self._objective,
+            host,
+            self._collector,
+            residuals,
+            network,
+            plan,
+            guard,
+            watch,
+        )
         try:
-            steps(plan.ranks)
+            take(ACTIONS, context)
         except BaseException:
-            self._host.remove()
+            host.correct(Correction())
             raise
-        kept = guard.kept
+        adapters = guard.kept.adapters
         with watch("report"):
             rows = tuple(
-                self._row(layer, kept.adapters.get(layer.name), planner, statistics)
-                for layer in self._targets
+                residuals.row(layer, adapters.get(layer.name))
+                for layer in context.layers
             )
         alone = {n: "rank 0 was asked for" for n, r in self._pinned.items() if not r}
-        weights = sum(layer.weight.numel() for layer in self._layers)
-        bits = stored_bits(self._layers, kept.adapters.values())
-        return Report(
-            config=config.to_dict(),
-            layers=rows,
-            skipped={**self._host.skipped, **alone},
-            steps=tuple(guard.steps),
-            before=guard.before,
-            after=guard.now,
-            activations=activations,
-            equivalent_bits_before=stored_bits(self._layers, ()) / weights,
-            equivalent_bits=bits / weights,
-            bytes=round(bits / 8),
-            adapter_parameters=sum(a.parameters for a in kept.adapters.values()),
-            budget_used=plan.used if kept.adapters else 0,
-            budget_allowed=plan.allowed,
-            budget_unit=plan.unit,
-            images=split.images,
-            held_out=guard.images,
-            search_iterations=planner.network.iterations,
-            search_images=len(planner.network.shown),
-            fit_iterations=steps.fit_iterations,
-            fit_images=steps.fit_images,
-            sweep=tuple(planner.sweep),
-            seconds=watch.seconds,
-        )
-
-    def _row(
-        self,
-        layer: QuantizedLayer,
-        adapter: Adapter | None,
-        planner: Planner,
-        statistics: Mapping[str, LayerStatistics],
-    ) -> LayerReport:
-        here = statistics[layer.name]
-        spectrum = planner.spectra[layer.name]
-        before = after = sum(spectrum)
-        bits = layer.stored_bits
-        macs = 0
-        if adapter is not None:
-            left = planner.layers[layer.name].residual - adapter.merged().double()
-            matrices = layer.as_matrices(left)
-            after = weighted_error(matrices, here.observed(layer, self.config))
-            bits += adapter.stored_bits
-            cost = adapter_cost(
-                layer, adapter.rank, self.config.adapter_bits, here.outputs
-            )
-            macs = cost.macs
-        return LayerReport(
-            name=layer.name,
-            kind="none" if adapter is None else str(adapter.kind),
-            rank=0 if adapter is None else adapter.rank,
-            full_rank=layer.full_rank,
-            weights=layer.weight.numel(),
-            parameters=0 if adapter is None else adapter.parameters,
-            adapter_bits=0 if adapter is None else adapter.stored_bits,
-            bits=bits / layer.weight.numel(),
-            macs=macs,
-            error_before=before,
-            error_after=after,
-            spectrum=spectrum,
+        fitted = context.fitted
+        return Report.from_parts(
+            config.to_dict(),
+            rows,
+            {**host.skipped, **alone},
+            guard.judged(activations),
+            Stored.of(self._layers, adapters.values()),
+            Spent(
+                budget_used=plan.used if adapters else 0,
+                budget_allowed=plan.allowed,
+                budget_unit=plan.unit,
+                sweep=tuple(sweep),
+            ),
+            Effort(
+                images=split.images,
+                search_iterations=network.iterations,
+                search_images=len(network.used_images),
+                fit_iterations=fitted.iterations if fitted else 0,
+                fit_images=fitted.images if fitted else 0,
+                seconds=watch.seconds,
+            ),
         )
 
 
 def _checked(host: Host) -> Sequence[QuantizedLayer]:
-    """The host's layers, if they can be worked with."""
+    """The host's layers, which must exist and be finite."""
     layers = host.layers
     if not layers:
         reasons = "; ".join(f"{name}: {why}" for name, why in host.skipped.items())
-        raise CoRaError(
+        raise ModelError(
             "the model has no quantized layer that can carry an adapter "
             f"({reasons or 'nothing in it is quantized'}); quantize it with the "
             "toolkit first, and pass the quantized model"
@@ -192,10 +185,10 @@ def _checked(host: Host) -> Sequence[QuantizedLayer]:
             ("float", layer.weight),
             ("quantized", layer.dequantized),
         ):
-            kind = first_nonfinite(weight)
-            if kind is not None:
-                raise CoRaError(
-                    f"{layer.name}: its {what} weight holds {kind}; mend the model "
+            found = first_nonfinite(weight)
+            if found is not None:
+                raise ModelError(
+                    f"{layer.name}: its {what} weight holds {found}; mend the model "
                     "before it is quantized"
                 )
     return layers

@@ -1,71 +1,28 @@
-"""What a rank costs, in each unit of a budget."""
+"""What adapters cost, and how much a budget allows."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-from cora_plugin.adapters import Adapter
-from cora_plugin.adapters.adapter import Kind, kind_of
-from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.adapters import Adapter, Form
 from cora_plugin.config import Budget
 from cora_plugin.layer import QuantizedLayer
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Parameters, stored bits (scales counted) and multiply-accumulates an image."""
-
-    parameters: int = 0
-    bits: int = 0
-    macs: int = 0
-
-    def of(self, unit: str) -> int:
-        """The number that a budget of `unit` limits."""
-        return {"params": self.parameters, "bits": self.bits, "macs": self.macs}[unit]
+def form_of(layer: QuantizedLayer, rank: int, adapter_bits: int) -> Form:
+    """The form of an adapter of this rank for a layer."""
+    shape, groups = tuple(layer.weight.shape), layer.operation.groups
+    return Form.smallest(rank, adapter_bits, shape, groups)
 
 
-def adapter_cost(
-    layer: QuantizedLayer, rank: int, adapter_bits: int, outputs: int
-) -> Cost:
-    """Cost of an adapter of `rank` beside a layer with `outputs` output positions."""
-    if rank == 0:
-        return Cost()
-    rows = layer.weight.shape[0]
-    groups = layer.operation.groups
-    kind = kind_of(tuple(layer.weight.shape), layer.operation, rank)
-    if kind is Kind.FULL:
-        parameters, scales = layer.weight.numel(), rows
-        macs = parameters
-    elif kind is Kind.SHARED_BASIS:
-        parameters, scales = rank * (rows + layer.columns), rank + 1
-        macs = layer.weight.numel()  # one convolution with the kernel BA
-    else:
-        parameters = rank * (rows + groups * layer.columns)
-        scales = groups * rank + 1
-        macs = parameters
-    if adapter_bits == FLOAT_BITS:
-        scales = 0
-    bits = adapter_bits * parameters + FLOAT_BITS * scales
-    return Cost(parameters, bits, macs * outputs)
+def ladder(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
+    """The forms to choose from: factors rank by rank, then the whole residual.
 
-
-def ladder(
-    layer: QuantizedLayer, adapter_bits: int, outputs: int
-) -> tuple[tuple[int, ...], tuple[Cost, ...]]:
-    """Every rank worth having, and its cost.
-
-    Factors are, while they are smaller than the residual; then the residual itself is.
+    Factors that take as many bits as the residual itself are left out.
     """
-    shape = tuple(layer.weight.shape)
-    whole = adapter_cost(layer, layer.full_rank, adapter_bits, outputs)
-    rungs = {0: Cost()}
-    for rank in range(1, layer.full_rank):
-        cost = adapter_cost(layer, rank, adapter_bits, outputs)
-        # Factors have more scales: they may be larger with fewer parameters.
-        factors = kind_of(shape, layer.operation, rank) is not Kind.FULL
-        if factors and cost.bits < whole.bits:
-            rungs[rank] = cost
-    rungs[layer.full_rank] = whole
-    return tuple(rungs), tuple(rungs.values())
+    whole = form_of(layer, layer.full_rank, adapter_bits)
+    forms = (form_of(layer, r, adapter_bits) for r in range(1, layer.full_rank))
+    # Factors have more scales: they may be larger with fewer parameters.
+    smaller = (f for f in forms if f.factored and f.cost().bits < whole.cost().bits)
+    return (*smaller, whole)
 
 
 def stored_bits(layers: Iterable[QuantizedLayer], adapters: Iterable[Adapter]) -> float:
@@ -77,7 +34,7 @@ def stored_bits(layers: Iterable[QuantizedLayer], adapters: Iterable[Adapter]) -
 def allowance(
     budget: Budget, layers: Sequence[QuantizedLayer], outputs: Mapping[str, int]
 ) -> float:
-    """The budget of a model as a number that `Cost.of(budget.unit)` may reach."""
+    """The largest total of `Cost.of(budget.unit)` that a budget allows a model."""
     whole = sum(layer.weight.numel() for layer in layers)
     if budget.unit == "macs":
         whole = sum(layer.weight.numel() * outputs[layer.name] for layer in layers)

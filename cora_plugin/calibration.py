@@ -1,4 +1,4 @@
-"""Which calibration images calibrate and which judge."""
+"""Splits calibration images into a calibration set and a held-out set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.operation import first_nonfinite
 
 
 class ImageSplit:
-    """Splits the images as they stream by and keeps two small samples of them.
+    """Splits images as they stream by; keeps those held out and a sample of the rest.
 
-    The images pass a single time, so a shuffling or one-shot loader is as good as any.
-    Held-out images are never handed on; the sample is drawn uniformly from those that
-    are (reservoir sampling). Both are the same under the same seed.
+    Each image is seen once, so the loader may shuffle or be a generator. Held-out
+    images never calibrate; the sample is drawn uniformly from those that do (reservoir
+    sampling). The same seed gives the same split and the same sample.
 
     Args:
         held_out: Share of the images that is held out, spread evenly.
@@ -36,15 +36,15 @@ class ImageSplit:
         self.images = 0
 
     def keep(self, item: Any) -> Tensor:
-        """Take what a loader yielded; return the images that calibrate, perhaps none.
+        """Split what a loader yielded; return the images to calibrate with, maybe none.
 
         Raises:
-            CoRaError: The item is not images of one shape, or holds NaN or inf.
+            DataError: The item is not images of one shape, or holds NaN or inf.
         """
         batch = _images(item, self._items)
         shape = list(batch.shape[1:])
         if self._shape not in (None, shape):
-            raise CoRaError(
+            raise DataError(
                 f"calibration data: item {self._items} has images of shape {shape}, "
                 f"those before had {self._shape}; resize or crop them to one shape"
             )
@@ -64,15 +64,15 @@ class ImageSplit:
         """Check, once all images have passed, that there were enough.
 
         Raises:
-            CoRaError: None calibrate, or none are held out.
+            DataError: No image is left to calibrate with, or none to hold out.
         """
         if not self.images:
-            raise CoRaError(
+            raise DataError(
                 f"calibration data: {self._seen} images are too few to calibrate and "
                 "hold one out; pass at least a few dozen"
             )
         if not self._held:
-            raise CoRaError(
+            raise DataError(
                 f"calibration data: {self._seen} images leave none to hold out at "
                 f"held_out={self._share}; pass more images or raise held_out"
             )
@@ -90,9 +90,9 @@ class ImageSplit:
         """The held-out images in batches."""
         return _batches(self._held, self._batch)
 
-    def sample(self, most: int | None = None) -> tuple[Tensor, ...]:
-        """The sampled images in batches, or some of them, drawn as uniformly."""
-        return _batches(self._sample[:most], self._batch)
+    def sample(self, limit: int | None = None) -> tuple[Tensor, ...]:
+        """The sampled images in batches, at most `limit` of them."""
+        return _batches(self._sample[:limit], self._batch)
 
     @property
     def sampled(self) -> Sequence[Tensor]:
@@ -108,20 +108,20 @@ def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:
 def _images(item: Any, index: int) -> Tensor:
     images = item[0] if isinstance(item, list | tuple) and item else item
     if not isinstance(images, Tensor) or images.ndim < 2:
-        raise CoRaError(
+        raise DataError(
             f"calibration data: item {index} is {_describe(item)}; the loader should "
             "yield batches of images [N, …], alone or first in a tuple such as "
             "(images, targets)"
         )
     if not images.is_floating_point():
-        raise CoRaError(
+        raise DataError(
             f"calibration data: item {index} has dtype {images.dtype}; pass images "
             "preprocessed to float as the model expects them"
         )
-    kind = first_nonfinite(images)
-    if kind is not None:
-        raise CoRaError(
-            f"calibration data: item {index} holds {kind}; clean the images or the "
+    found = first_nonfinite(images)
+    if found is not None:
+        raise DataError(
+            f"calibration data: item {index} holds {found}; clean the images or the "
             "preprocessing"
         )
     return images.detach()
@@ -131,6 +131,6 @@ def _describe(item: Any) -> str:
     if isinstance(item, Tensor):
         return f"a tensor of shape {list(item.shape)}"
     if isinstance(item, list | tuple):
-        kinds = ", ".join(type(part).__name__ for part in item)
-        return f"a {type(item).__name__} of ({kinds})"
+        parts = ", ".join(type(part).__name__ for part in item)
+        return f"a {type(item).__name__} of ({parts})"
     return f"a {type(item).__name__}"

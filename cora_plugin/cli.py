@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.toolkit import toolkits
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,8 +51,9 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     demo.add_argument(
         "--toolkit",
         type=_toolkits,
-        default="brevitas",
-        help="brevitas, nncf, or both with a comma between (%(default)s)",
+        default=toolkits()[:1],
+        metavar="NAMES",
+        help=f"of {', '.join(toolkits())}, with commas between; the first by default",
     )
     demo.add_argument(
         "--weight-bits", type=int, default=4, choices=range(2, 9), metavar="2..8"
@@ -86,8 +88,9 @@ def _toolkits(text: str) -> list[str]:
     """Read names with commas between."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in ("brevitas", "nncf"):
-            raise argparse.ArgumentTypeError(f"{name!r} is neither brevitas nor nncf")
+        if name not in toolkits():
+            known = ", ".join(toolkits())
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {known}")
     return names
 
 

@@ -1,34 +1,29 @@
-"""YAML that remembers its lines, so that an error can say where it was written."""
+"""Values that remember where they were written, so that an error can say it."""
 
-import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cora_plugin.adapters.errors import CoRaError
-
-Key = tuple[str | int, ...]
-"""Where a value stands: `("exports", 0, "path")`."""
+from cora_plugin.adapters.errors import ConfigError, CoRaError, FileError, Key, dotted
+from cora_plugin.typed import check, check_names
 
 
 class Document:
-    """The values of a YAML file, and the line of each.
+    """A mapping of plain values, and where each was written.
 
     Args:
-        name: What errors call the file.
-        values: Its mapping, of plain values.
-        lines: The line of each value, counted from 1.
+        name: The file, which errors name; blank for what was in none.
+        values: The mapping.
+        lines: The line of each value in the file, counted from 1.
     """
 
     def __init__(
         self,
-        name: str,
+        name: str = "",
         values: dict[str, Any] | None = None,
         lines: Mapping[Key, int] | None = None,
     ) -> None:
@@ -42,7 +37,7 @@ class Document:
         """Read a file with a mapping at its top.
 
         Raises:
-            CoRaError: The file is absent or unreadable, no YAML, no mapping, or has a
+            FileError: The file is absent or unreadable, no YAML, no mapping, or has a
                 key twice.
         """
         name = str(path)
@@ -51,154 +46,180 @@ class Document:
             node = loader.get_single_node()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise CoRaError(f"{name}: cannot be read: {why}") from error
+            raise FileError(f"{name}: cannot be read: {why}") from error
         except yaml.YAMLError as error:
-            raise CoRaError(_syntax(name, error)) from error
+            raise FileError(_syntax(name, error)) from error
         lines: dict[Key, int] = {}
         try:
             values = {} if node is None else _plain(loader, node, (), lines, name)
         except yaml.YAMLError as error:
-            raise CoRaError(_syntax(name, error)) from error
+            raise FileError(_syntax(name, error)) from error
         if not isinstance(values, dict):
-            raise CoRaError(f"{name}: not a mapping of keys to values")
+            raise FileError(f"{name}: not a mapping of keys to values")
         return cls(name, values, lines)
+
+    @classmethod
+    def of_flags(cls, text: str, alone: str) -> "Document":
+        """Read the text of a flag: `budget=0.05,butterworth.iterations=40`.
+
+        Values are read as YAML; a dot leads into a mapping, whose own keys may hold
+        dots: `ranks.blocks.0.conv=4`.
+
+        Args:
+            text: The text.
+            alone: The key of a value that comes without one.
+
+        Raises:
+            ConfigError: A key is given twice, or a value is no YAML.
+        """
+        document = cls()
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, raw = part.partition("=")
+            if not equals:
+                name, raw = alone, part
+            key: Key = tuple(step.strip() for step in name.split(".", 1))
+            into: Any = document.values
+            if len(key) == 2:
+                into = into.setdefault(key[0], {})
+            if not isinstance(into, dict) or key[-1] in into:
+                raise ConfigError(key, f"given twice in {text!r}")
+            into[key[-1]] = parse_value(raw.strip(), key)
+            document._given[key] = part
+        return document
 
     def override(self, text: str) -> None:
         """Set one value: `data.images=24`; the value is read as YAML.
 
         Raises:
-            CoRaError: The text has no `=`, or leads into something that has no keys.
+            ConfigError: The text has no `=`, or leads into something without keys.
         """
-        dotted, equals, raw = text.partition("=")
-        if not equals or not dotted.strip():
-            raise CoRaError(f"--set {text}: pass key=value, such as data.images=24")
-        value = parse_value(raw)
+        name, equals, raw = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(
+                (), "pass key=value, such as data.images=24", f"--set {text}"
+            )
+        self.put(name.strip().split("."), parse_value(raw), f"--set {text}")
+
+    def put(self, path: Iterable[str], value: Any, place: str) -> None:
+        """Set one value, and make the mappings that lead to it where there are none.
+
+        Args:
+            path: Its key; the items of a list are counted from 0.
+            value: The value.
+            place: Where it was written, for errors.
+
+        Raises:
+            ConfigError: The path leads into something that has no keys.
+        """
         into: Any = self.values
         step: Any
         key: Key = ()
-        *parents, last = dotted.strip().split(".")
+        *parents, last = path
         for part in parents:
-            step = _step(into, part, text)
+            step = _step(into, part, place)
             key += (step,)
             if isinstance(into, dict) and not isinstance(into.get(step), dict | list):
                 into[step] = {}
             into = into[step]
-        step = _step(into, last, text)
+        step = _step(into, last, place)
         into[step] = value
-        self._given[(*key, step)] = f"--set {text}"
+        self._given[(*key, step)] = place
 
-    def error(self, key: Key, message: str) -> CoRaError:
-        """An error about the value at `key`, or about the nearest that was written."""
+    def place(self, key: Key) -> str:
+        """Where the value at `key` was written, or the mapping nearest above it."""
         for length in range(len(key), 0, -1):
             part = key[:length]
             if part in self._given:
-                return CoRaError(f"{self._given[part]}: {message}")
+                return self._given[part]
             if part in self._lines:
-                return CoRaError(f"{self.name}:{self._lines[part]}: {message}")
-        return CoRaError(f"{self.name}: {message}")
+                return f"{self.name}:{self._lines[part]}"
+        return self.name
 
-    def known(self, key: Key, allowed: Iterable[str]) -> dict[str, Any]:
+    def error(
+        self,
+        key: Key,
+        problem: str,
+        of: type[CoRaError] = ConfigError,
+        at: Key | None = None,
+    ) -> CoRaError:
+        """An error about the value at `key`, with the place where it was written.
+
+        Args:
+            key: What the message begins with.
+            problem: What is wrong with it, and what would be right.
+            of: The class of the error.
+            at: Whose place the message gives, by default that of `key`.
+        """
+        place = self.place(key if at is None else at)
+        if issubclass(of, ConfigError):
+            return of(key, problem, place)
+        parts = (place, dotted(key), problem)
+        return of(": ".join(part for part in parts if part))
+
+    def at(self, key: Key) -> dict[str, Any]:
         """The mapping at `key`; none counts as an empty one.
 
         Raises:
-            CoRaError: It is something else, or has a key that is not allowed.
+            ConfigError: It is something else.
         """
         values: Any = self.values
         step: Any
         for step in key:
             values = values[step] if isinstance(values, list) else values.get(step)
         values = {} if values is None else values
-        path = dotted(key)
-        if not isinstance(values, dict):
-            raise self.error(key, f"{path}: {values!r} is not a mapping of its keys")
-        names = list(allowed)
+        self.typed(key, values, dict[str, Any])
+        found: dict[str, Any] = values
+        return found
+
+    def known(self, key: Key, allowed: Iterable[str]) -> dict[str, Any]:
+        """The mapping at `key`, if all its keys are allowed.
+
+        Raises:
+            ConfigError: It is something else, or has a key that is not allowed.
+        """
+        values, names = self.at(key), list(allowed)
         for name in values:
-            if name not in names:
-                raise self.error((*key, name), unknown("key", name, names, path))
+            check_names([name], names, key, self.place((*key, name)))
         return values
 
     def typed(self, key: Key, value: Any, hint: Any) -> Any:
         """The value, if it is of the type that was declared.
 
         Raises:
-            CoRaError: It is not.
+            ConfigError: It is not.
         """
-        if not fits(value, hint):
-            what = f"{value!r} is not {_wording(hint)}"
-            raise self.error(key, f"{dotted(key)}: {what}")
+        try:
+            check(value, hint, key)
+        except ConfigError as error:
+            raise self.located(error) from None
         return value
 
+    def located(self, error: ConfigError, above: Key = ()) -> ConfigError:
+        """The error with the place where its value was written.
 
-def parse_value(text: str) -> Any:
+        Args:
+            error: About a value of this document.
+            above: The key of the mapping that the error's key is relative to.
+        """
+        key = above + error.key
+        return type(error)(key, error.problem, self.place(key))
+
+
+def parse_value(text: str, key: Key = ()) -> Any:
     """Read the value of a flag as YAML: `24`, `1e-4`, `[a, b]`, `{classifier: 0}`.
 
+    Args:
+        text: The value.
+        key: What it is the value of, for the error.
+
     Raises:
-        CoRaError: It is none.
+        ConfigError: It is none.
     """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise CoRaError(f"{text!r} is no YAML value; put it in quotes") from error
-
-
-def dotted(key: Key) -> str:
-    """A key as it is written: `exports.0.path`."""
-    return ".".join(map(str, key))
-
-
-def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> str:
-    """Say that a name is unknown, and which was perhaps meant."""
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1)
-    way_out = f"did you mean {close[0]}?" if close else f"use {', '.join(names)}"
-    if not close and len(names) > 100:
-        way_out = f"there are {len(names)}, none like it"
-    place = f"{where}: " if where else ""
-    return f"{place}unknown {what} {name!r}; {way_out}"
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of an annotation's type."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, part) for part in parts)
-    if origin is typing.Literal:
-        return value in parts
-    if hint is None or hint is type(None):
-        return value is None
-    if isinstance(value, bool):
-        return hint is bool
-    if hint is float:
-        return isinstance(value, int | float)
-    kind: Any = origin or hint
-    if kind is tuple:
-        kind = list  # As YAML has it.
-    if not isinstance(kind, type):
-        return True
-    right = isinstance(value, kind)
-    if right and kind is list and parts:
-        return all(fits(item, parts[0]) for item in value)
-    return right
-
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
-def _wording(hint: Any) -> str:
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_wording(part) for part in parts)
-    if origin is typing.Literal:
-        return " or ".join(map(str, parts))
-    if hint is type(None):
-        return "null"
-    if (origin or hint) in (list, tuple):
-        return "a list"
-    if isinstance(origin or hint, type) and issubclass(origin or hint, Mapping):
-        return "a mapping"
-    return _WORDS.get(hint, str(hint))
+        problem = f"{text!r} is no YAML value; put it in quotes"
+        raise ConfigError(key, problem) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -231,23 +252,23 @@ def _plain(
         step = loader.construct_object(key_node)
         line = key_node.start_mark.line + 1
         if not isinstance(step, str):
-            raise CoRaError(f"{name}:{line}: {step!r} is not a key; put it in quotes")
+            raise FileError(f"{name}:{line}: {step!r} is not a key; put it in quotes")
         if step in values and id(key_node) in written and (*key, step) in lines:
             first = lines[(*key, step)]
             path = dotted((*key, step))
-            raise CoRaError(f"{name}:{line}: {path} stands on line {first} already")
+            raise FileError(f"{name}:{line}: {path} stands on line {first} already")
         if id(key_node) in written:
             lines[(*key, step)] = line
         values[step] = _plain(loader, value_node, (*key, step), lines, name)
     return values
 
 
-def _step(into: Any, part: str, text: str) -> Any:
+def _step(into: Any, part: str, place: str) -> Any:
     if isinstance(into, dict):
         return part
     if isinstance(into, list) and part.isdecimal() and int(part) < len(into):
         return int(part)
-    raise CoRaError(f"--set {text}: {part!r} leads nowhere; there are no keys there")
+    raise ConfigError((), f"{part!r} leads nowhere; there are no keys there", place)
 
 
 def _syntax(name: str, error: yaml.YAMLError) -> str:

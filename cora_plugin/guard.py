@@ -1,92 +1,136 @@
-"""Judges every step on held-out images and takes back what does not help."""
+"""Judges every step on held-out images and undoes those that do not help."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cora_plugin.divergence import Divergence, divergence, outputs
-from cora_plugin.layer import Correction, Host
-from cora_plugin.report import Step
+from cora_plugin.host import Host
+from cora_plugin.layer import Correction
+from cora_plugin.objective import Distance, Objective, measure
+from cora_plugin.outputs import Batch, Outputs, joined
 
 log = logging.getLogger(__name__)
 
 
-class Guard:
-    """Holds a model to its float original while corrections are tried on it.
+@dataclass(frozen=True)
+class Step:
+    """A step that was judged on the held-out images, and whether it was kept."""
 
-    `now` is the model's divergence, `before` what it was without a correction, `kept`
-    the correction that stands, and `steps` what was tried.
+    name: str
+    before: Distance
+    after: Distance
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Distances on held-out images, `held_out` of them: before, after, by step.
+
+    `activations` is the distance with float weights and quantized activations: what
+    adapters that restore weights, and nothing else, can reach.
+    """
+
+    before: Distance
+    after: Distance
+    activations: Distance
+    steps: tuple[Step, ...]
+    held_out: int
+
+
+class Guard:
+    """Tries corrections on a model and keeps those that bring it nearer to float.
+
+    `now` is the model's distance, `before` what it was without a correction, `kept` the
+    present correction, and `steps` what was tried.
 
     Args:
         host: The prepared host.
         held_out: Images that judge, in batches.
+        objective: What "near to the float model" means.
     """
 
-    def __init__(self, host: Host, held_out: Sequence[Tensor]) -> None:
+    def __init__(
+        self, host: Host, held_out: Sequence[Batch], objective: Objective
+    ) -> None:
         self._host = host
         self._held_out = held_out
-        with torch.no_grad(), host.float_model():
-            self._reference = outputs(host, held_out)
-        self.images = len(self._reference)
+        self._objective = objective
+        with host.acting(quantized=False):
+            self._reference = self._outputs()
+        self.images = len(next(iter(self._reference.values())))
         self.before = self.now = self._measure()
         self.kept = Correction()
         self.steps: list[Step] = []
 
-    def _measure(self) -> Divergence:
-        return divergence(self._reference, outputs(self._host, self._held_out))
+    @torch.no_grad()
+    def _outputs(self) -> Outputs:
+        return joined([self._host.run(batch) for batch in self._held_out])
+
+    def _measure(self) -> Distance:
+        return measure(self._objective, self._reference, self._outputs())
 
     def trial(
         self,
         weights: Mapping[str, Tensor],
         shifts: Mapping[str, Tensor] | None = None,
-    ) -> Divergence:
-        """The divergence with other weights and shifts, which do not stay."""
-        with self._host.weights(weights, shifts):
+    ) -> Distance:
+        """The distance with other weights and shifts, which do not stay."""
+        with self._host.acting(weights, shifts):
             return self._measure()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Within it the model carries no correction; after an error it is left so."""
-        self._host.remove()
+        self._host.correct(Correction())
         yield
-        self._host.insert(self.kept)
+        self._host.correct(self.kept)
 
     def step(self, name: str, correction: Correction, ties: bool = False) -> bool:
-        """Put a correction in the place of the one that stands, if it is better.
+        """Replace the present correction, if the new one is better.
 
         Args:
             name: What the report calls it.
             correction: The whole correction, with what is kept of those before.
-            ties: Whether an equal divergence is good enough.
+            ties: Whether an equal distance is good enough.
 
         Returns:
-            Whether it stands now. After an error none does.
+            Whether it was kept. If anything fails, the model carries no correction.
         """
         host, before = self._host, self.now
         try:
-            host.remove()
-            host.insert(correction)
+            host.correct(correction)
             after = self._measure()
-            better = after.kl <= before.kl if ties else after.kl < before.kl
+            value = after.value
+            better = value <= before.value if ties else value < before.value
             if not better:
-                host.remove()
-                host.insert(self.kept)
+                host.correct(self.kept)
         except BaseException:
-            host.remove()
+            host.correct(Correction())
             raise
         self.steps.append(Step(name, before, after, better))
         if better:
             self.kept, self.now = correction, after
         else:
             log.warning(
-                "%s: taken back, for on %d held-out images the KL divergence went from "
-                "%.4g to %.4g",
+                "%s: taken back, for on %d held-out images the model went from %s to "
+                "%s away from the float one",
                 name,
                 self.images,
-                before.kl,
-                after.kl,
+                before,
+                after,
             )
         return better
+
+    def judged(self, activations: Distance) -> Judged:
+        """The findings; `activations` as in `Judged`."""
+        return Judged(
+            before=self.before,
+            after=self.now,
+            activations=activations,
+            steps=tuple(self.steps),
+            held_out=self.images,
+        )

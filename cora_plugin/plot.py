@@ -4,15 +4,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.adapters.files import whole_file
-from cora_plugin.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cora_plugin.report import Report
 
-def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
+
+def plot_report(report: "Report", path: str | os.PathLike[str]) -> None:
     """Draw, layer by layer, the spectrum of the error and how much of it is repaired.
 
     Above, the share of its full rank that each layer got. Below, the error that each
@@ -24,7 +25,7 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        CoRaError: The suffix is no format that matplotlib can draw.
+        FileError: The suffix is no format that matplotlib can draw.
     """
     import numpy as np
 
@@ -37,7 +38,8 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
     above.set_ylabel("rank of full rank")
     above.set_ylim(0, 1.02)
     above.set_title(
-        f"KL to float {report.before.kl:.3g} → {report.after.kl:.3g}, "
+        f"{report.after.title} to float {report.before.value:.3g} → "
+        f"{report.after.value:.3g}, "
         f"{report.equivalent_bits_before:.2f} → {report.equivalent_bits:.2f} bits"
     )
 
@@ -68,8 +70,8 @@ def plot_report(report: Report, path: str | os.PathLike[str]) -> None:
     _save(figure, path)
 
 
-def plot_sweep(report: Report, path: str | os.PathLike[str]) -> None:
-    """Draw the KL divergence against the bits of every budget that was tried.
+def plot_sweep(report: "Report", path: str | os.PathLike[str]) -> None:
+    """Draw the distance against the bits of every budget that was tried.
 
     Args:
         report: The report of a run with a sweep, or with a target for a budget.
@@ -77,7 +79,8 @@ def plot_sweep(report: Report, path: str | os.PathLike[str]) -> None:
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
-        CoRaError: There was no sweep, or the suffix is no format for pictures.
+        CoRaError: There was no sweep.
+        FileError: The suffix is no format for pictures.
     """
     if not report.sweep:
         raise CoRaError(
@@ -88,20 +91,22 @@ def plot_sweep(report: Report, path: str | os.PathLike[str]) -> None:
     axes = figure.subplots()
     points = sorted(report.sweep, key=lambda point: point.equivalent_bits)
     bits = [report.equivalent_bits_before, *(p.equivalent_bits for p in points)]
-    kl = [report.before.kl, *(p.kl for p in points)]
-    axes.plot(bits, kl, marker="o", color="#4477aa")
-    axes.annotate("no adapters", (bits[0], kl[0]), (6, 0), textcoords="offset points")
+    values = [report.before.value, *(p.distance.value for p in points)]
+    axes.plot(bits, values, marker="o", color="#4477aa")
+    axes.annotate(
+        "no adapters", (bits[0], values[0]), (6, 0), textcoords="offset points"
+    )
     for point in points:
         axes.annotate(
             point.budget,
-            (point.equivalent_bits, point.kl),
+            (point.equivalent_bits, point.distance.value),
             (6, 6),
             textcoords="offset points",
             fontsize=7,
         )
     axes.set_yscale("log")
     axes.set_xlabel("bits a weight, adapters and scales included")
-    axes.set_ylabel("KL divergence from the float model")
+    axes.set_ylabel(f"{report.after.title} to the float model")
     axes.grid(visible=True, which="both", alpha=0.3)
     _save(figure, path)
 
@@ -119,7 +124,7 @@ def _figure(path: str | os.PathLike[str], width: float, height: float) -> "Figur
     figure = Figure(figsize=(width, height), layout="constrained")
     suffix = Path(path).suffix.lstrip(".")
     if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
-        raise CoRaError(
+        raise FileError(
             f"{path}: {suffix!r} is no picture format; use .png, .svg or .pdf"
         )
     return figure

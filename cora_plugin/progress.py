@@ -1,4 +1,4 @@
-"""What is being waited for, in place of what the toolkits say meanwhile."""
+"""Spinners and timings in place of what toolkits print meanwhile."""
 
 import contextlib
 import io
@@ -15,13 +15,16 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def quiet(console: Console, what: str) -> Iterator[None]:
-    """Show a spinner with `what`; keep prints, progress bars, warnings and logs back.
+def quiet(console: Console | None = None, what: str = "") -> Iterator[None]:
+    """Show a spinner with `what`; hide prints, progress bars, warnings and logs.
 
-    The console must hold its file, `Console(file=sys.stdout)`, or it is kept back too.
+    Args:
+        console: Where the spinner is shown; give it a file of its own,
+            `Console(file=sys.stdout)`, or it is hidden, too. None: no spinner.
+        what: What is being done.
     """
     with (
-        console.status(what),
+        contextlib.nullcontext() if console is None else console.status(what),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -35,16 +38,20 @@ def quiet(console: Console, what: str) -> Iterator[None]:
 
 
 def timed(
-    console: Console,
+    console: Console | None,
     what: str,
     work: Callable[Arguments, Result],
     *args: Arguments.args,
     **kwargs: Arguments.kwargs,
 ) -> tuple[Result, float]:
-    """Do some work quietly; return what it returns, and its seconds."""
+    """Do some work quietly; return what it returns, and its seconds.
+
+    The console, if there is one, shows what is done and then how long it took.
+    """
     start = time.perf_counter()
     with quiet(console, what):
         result = work(*args, **kwargs)
     seconds = time.perf_counter() - start
-    console.print(f"{what}: {seconds:.0f} s", highlight=False)
+    if console is not None:
+        console.print(f"{what}: {seconds:.0f} s", highlight=False)
     return result, seconds

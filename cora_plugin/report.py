@@ -1,10 +1,10 @@
-"""What was done to a model, what it cost and what it brought."""
+"""The report of a run: what was done, what it cost and what it gained."""
 
 import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.files import whole_file
-from cora_plugin.divergence import Divergence
+from cora_plugin.budget import stored_bits
+from cora_plugin.guard import Judged
+from cora_plugin.layer import QuantizedLayer
+from cora_plugin.objective import Distance
 
 
 class Stopwatch:
@@ -57,60 +61,98 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step that was judged on the held-out images, and whether it was kept."""
-
-    name: str
-    before: Divergence
-    after: Divergence
-    kept: bool
-
-
-@dataclass(frozen=True)
 class SweepPoint:
-    """What the adapters of one budget bring on the held-out images."""
+    """Size of the adapters of one budget, and the distance on held-out images."""
 
     budget: str
     equivalent_bits: float
     parameters: int
-    kl: float
-    agreement: float
+    distance: Distance
+
+    @property
+    def kl(self) -> float:
+        """The KL divergence in nats."""
+        return self.distance.kl
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of the images whose class is the float model's."""
+        return self.distance.agreement
 
 
-@dataclass(frozen=True)
-class Report:
-    """The whole result of one run of CoRa.
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """How much weights and adapters take to store.
 
     `equivalent_bits` is all stored bits of quantized weights and adapters, scales and
     zero points included, over the number of quantized weights; biases are not counted.
-    `search_iterations` and `search_images` tell what a search that learns has used,
-    `fit_iterations` and `fit_images` what a refinement has. `activations` is the
-    divergence with float weights and quantized activations: what adapters that restore
-    weights, and nothing else, can reach.
     """
 
-    config: Mapping[str, Any]
-    layers: tuple[LayerReport, ...]
-    skipped: Mapping[str, str]
-    before: Divergence
-    after: Divergence
-    activations: Divergence
-    steps: tuple[Step, ...]
     equivalent_bits_before: float
     equivalent_bits: float
     bytes: int
     adapter_parameters: int
+
+    @classmethod
+    def of(
+        cls, layers: Sequence[QuantizedLayer], adapters: Collection[Adapter]
+    ) -> "Stored":
+        """Count layers with their adapters."""
+        weights = sum(layer.weight.numel() for layer in layers)
+        bits = stored_bits(layers, adapters)
+        return cls(
+            equivalent_bits_before=stored_bits(layers, ()) / weights,
+            equivalent_bits=bits / weights,
+            bytes=round(bits / 8),
+            adapter_parameters=sum(adapter.parameters for adapter in adapters),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """How much of the budget was spent, in its unit, and results of other budgets."""
+
     budget_used: float
     budget_allowed: float
     budget_unit: str
+    sweep: tuple[SweepPoint, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """Images that calibrated, seconds by stage, and the effort of learning steps.
+
+    `search_iterations` and `search_images` count those of a learning search,
+    `fit_iterations` and `fit_images` those of the refinement.
+    """
+
     images: int
-    held_out: int
     search_iterations: int = 0
     search_images: int = 0
     fit_iterations: int = 0
     fit_images: int = 0
-    sweep: tuple[SweepPoint, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Judged, Stored, Spent, Effort):
+    """The whole result of one run of CoRa: its parts, and a row a layer."""
+
+    config: Mapping[str, Any]
+    layers: tuple[LayerReport, ...]
+    skipped: Mapping[str, str]
+
+    @classmethod
+    def from_parts(
+        cls,
+        config: Mapping[str, Any],
+        layers: tuple[LayerReport, ...],
+        skipped: Mapping[str, str],
+        *parts: Judged | Stored | Spent | Effort,
+    ) -> "Report":
+        """Put the parts together."""
+        fields = {name: value for part in parts for name, value in vars(part).items()}
+        return cls(config=config, layers=layers, skipped=skipped, **fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -148,12 +190,13 @@ class Report:
         return table
 
     def _summary(self) -> list[str]:
+        unit = self.after.title
         lines = [f"left alone: {name}: {why}" for name, why in self.skipped.items()]
         for step in self.steps:
             verdict = "kept" if step.kept else "rolled back: it did not help"
             lines.append(
-                f"{step.name}: KL {step.before.kl:.4g} -> {step.after.kl:.4g} on "
-                f"{self.held_out} held-out images, {verdict}"
+                f"{step.name}: {unit} {step.before.value:.4g} -> "
+                f"{step.after.value:.4g} on {self.held_out} held-out images, {verdict}"
             )
         if self.search_iterations:
             lines.append(
@@ -167,18 +210,19 @@ class Report:
             )
         for point in self.sweep:
             lines.append(
-                f"with {point.budget}: {point.equivalent_bits:.3f} bits a weight, KL "
-                f"{point.kl:.4g}, agreement {point.agreement:.1%}"
+                f"with {point.budget}: {point.equivalent_bits:.3f} bits a weight, "
+                f"{point.distance}"
             )
-        floor = f"quantized activations alone: KL {self.activations.kl:.4g}"
-        if self.config["metric"] != "rrr" and self.activations.kl > self.after.kl / 2:
-            floor += ", most of what is left; metric=rrr answers for them, too"
+        alone = self.activations.value
+        floor = f"quantized activations alone: {unit} {alone:.4g}"
+        if not self.config["regression"] and alone > self.after.value / 2:
+            floor += ", most of what is left; regression=true answers for them, too"
         lines.append(floor)
         budget = self.config["budget"]
         lines += [
-            f"KL to float {self.before.kl:.4g} -> {self.after.kl:.4g}, agreement "
-            f"{self.before.agreement:.1%} -> {self.after.agreement:.1%} "
-            f"({self.images} images calibrated, {self.held_out} held out)",
+            f"{unit} to float {self.before.value:.4g} -> {self.after.value:.4g}"
+            f"{self._agreement()} ({self.images} images calibrated, {self.held_out} "
+            "held out)",
             f"{self.equivalent_bits_before:.3f} -> {self.equivalent_bits:.3f} bits a "
             f"weight, {self.bytes:,} bytes; {self.adapter_parameters:,} adapter "
             f"parameters; {self.budget_used:,.0f} of {self.budget_allowed:,.0f} "
@@ -187,6 +231,12 @@ class Report:
             + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()),
         ]
         return lines
+
+    def _agreement(self) -> str:
+        before, after = self.before.agreement, self.after.agreement
+        if before is None or after is None:
+            return ""
+        return f", agreement {before:.1%} -> {after:.1%}"
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw ranks and residual spectra by layer (needs the `report` extra)."""

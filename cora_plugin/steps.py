@@ -1,13 +1,14 @@
-"""What brings a model nearer to its float original, step by guarded step."""
+"""The steps that bring a model nearer to its float original, each guarded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting import (
     Distillation,
+    Fitted,
     Walk,
     alternate,
     cascaded_shifts,
@@ -15,134 +16,196 @@ from cora_plugin.fitting import (
     regress,
 )
 from cora_plugin.guard import Guard
-from cora_plugin.layer import Correction, Host, QuantizedLayer
-from cora_plugin.plan import Planner, merged_weights
+from cora_plugin.host import Host, MovesBiases
+from cora_plugin.layer import Correction, QuantizedLayer
+from cora_plugin.objective import Objective
+from cora_plugin.plan import Plan, merged_weights
 from cora_plugin.report import Stopwatch
+from cora_plugin.residuals import Residuals
+from cora_plugin.search import Network
 from cora_plugin.statistics import Collector
 
-SHARES = (0.5, 0.25)
-"""What is tried of adapters that do not help as a whole.
 
-Weights that GPFQ or Qronos rounded make up for the error of the layers before; where
-adapters take only a part of that error away, the rest no longer cancels.
-"""
+@dataclass
+class Context:
+    """Everything that steps read and write; `guard.kept` is the present correction.
 
-
-class Steps:
-    """Corrects a model step by step; `guard.kept` is what stands.
-
-    `fit_iterations` and `fit_images` tell the refinement's effort.
-
-    Args:
-        config: The settings.
-        host: The prepared host.
-        collector: Has the statistics and the sampled images.
-        planner: Has the factors.
-        guard: Judges each step.
-        watch: Takes each step's time.
+    `tried` is the last correction with new adapters that was proposed, kept or not, and
+    `stood` has the names of the steps that were kept. `fitted` is the refinement's
+    result.
     """
 
-    def __init__(
-        self,
-        config: CoRaConfig,
-        host: Host,
-        collector: Collector,
-        planner: Planner,
-        guard: Guard,
-        watch: Stopwatch,
-    ) -> None:
-        self._config = config
-        self._host = host
-        self._collector = collector
-        self._planner = planner
-        self._guard = guard
-        self._watch = watch
-        self.fit_iterations = self.fit_images = 0
-
-    def __call__(self, ranks: Mapping[str, int]) -> None:
-        """Take every step that the settings ask for; ranks by layer name."""
-        config, guard = self._config, self._guard
-        correction = self._closed_form(ranks)
-        with self._watch("insert"):
-            stands = guard.step("adapters", correction, ties=True)
-        if stands and config.alternations:
-            self._alternation()
-        if config.metric == "rrr" and any(ranks.values()):
-            correction = self._regression(ranks)
-            with self._watch("regression"):
-                stands |= guard.step("regression", correction)
-        if not stands:
-            with self._watch("insert"):
-                for share in SHARES:
-                    guard.step(f"adapters × {share:g}", correction.scaled(share))
-        if self._host.biases_changed and not guard.kept.float_biases:
-            guard.step("float biases", replace(guard.kept, float_biases=True))
-        # A regression that stands has an intercept of its own.
-        if config.bias_correction != "off" and not guard.kept.shifts:
-            self._bias_correction()
-        if config.fit.iterations:
-            self._refinement()
+    config: CoRaConfig
+    objective: Objective
+    host: Host
+    collector: Collector
+    residuals: Residuals
+    network: Network
+    plan: Plan
+    guard: Guard
+    watch: Stopwatch
+    tried: Correction = field(default_factory=Correction)
+    stood: set[str] = field(default_factory=set)
+    fitted: Fitted | None = None
 
     @property
-    def _layers(self) -> Sequence[QuantizedLayer]:
-        """The layers, with the main weights that stand."""
-        return list(self._planner.layers.values())
+    def layers(self) -> Sequence[QuantizedLayer]:
+        """The layers, with their present main weights."""
+        others = self.guard.kept.dequantized
+        return [
+            replace(layer, dequantized=others[layer.name])
+            if layer.name in others
+            else layer
+            for layer in self.residuals.layers
+        ]
 
-    def _closed_form(self, ranks: Mapping[str, int]) -> Correction:
-        with self._watch("factors"):
-            return Correction(self._planner.adapters(ranks))
+    def walk(self) -> Walk:
+        """The float network's run over a few images, for steps that go layer by layer.
 
-    def _alternation(self) -> None:
-        guard, planner = self._guard, self._planner
-        with self._watch("alternation"), guard.aside():
-            layers = planner.targets
-            adapters, weights, changed = alternate(
-                self._host,
-                layers,
-                guard.kept.adapters,
-                {layer.name: planner.metric(layer) for layer in layers},
-                self._config.alternations,
-            )
-        correction = replace(guard.kept, adapters=adapters, weights=weights)
-        if guard.step("alternation", correction):
-            planner.layers = {layer.name: layer for layer in changed}
+        The model must carry no correction.
+        """
+        config = self.config
+        images = torch.cat(self.collector.split.sample(config.sequential_images))
+        return Walk(self.host, self.layers, images, config.positions)
 
-    def _regression(self, ranks: Mapping[str, int]) -> Correction:
-        guard = self._guard
-        with self._watch("regression"), guard.aside():
-            curvatures = self._planner.sensitivities
-            adapters, shifts = regress(self._walk(), ranks, curvatures, self._config)
-        return replace(
-            guard.kept,
-            adapters=adapters,
-            shifts=shifts,
-            float_biases=self._host.biases_changed,
+
+@dataclass(frozen=True)
+class Action:
+    """One step.
+
+    `propose` returns the whole new correction, with what it keeps of the present one,
+    or None where there is nothing to do; `stage` names its time in the report. With
+    `ties` an equal distance is good enough.
+    """
+
+    name: str
+    stage: str
+    propose: Callable[[Context], Correction | None]
+    ties: bool = False
+
+
+def take(actions: Sequence[Action], context: Context) -> None:
+    """Take steps in order; those that do not help are undone."""
+    for action in actions:
+        with context.watch(action.stage):
+            correction = action.propose(context)
+        if correction is None:
+            continue
+        with context.watch("insert"):
+            if context.guard.step(action.name, correction, action.ties):
+                context.stood.add(action.name)
+
+
+def _closed_form(context: Context) -> Correction:
+    plan, trained = context.plan, context.network.trained
+    context.tried = Correction(context.residuals.adapters(plan.treatments, trained))
+    return context.tried
+
+
+def _alternation(context: Context) -> Correction | None:
+    config, guard, residuals = context.config, context.guard, context.residuals
+    if not config.alternations or "adapters" not in context.stood:
+        return None
+    with guard.aside():
+        found = alternate(
+            context.host,
+            residuals.layers,
+            guard.kept.adapters,
+            {layer.name: residuals.metric(layer) for layer in residuals.layers},
+            config.alternations,
         )
+    return replace(
+        guard.kept,
+        adapters=found.adapters,
+        weights=found.weights,
+        dequantized=found.dequantized,
+    )
 
-    def _bias_correction(self) -> None:
-        guard, layers = self._guard, self._layers
-        with self._watch("bias correction"):
-            if self._config.bias_correction == "own":
-                means = self._collector.means()
-                shifts = own_shifts(layers, guard.kept.adapters, means)
-            else:
-                merged = merged_weights(layers, guard.kept.adapters)
-                with guard.aside():
-                    shifts = cascaded_shifts(self._walk(), merged)
-            guard.step("bias correction", replace(guard.kept, shifts=shifts))
 
-    def _refinement(self) -> None:
-        guard, config = self._guard, self._config
-        images = self._collector.split.sampled
-        with self._watch("refinement"), guard.aside():
-            fit = Distillation(
-                config.fit, config.seed, self._host, self._layers, images, guard.trial
+def _regression(context: Context) -> Correction | None:
+    forms = {name: e.forms for name, e in context.plan.treatments.items() if e.forms}
+    if not context.config.regression or not forms:
+        return None
+    with context.guard.aside():
+        adapters, shifts = regress(
+            context.walk(), forms, context.residuals.sensitivities, context.config
+        )
+    context.tried = replace(
+        context.guard.kept,
+        adapters=adapters,
+        shifts=shifts,
+        float_biases=_biases_moved(context.host),
+    )
+    return context.tried
+
+
+def _share(share: float) -> Callable[[Context], Correction | None]:
+    """A part of adapters that do not help as a whole.
+
+    Weights that GPFQ or Qronos rounded make up for the error of the layers before;
+    where adapters take only a part of that error away, the rest no longer cancels.
+    """
+
+    def propose(context: Context) -> Correction | None:
+        if {"adapters", "regression"} & context.stood:
+            return None
+        return context.tried.scaled(share)
+
+    return propose
+
+
+def _float_biases(context: Context) -> Correction | None:
+    kept = context.guard.kept
+    if not _biases_moved(context.host) or kept.float_biases:
+        return None
+    return replace(kept, float_biases=True)
+
+
+def _bias_correction(context: Context) -> Correction | None:
+    config, kept, layers = context.config, context.guard.kept, context.layers
+    # A regression that stands has an intercept of its own.
+    if config.bias_correction == "off" or kept.shifts:
+        return None
+    if config.bias_correction == "own":
+        shifts = own_shifts(layers, kept.adapters, context.collector.means())
+    else:
+        with context.guard.aside():
+            shifts = cascaded_shifts(
+                context.walk(), merged_weights(layers, kept.adapters)
             )
-            fitted = fit(guard.kept)
-        guard.step("refinement", fitted.correction)
-        self.fit_iterations, self.fit_images = fitted.iterations, fitted.images
+    return replace(kept, shifts=shifts)
 
-    def _walk(self) -> Walk:
-        config = self._config
-        images = torch.cat(self._collector.split.sample(config.sequential_images))
-        return Walk(self._host, self._layers, images, config.positions)
+
+def _refinement(context: Context) -> Correction | None:
+    config, guard = context.config, context.guard
+    if not config.refine.iterations:
+        return None
+    with guard.aside():
+        fit = Distillation(
+            config.refine,
+            config.seed,
+            context.host,
+            context.layers,
+            context.collector.split.sampled,
+            context.objective,
+            guard.trial,
+        )
+        context.fitted = fit(guard.kept)
+    return context.fitted.correction
+
+
+def _biases_moved(host: Host) -> bool:
+    return isinstance(host, MovesBiases) and host.biases_moved
+
+
+ACTIONS = (
+    Action("adapters", "factors", _closed_form, ties=True),
+    Action("alternation", "alternation", _alternation),
+    Action("regression", "regression", _regression),
+    Action("adapters × 0.5", "insert", _share(0.5)),
+    Action("adapters × 0.25", "insert", _share(0.25)),
+    Action("float biases", "insert", _float_biases),
+    Action("bias correction", "bias correction", _bias_correction),
+    Action("refinement", "refinement", _refinement),
+)
+"""The steps in their order."""

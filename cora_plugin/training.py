@@ -1,17 +1,21 @@
-"""What the searches and refinements that learn by gradient have in common."""
+"""Gradient descent, shared by the search and the refinement that learn."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
+
+from cora_plugin.adapters.errors import CoRaError
 
 Group = dict[str, Any]
 """A parameter group as torch's optimizers take it."""
 
 
 def shuffled(images: int, size: int, iterations: int, seed: int) -> list[list[int]]:
-    """Which images each iteration sees: all in turn, shuffled anew every round.
+    """The images of each iteration, by index: all in turn, reshuffled every round.
 
     Args:
         images: Number of images.
@@ -23,8 +27,8 @@ def shuffled(images: int, size: int, iterations: int, seed: int) -> list[list[in
     random = torch.Generator().manual_seed(seed)
     rounds = -(-iterations * size // images)
     order = [torch.randperm(images, generator=random) for _ in range(rounds)]
-    shown = torch.cat(order)[: iterations * size]
-    batches: list[list[int]] = shown.view(-1, size).tolist()
+    taken = torch.cat(order)[: iterations * size]
+    batches: list[list[int]] = taken.view(-1, size).tolist()
     return batches
 
 
@@ -39,3 +43,72 @@ def relative_groups(parameters: Iterable[Tensor], lr: float) -> list[Group]:
         for parameter in parameters
         if (size := float(parameter.detach().square().mean().sqrt()))
     ]
+
+
+def descend(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Sequence[int]],
+    learn: Callable[[Sequence[int]], Mapping[str, float]],
+    after: Callable[[int, dict[str, str]], bool],
+    way_out: str,
+    start: int = 0,
+) -> int:
+    """Minimize a loss batch by batch with a progress bar; return the iterations done.
+
+    Args:
+        name: Its name in the progress bar and in errors.
+        optimizer: Moves the parameters.
+        batches: Indices of the images of each iteration.
+        learn: Computes the gradients of a batch; returns figures for the progress bar,
+            `loss` first.
+        after: Called after each iteration with its number and the progress bar's
+            figures, to which it may add; returns whether to stop.
+        way_out: Settings that the error says to lower.
+        start: Iterations that were done before.
+
+    Raises:
+        CoRaError: The loss or a gradient is no longer finite; nothing has moved.
+    """
+    progress = tqdm(
+        batches[start:],
+        desc=name,
+        unit="iteration",
+        initial=start,
+        total=len(batches),
+        disable=None,
+    )
+    done = start
+    with progress:
+        for number, batch in enumerate(progress, start + 1):
+            optimizer.zero_grad()
+            figures = learn(batch)
+            _check(name, optimizer, figures, number, way_out)
+            optimizer.step()
+            done = number
+            postfix = {key: f"{value:.4g}" for key, value in figures.items()}
+            stop = after(number, postfix)
+            progress.set_postfix(postfix)
+            if stop:
+                break
+    return done
+
+
+def _check(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    figures: Mapping[str, float],
+    number: int,
+    way_out: str,
+) -> None:
+    slopes = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    largest = [float(slope.abs().max()) for slope in slopes if slope is not None]
+    if all(map(math.isfinite, (figures["loss"], *largest))):
+        return
+    loss, *others = (f"{key} {value:.4g}" for key, value in figures.items())
+    seen = f" ({', '.join(others)})" if others else ""
+    loss = loss.replace("loss", "the loss is")
+    raise CoRaError(
+        f"{name}: {loss} at iteration {number}{seen} and cannot be followed; lower "
+        f"{way_out}"
+    )

@@ -1,1 +1,1 @@
-"""The toolkits: each package fulfils `cora_plugin.layer.Host` for one of them."""
+"""The toolkits: each package implements `cora_plugin.host.Host` for one of them."""

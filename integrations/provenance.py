@@ -1,4 +1,4 @@
-"""Notes with adapters what they were made for, and refuses them elsewhere."""
+"""Records which weight an adapter was made for, and refuses it for any other."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Operation
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.layer import Correction, QuantizedLayer
 
@@ -27,9 +27,9 @@ def fingerprints(layers: Iterable[QuantizedLayer]) -> dict[str, Fingerprint]:
 def with_fingerprints(
     correction: Correction, made_for: Mapping[str, Fingerprint]
 ) -> Correction:
-    """A correction whose adapters know the layers that they were made for.
+    """The correction with fingerprints of the layers that its adapters were made for.
 
-    Where the main weight is replaced, too, an adapter alone fits nothing.
+    An adapter whose main weight is replaced as well gets none: alone it fits no layer.
     """
     adapters = {
         name: replace(adapter, fingerprint=made_for.get(name))
@@ -42,12 +42,12 @@ def with_fingerprints(
 def check_made_for(
     adapters: Mapping[str, Adapter], weights: Mapping[str, Weight]
 ) -> None:
-    """Compare adapters with the weights that they would stand beside.
+    """Check that adapters were made for the weights of their layers.
 
-    Layers that are not there, or have weights of another shape, are not judged.
+    Layers that are missing, or have weights of another shape, are not checked.
 
     Raises:
-        CoRaError: An adapter was made for another weight.
+        FileError: An adapter was made for another weight.
     """
     for name, adapter in adapters.items():
         if name not in weights or adapter.fingerprint is None:
@@ -58,7 +58,7 @@ def check_made_for(
         found = Fingerprint.of(weight, bits, operation)
         difference = adapter.fingerprint.difference(found, weight.numel())
         if difference is not None:
-            raise CoRaError(
+            raise FileError(
                 f"{name}: the adapter was made for {difference}; quantize the same "
                 "float model by the same recipe, or load the state of the quantized "
                 "model that it was made for"

@@ -1,4 +1,4 @@
-"""Packages that only an export needs."""
+"""Checks for packages that only exports need."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Changes to any torch model that last for a block and are undone on every way out."""
+"""Changes to a torch model for the length of a block, undone however it ends."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import nn
 def replaced(
     module: nn.Module, method: str, function: Callable[..., Any]
 ) -> Iterator[None]:
-    """Have one module answer a method with another function."""
+    """Replace a method of one module."""
     own = vars(module)
     before = own.get(method)
     own[method] = function
@@ -38,7 +38,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_gradients(model: nn.Module) -> Iterator[None]:
-    """Let no parameter want a gradient."""
+    """Switch off the gradients of all parameters."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cora_plugin import Budget
 from cora_plugin.adapters import Branch, Kind, Operation, make_adapter
 from cora_plugin.adapters.factor import Weighting
-from cora_plugin.budget import adapter_cost, allowance, ladder
+from cora_plugin.budget import allowance, form_of, ladder
 from cora_plugin.layer import QuantizedLayer
 
 
@@ -36,10 +36,8 @@ def layers(draw):
 @settings(deadline=None, max_examples=100)
 @given(layers(), st.sampled_from([2, 8, 32]))
 def test_the_cost_of_a_rank_is_what_the_adapter_of_that_rank_stores(layer, bits):
-    assert adapter_cost(layer, 0, bits, 10).of("params") == 0
-    assert adapter_cost(layer, 0, bits, 10).of("bits") == 0
     for rank in range(1, layer.full_rank + 1):
-        cost = adapter_cost(layer, rank, bits, 10)
+        cost = form_of(layer, rank, bits).cost(10)
         made = make_adapter(layer.residual, layer.operation, rank, Weighting(), bits)
         assert cost.of("params") == made.parameters
         assert cost.of("bits") == made.stored_bits
@@ -53,8 +51,8 @@ def test_the_cost_of_a_rank_is_what_the_adapter_of_that_rank_stores(layer, bits)
         (layer_of(convolution(2, 2), 12, 8, 3, 3), 2, Kind.LOW_RANK),
         (layer_of(convolution(1, 1), 12, 8, 3), 3, Kind.LOW_RANK),
         (layer_of(Operation(), 12, 8), 3, Kind.LOW_RANK),
-        (layer_of(convolution(2, 1), 12, 8, 3, 3), 12, Kind.FULL),
-        (layer_of(convolution(2, 24), 24, 1, 3, 3), 9, Kind.FULL),
+        (layer_of(convolution(2, 1), 12, 8, 3, 3), 12, Kind.WHOLE),
+        (layer_of(convolution(2, 24), 24, 1, 3, 3), 9, Kind.WHOLE),
         (layer_of(convolution(2, 24), 24, 1, 3, 3), 4, Kind.SHARED_BASIS),
     ],
 )
@@ -69,14 +67,14 @@ def test_the_macs_of_a_rank_are_those_that_the_branch_does(layer, rank, kind):
     done = counter.get_total_flops() // 2
     if kind is Kind.SHARED_BASIS:
         done -= rank * layer.weight.numel()  # the kernel BA, once and not an image
-    assert adapter_cost(layer, rank, 8, outputs).of("macs") == done
+    assert form_of(layer, rank, 8).cost(outputs).of("macs") == done
 
 
 @settings(deadline=None, max_examples=100)
 @given(layers(), st.sampled_from([2, 8, 32]))
 def test_the_ladder_never_offers_factors_as_large_as_the_residual(layer, bits):
-    ranks, costs = ladder(layer, bits, 10)
-    assert ranks[0] == 0 and costs[0].parameters == 0
+    forms = ladder(layer, bits)
+    ranks, costs = zip(*((form.rank, form.cost(10)) for form in forms), strict=True)
     assert ranks[-1] == layer.full_rank
     assert costs[-1].parameters == layer.weight.numel()
     assert all(cost.parameters < layer.weight.numel() for cost in costs[:-1])

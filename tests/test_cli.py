@@ -10,7 +10,7 @@ from cora_plugin.cli import main
     ("arguments", "message"),
     [
         (["demo", "--cora", "budget=0"], "budget: 0.0 is not a positive amount"),
-        (["demo", "--cora", "rank=3"], "unknown key 'rank'; the keys are budget,"),
+        (["demo", "--cora", "rank=3"], "unknown key 'rank'; did you mean ranks?"),
     ],
 )
 def test_wrong_settings_end_with_one_line_that_says_what(
@@ -48,7 +48,7 @@ def test_unknown_arguments_are_refused(arguments):
         (["nowhere.yaml"], "nowhere.yaml: cannot be read: No such file or directory"),
         (["recipe.yaml", "--set", "data.images"], "--set data.images: pass key=value"),
         (["recipe.yaml", "--set", "data.imagse=3"], "did you mean images?"),
-        (["recipe.yaml", "--set", "model=3"], "model: 3 is not a mapping of its keys"),
+        (["recipe.yaml", "--set", "model=3"], "model: 3 is not a mapping of names"),
     ],
 )
 def test_a_wrong_recipe_ends_with_one_line(

@@ -1,4 +1,6 @@
-from dataclasses import FrozenInstanceError, fields
+import re
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -6,8 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cora_plugin import Budget, CoRaConfig, CoRaError
-from cora_plugin.config import METRICS, SEARCHES, ButterworthConfig
+from cora_plugin.adapters.errors import ConfigError, UnknownKeyError
+from cora_plugin.config import METRICS, SEARCHES, ButterworthConfig, RefineConfig
 from cora_plugin.config.budget import COSTS
+from cora_plugin.config.declared import described
+from cora_plugin.document import parse_value
+from cora_plugin.recipe.schema import Recipe
 
 SETTINGS = {
     "budget": "0.1 bits",
@@ -42,6 +48,7 @@ configs = st.builds(
     ),
     search=st.sampled_from(SEARCHES),
     metric=st.sampled_from(METRICS),
+    regression=st.booleans(),
     adapter_bits=st.sampled_from([2, 3, 4, 5, 6, 7, 8, 32]),
     ranks=st.dictionaries(st.text(max_size=5), st.integers(0, 9), max_size=3),
     damping=st.floats(0, 1, exclude_max=True),
@@ -128,7 +135,7 @@ def test_an_unknown_setting_of_a_search_is_refused_with_the_known_ones(form, tmp
         "text": "butterworth.steps=40",
         "yaml": file,
     }[form]
-    with pytest.raises(CoRaError, match=r"^butterworth: unknown key 'steps'") as caught:
+    with pytest.raises(CoRaError, match=r"butterworth: unknown key 'steps'") as caught:
         CoRaConfig.of(value)
     assert all(name in str(caught.value) for name in LEARNING)
 
@@ -179,15 +186,169 @@ def test_a_configuration_cannot_be_changed():
         config.search = "uniform"
 
 
-@pytest.mark.parametrize("form", ["mapping", "text", "yaml"])
-def test_an_unknown_key_is_refused_with_the_known_ones(form, tmp_path):
+@pytest.fixture(params=["keyword", "mapping", "text", "file", "recipe"])
+def given(request, tmp_path):
+    """Gives a setting and its value in YAML to CoRa in one of all ways.
+
+    Returns the error, its message, and the place that should be before it.
+    """
+
+    def give(name, text):
+        file = tmp_path / "cora.yaml"
+        outer, _, inner = name.partition(".")
+        value = parse_value(text)
+        mapping = {outer: {inner: value} if inner else value}
+        nested = f"{outer}:\n  {inner}: {text}" if inner else f"{outer}: {text}"
+        with pytest.raises(ConfigError) as caught:
+            if request.param == "keyword":
+                CoRaConfig(**mapping)
+            elif request.param == "mapping":
+                CoRaConfig.of(mapping)
+            elif request.param == "text":
+                CoRaConfig.of(f"positions=1,{name}={text}")
+            elif request.param == "file":
+                file.write_text(f"positions: 1\n{nested}\n")
+                CoRaConfig.of(file)
+            else:
+                file.write_text(
+                    "toolkit: nncf\nmodel: {timm: a}\ndata: {glob: a}\n"
+                    "cora:\n  positions: 1\n  " + nested.replace("\n", "\n  ")
+                )
+                Recipe.read(file)
+        place = {
+            "text": f"{name}={text}: ",
+            "file": f"{file}:{3 if inner else 2}: ",
+            "recipe": f"{file}:{7 if inner else 6}: cora",
+        }.get(request.param, "")
+        return caught.value, place
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("damping", "2", "2 is out of range; use 0 or more and less than 1"),
+        ("held_out", "some", "'some' is not a number"),
+        ("seed", "true", "True is not a whole number"),
+        ("adapter_bits", "9", "9 is out of range; use one of 2, 3, 4, 5, 6, 7, 8, 32"),
+        ("metric", "qera", f"'qera' is unknown; use one of {', '.join(METRICS)}"),
+        ("budget", "5 bytes", "unit 'bytes' is unknown; use one of params, bits, macs"),
+        ("butterworth.lr", "0", "0 is out of range; use more than 0"),
+        ("refine.scope", "both", "'both' is unknown; use one of model, layer"),
+        ("ranks.conv", "-1", "-1 is out of range; use 0 or more"),
+    ],
+)
+def test_the_same_mistake_has_the_same_message_in_every_form(
+    given, name, text, problem
+):
+    error, place = given(name, text)
+    dot = "." if place.endswith("cora") else ""
+    assert str(error).startswith(f"{place}{dot}{name}: {problem}")
+    assert error.key[-len(name.split(".")) :] == tuple(name.split("."))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "close"),
+    [("budgte", CoRaConfig, "budget"), ("butterworth.lrr", ButterworthConfig, "lr")],
+)
+def test_an_unknown_key_is_refused_with_the_known_ones(given, name, kind, close):
+    error, place = given(name, "1")
+    above, _, last = name.rpartition(".")
+    middle = ".".join(filter(None, ["cora" if place.endswith("cora") else "", above]))
+    keys = ", ".join(field.name for field in fields(kind))
+    assert isinstance(error, UnknownKeyError)
+    assert str(error) == (
+        f"{place.removesuffix('cora')}{middle}{': ' if middle else ''}unknown key "
+        f"{last!r}; did you mean {close}? The keys are {keys}"
+    )
+
+
+def test_numbers_are_read_as_the_readme_writes_them(tmp_path):
     file = tmp_path / "cora.yaml"
-    file.write_text("bugdet: 0.05\n")
-    value = {"mapping": {"bugdet": 0.05}, "text": "bugdet=0.05", "yaml": file}[form]
-    with pytest.raises(CoRaError) as caught:
-        CoRaConfig.of(value)
-    assert "'bugdet'" in str(caught.value)
-    assert all(field.name in str(caught.value) for field in fields(CoRaConfig))
+    file.write_text("damping: 1e-3\nbutterworth: {lr: 5E-2}\nbias_correction: off\n")
+    expected = CoRaConfig(
+        damping=0.001, butterworth={"lr": 0.05}, bias_correction="off"
+    )
+    assert CoRaConfig.of(file) == expected
+    text = "damping=1e-3,butterworth.lr=5E-2,bias_correction=off"
+    assert CoRaConfig.of(text) == expected
+
+
+def test_settings_come_by_position_too():
+    assert CoRaConfig("5%", "uniform") == CoRaConfig(budget=0.05, search="uniform")
+    for arguments, more in ((("5%",), {"budget": 1}), (range(99), {})):
+        with pytest.raises(TypeError):
+            CoRaConfig(*arguments, **more)
+
+
+def test_every_default_is_one_that_could_be_given():
+    for kind in (CoRaConfig, ButterworthConfig, RefineConfig):
+        assert replace(kind()) == kind()
+
+
+def test_naming_a_metric_asks_for_its_closed_form_alone():
+    default = CoRaConfig()
+    assert (default.metric, default.regression) == ("qera-exact", True)
+    for metric in METRICS:
+        for form in ({"metric": metric}, f"metric={metric}"):
+            config = CoRaConfig.of(form)
+            assert (config.metric, config.regression) == (metric, False)
+            assert CoRaConfig.of(config.to_dict()) == config
+        both = CoRaConfig(metric=metric, regression=True)
+        assert (both.metric, both.regression) == (metric, True)
+        assert CoRaConfig.of(both.to_dict()) == both
+    assert CoRaConfig(regression=None) == default
+    assert replace(default, seed=1).regression
+    assert not CoRaConfig(regression=False).regression
+
+
+def test_old_spellings_are_read_with_a_warning(tmp_path):
+    file = tmp_path / "cora.yaml"
+    file.write_text("metric: rrr\n")
+    for form in ({"metric": "rrr"}, "metric=rrr", file):
+        with pytest.warns(FutureWarning, match="metric=qera-exact with regression=t"):
+            assert CoRaConfig.of(form) == CoRaConfig()
+    file.write_text("fit: {iterations: 3}\n")
+    for form in ({"fit": {"iterations": 3}}, {"fit": 3}, "fit.iterations=3", file):
+        with pytest.warns(FutureWarning, match="write refine") as warned:
+            assert CoRaConfig.of(form).refine == RefineConfig(iterations=3)
+        assert warned[0].filename == __file__
+    with pytest.warns(FutureWarning) as warned:
+        CoRaConfig(fit=3, metric="rrr")
+    assert {warning.filename for warning in warned} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_error_in_an_old_spelling_finds_its_line(tmp_path):
+    file = tmp_path / "cora.yaml"
+    file.write_text("seed: 1\nfit:\n  lr: 0\n")
+    with pytest.raises(CoRaError, match=rf"^{re.escape(str(file))}:3: fit\.lr: 0 is"):
+        CoRaConfig.of(file)
+
+
+def test_old_and_new_spellings_may_not_contradict_each_other():
+    with pytest.raises(CoRaError, match=r"^fit: now called refine, which is given"):
+        CoRaConfig(fit=3, refine=4)
+    with pytest.raises(CoRaError, match=r"^metric: 'rrr' asks for the regression"):
+        CoRaConfig(metric="rrr", regression=False)
+
+
+def test_the_readme_has_every_setting_as_it_is_declared():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    table = readme.partition("| setting | default |")[2].partition("\n\n")[0]
+    rows = [line for line in table.splitlines()[2:] if line]
+    assert rows == [
+        f"| `{'.'.join(path)}` | {in_readme(default)} | {text} |"
+        for path, default, text in described(CoRaConfig)
+    ]
+
+
+def in_readme(default):
+    if default in ({}, (), None):
+        return "none"
+    text = f"{default:g}" if isinstance(default, float) else str(default)
+    return f"`{text}`" if isinstance(default, str | Budget) else text.lower()
 
 
 @pytest.mark.parametrize(
@@ -236,9 +397,12 @@ def test_a_budget_whose_amount_is_not_a_number_is_refused(amount):
         *(("sensitivity_images", v) for v in (0, -1, 2.5, "all", None)),
         *(("positions", v) for v in (-1, 1.5, None)),
         *(("max_metric", v) for v in (0, -1, 1e3, None)),
-        *(("seed", v) for v in (-1, 2**63, 0.5, "x", None)),
+        *(("seed", v) for v in (-1, 2**63, 10**400, 0.5, "x", None)),
         *(("ranks", v) for v in (3, None, ["a"], "conv", {1: 2})),
         *(("ranks", {"conv": v}) for v in (-1, 1.5, "2", None, True)),
+        *(("regression", v) for v in (0, 1, "yes", [True])),
+        *(("sweep", v) for v in (0, -1, [0.1, 0], [0.1, True], "0.1/x", {}, None)),
+        *(("refine", v) for v in (-1, True, 2.5, None, {"scope": "both"}, {"x": 1})),
     ],
 )
 def test_an_impossible_value_is_refused_by_the_name_of_its_field(field, value):

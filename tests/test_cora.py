@@ -12,6 +12,8 @@ from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError
 from cora_plugin.config import SEARCHES
+from cora_plugin.layer import Correction
+from cora_plugin.outputs import only
 
 FEW = {"butterworth": {"iterations": 30}}
 
@@ -38,21 +40,37 @@ def test_every_metric_works_with_every_search(metric):
         assert report.after.kl < report.before.kl
 
 
+def test_a_regression_follows_the_closed_form_in_any_metric():
+    settings = {"budget": 0.3, "metric": "svd"}
+    names = {
+        flag: [
+            step.name
+            for step in CoRa({**settings, "regression": flag})
+            .apply(PlainHost(net()), batches())
+            .steps
+        ]
+        for flag in (None, False, True)
+    }
+    assert names[None] == names[False]
+    assert "regression" not in names[False]
+    assert names[True][:2] == ["adapters", "regression"]
+
+
 def test_the_report_says_what_activations_cost_and_what_answers_for_them():
     reports = {}
-    for metric in ("qera-exact", "rrr"):
+    for regression in (False, True):
         host = PlainHost(net(), bits=2, act_step=0.25)
-        config = {"budget": 0.5, "metric": metric, "bias_correction": "off"}
-        reports[metric] = report = CoRa(config).apply(host, batches())
+        config = {"budget": 0.5, "regression": regression, "bias_correction": "off"}
+        reports[regression] = report = CoRa(config).apply(host, batches())
         floats = {layer.name: layer.weight for layer in host.layers}
-        host.remove()
+        host.correct(Correction())
         held_out = [x for i, x in enumerate(torch.cat(batches())) if i % 5 == 4]
-        with torch.no_grad(), host.weights(floats):
+        with torch.no_grad(), host.acting(floats):
             expected = distance(host, torch.stack(held_out))
         assert report.activations.kl == pytest.approx(expected, rel=1e-3)
-    plain, whole = reports["qera-exact"], reports["rrr"]
+    plain, whole = reports[False], reports[True]
     assert plain.activations.kl > plain.after.kl / 2
-    assert "most of what is left; metric=rrr answers for them" in str(plain)
+    assert "most of what is left; regression=true answers for them" in str(plain)
     assert "quantized activations alone" in str(whole)
     assert "answers for them" not in str(whole)
 
@@ -67,7 +85,7 @@ def test_full_ranks_in_float_restore_the_float_model():
     CoRa({"budget": 1, "ranks": full, "adapter_bits": 32}).apply(host, batches())
     with torch.no_grad():
         torch.testing.assert_close(
-            host.run(test), host.float_net(test), rtol=1e-4, atol=1e-5
+            only(host.run(test)), host.float_net(test), rtol=1e-4, atol=1e-5
         )
 
 
@@ -99,8 +117,8 @@ def test_the_same_seed_gives_the_same_adapters(search):
 class Worsening(PlainHost):
     """Plants adapters that double the error instead of mending it."""
 
-    def insert(self, correction):
-        super().insert(correction)
+    def correct(self, correction):
+        super().correct(correction)
         for branch in self.branches.values():
             branch.a.neg_().mul_(8)
 

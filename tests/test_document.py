@@ -1,7 +1,6 @@
 """YAML keeps its lines, whichever way a value came into it."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import pickle
 
 import pytest
 import yaml
@@ -9,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cora_plugin import CoRaError
-from cora_plugin.document import Document, fits, parse_value
+from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.document import Document, parse_value
 
 
 def read(tmp_path, text):
@@ -46,8 +46,8 @@ def test_each_value_knows_its_line(tmp_path):
         ("b", "c", 1, "d"): 5,
         ("b", "absent", "below"): 2,
     }.items():
-        assert str(document.error(key, "wrong")) == f"{name}:{line}: wrong"
-    assert str(document.error(("absent",), "wrong")) == f"{name}: wrong"
+        assert str(document.error((), "wrong", at=key)) == f"{name}:{line}: wrong"
+    assert str(document.error(("absent",), "wrong")) == f"{name}: absent: wrong"
 
 
 def test_merged_keys_are_no_doubles(tmp_path):
@@ -82,7 +82,7 @@ def test_overrides(tmp_path):
         "l": [{"c": ["x", "y"]}, "z"],
         "new": {"deep": True},
     }
-    assert str(document.error(("a", "b"), "no")) == "--set a.b=1e-4: no"
+    assert str(document.error(("a", "b"), "no")) == "--set a.b=1e-4: a.b: no"
 
 
 @pytest.mark.parametrize("text", ["a", "=1", "l.7=1", "l.x=1", "a=[", "l.1.b=3"])
@@ -99,24 +99,37 @@ def test_numbers(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)
 
 
-@pytest.mark.parametrize(
-    ("value", "hint", "right"),
-    [
-        (1, int, True),
-        (True, int, False),
-        (1, float, True),
-        (1.5, int, False),
-        (None, int | None, True),
-        ("a", int | None, False),
-        ("a", Literal["a", "b"], True),
-        ("c", Literal["a", "b"], False),
-        ([1, 2], list[int], True),
-        ([1, "2"], list[int], False),
-        ({"a": 1}, Mapping[str, Any], True),
-        ([], Mapping[str, Any], False),
-        (object(), Any, True),
-        (0, bool, False),
-    ],
-)
-def test_fits(value, hint, right):
-    assert fits(value, hint) is right
+def test_the_text_of_a_flag_is_read_as_yaml():
+    document = Document.of_flags("0.05 params, a=1e-4,b.c.d=[x], b.e = off", "budget")
+    assert document.values == {
+        "budget": "0.05 params",
+        "a": 1e-4,
+        "b": {"c.d": ["x"], "e": False},
+    }
+    assert document.place(("a",)) == "a=1e-4"
+    assert document.place(("b", "e")) == "b.e = off"
+    assert document.place(("budget",)) == "0.05 params"
+
+
+def test_what_came_in_no_file_has_no_place():
+    document = Document(values={"a": 1})
+    assert document.place(("a",)) == ""
+    assert str(document.error(("a",), "wrong")) == "a: wrong"
+
+
+def test_a_located_error_keeps_its_class_and_finds_its_line(tmp_path):
+    document = read(tmp_path, "a:\n  b: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        document.known(("a",), ["bb"])
+    located = document.located(type(caught.value)(("b",), "wrong"), above=("a",))
+    for error in (caught.value, located):
+        assert error.key == ("a", "b")
+        assert str(error).startswith(f"{tmp_path / 'a.yaml'}:2: a: ")
+    assert "unknown key 'b'; did you mean bb? The keys are bb" in str(caught.value)
+
+
+def test_an_error_survives_pickling():
+    error = ConfigError(("a", 0), "wrong", "here")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "here: a.0: wrong"
+    assert again.key == ("a", 0)

@@ -11,8 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from cora_plugin.demo_data import normalize
-from cora_plugin.demo_model import efficientnet_lite0, plain_norms, static_padding
+from cora_plugin.demo.data import normalize
+from cora_plugin.demo.model import efficientnet_lite0
+from cora_plugin.recipe.plain import plain_norms, static_padding
 from zoo.resnet20 import FashionResNet20
 from zoo.root import fetched
 

@@ -88,13 +88,6 @@ def images(found: Sequence[Photo], model: str) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)  # [N, C, C, 3]
 
 
-def top1(logits: Tensor, found: Sequence[Photo]) -> float:
-    """Fraction of the photos whose most likely class [N, classes] is a right one."""
-    guesses = logits.argmax(1).tolist()
-    right = [guess in photo.labels for guess, photo in zip(guesses, found, strict=True)]
-    return sum(right) / len(right)
-
-
 def open_rgb(path: Path) -> Image.Image:
     """A photo in RGB; a cut-out is trimmed and put on a white square."""
     image: Image.Image = Image.open(path)

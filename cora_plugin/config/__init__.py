@@ -1,8 +1,8 @@
-"""The settings, one module each for the budget, for what learns, and for the whole."""
+"""Settings: `CoRaConfig`, the budget, the learning steps, and how all are declared."""
 
 from cora_plugin.config.budget import Budget
 from cora_plugin.config.cora import CORRECTIONS, METRICS, SEARCHES, CoRaConfig
-from cora_plugin.config.learning import ButterworthConfig, FitConfig
+from cora_plugin.config.learning import ButterworthConfig, RefineConfig
 
 __all__ = [
     "CORRECTIONS",
@@ -11,5 +11,5 @@ __all__ = [
     "Budget",
     "ButterworthConfig",
     "CoRaConfig",
-    "FitConfig",
+    "RefineConfig",
 ]

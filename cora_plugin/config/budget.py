@@ -5,12 +5,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.config.checks import number
-from cora_plugin.divergence import Divergence
+from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.typed import check
 
 COSTS = ("params", "bits", "macs")
 TARGETS = ("kl", "agreement")
+KEY = ("budget",)
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,26 @@ class Budget:
     def __post_init__(self) -> None:
         units = (*COSTS, *TARGETS)
         if self.unit not in units:
-            raise CoRaError(
-                f"budget: unit {self.unit!r} is unknown; use one of {', '.join(units)}"
-            )
-        number("budget", self.amount)
+            problem = f"unit {self.unit!r} is unknown; use one of {', '.join(units)}"
+            raise ConfigError(KEY, problem)
+        check(self.amount, float, KEY)
         if not (math.isfinite(self.amount) and self.amount > 0):
-            raise CoRaError(
-                f"budget: {self.amount} is not a positive amount; pass for example "
-                "'0.05 params' (to use no adapters, leave the plugin off)"
+            raise ConfigError(
+                KEY,
+                f"{self.amount} is not a positive amount; pass for example "
+                "'0.05 params' (to use no adapters, leave the plugin off)",
             )
         if self.unit == "agreement" and self.amount > 1:
-            raise CoRaError(
-                f"budget: an agreement of {self.amount} is more than all; pass a share "
-                "such as '0.95 agreement' or '95% agreement'"
+            raise ConfigError(
+                KEY,
+                f"an agreement of {self.amount} is more than all; pass a share such as "
+                "'0.95 agreement' or '95% agreement'",
             )
 
     @property
     def is_target(self) -> bool:
         """Whether it says what to reach, not what it may cost."""
         return self.unit in TARGETS
-
-    def reached_by(self, distance: Divergence) -> bool:
-        """Whether a model that is this far from the float one reaches the target."""
-        if self.unit == "kl":
-            return distance.kl <= self.amount
-        return distance.agreement >= self.amount
 
     @classmethod
     def parse(cls, value: Any) -> "Budget":
@@ -72,9 +67,10 @@ class Budget:
             percent = number.endswith("%")
             amount = float(number.removesuffix("%")) / (100 if percent else 1)
         except ValueError:
-            raise CoRaError(
-                f"budget: {value!r} is not an amount with a unit; pass for example "
-                "'0.05 params', '0.2 bits' or '0.05 kl'"
+            raise ConfigError(
+                KEY,
+                f"{value!r} is not an amount with a unit; pass for example "
+                "'0.05 params', '0.2 bits' or '0.05 kl'",
             ) from None
         return cls(amount, *parts[1:])
 

@@ -1,137 +1,175 @@
 """The settings of CoRa: from keyword arguments, a mapping, YAML or a flag's text."""
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
-import yaml
-
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, Key
 from cora_plugin.config.budget import Budget
-from cora_plugin.config.checks import check, choice, known, mapping, number, whole
-from cora_plugin.config.learning import ButterworthConfig, FitConfig
+from cora_plugin.config.declared import Given, setting, settings
+from cora_plugin.config.learning import ButterworthConfig, RefineConfig
+from cora_plugin.config.old import as_written, renewed
+from cora_plugin.document import Document, parse_value
 
-METRICS = ("svd", "lqer", "qera-approx", "qera-exact", "rrr")
-SEARCHES = ("uniform", "spectral", "butterworth")
-CORRECTIONS = ("off", "own", "cascade")
+Metric = Literal["svd", "lqer", "qera-approx", "qera-exact"]
+Search = Literal["uniform", "spectral", "butterworth"]
+Correction = Literal["off", "own", "cascade"]
+
+METRICS = get_args(Metric)
+SEARCHES = get_args(Search)
+CORRECTIONS = get_args(Correction)
 
 
+def _complete(given: Given) -> Given:
+    """Read old spellings; a metric that is named asks for its closed form alone."""
+    given = renewed(given)
+    if given.get("regression") is None:
+        given.pop("regression", None)
+        if "metric" in given:
+            given["regression"] = False
+    return given
+
+
+def _correction(value: Any) -> Any:
+    return "off" if value is False else value  # As YAML reads a bare `off`.
+
+
+def _refinement(value: Any) -> Any:
+    """A number is that of iterations."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"iterations": value}
+    return value
+
+
+def _amounts(value: Any) -> Any:
+    """Amounts of a sequence, one alone, or text such as `0.02/0.05/0.1`."""
+    if isinstance(value, str):
+        return [parse_value(part.strip(), ("sweep",)) for part in value.split("/")]
+    return [value] if isinstance(value, int | float) else value
+
+
+@settings(complete=_complete)
 @dataclass(frozen=True)
 class CoRaConfig:
-    """What to add to a quantized model, and how it is found.
+    """The settings of CoRa: what adapters may cost, and how they are found.
 
     If you are not sure what to use, set the budget and leave the rest.
 
-    Args:
-        budget: What all adapters together may cost, see `Budget`.
-        search: How ranks are chosen. `spectral` spends the budget where it removes most
-            of the loss; `uniform` gives every layer the same fraction of its full rank;
-            `butterworth` learns the ranks by gradient, as CoRa's paper has it.
-        metric: Metric of the closed form: `svd` (none), `lqer` (diag E|u|²),
-            `qera-approx` (diag E[u²]), `qera-exact` (E[u uᵀ]), `rrr` (that first, then
-            regression of the whole output error, layer by layer, if it is better).
-        adapter_bits: Bit width that adapters are stored in: 2 to 8, or 32 for float.
-        ranks: Ranks pinned by hand, a layer name or glob each; 0 leaves a layer alone.
-        alternations: How often the main weight is quantized anew as what the adapter
-            leaves of it, and the adapter solved again; the best iterate stays.
-        bias_correction: `own` restores the mean that a layer's own residual error
-            shifts; `cascade` matches the mean output of each layer in the quantized
-            network, as far as its signal is still there, front to back; or `off`. The
-            regression of `rrr` has its own, which takes the place of these.
-        fit: Settings of the refinement by distillation.
-        sweep: Further budgets, in the unit of the budget (bits, if that is a target),
-            whose outcome the report tells.
-        damping: Added to each metric's diagonal, relative to its mean.
-        held_out: Share of the calibration images that judge each step and train none.
-        sensitivity_images: Images of the backward pass of `spectral`.
-        positions: Output positions an image that statistics keep at most a layer, and
-            never more than the length of its unfolded input; 0 keeps all.
-        sequential_images: Images that are run layer by layer, by `rrr` and `cascade`.
-        max_metric: Largest k of a whole `E[u uᵀ]`; layers above it use diagonal blocks
-            of whole input channels.
-        seed: Seeds the choice of images, positions and sampled labels.
-        butterworth: Settings of the search of that name.
+    Raises:
+        ConfigError: A setting is unknown or its value impossible.
     """
 
-    budget: Budget = field(default_factory=lambda: Budget(0.05))
-    search: str = "spectral"
-    metric: str = "rrr"
-    adapter_bits: int = 4
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    alternations: int = 0
-    bias_correction: str = "own"
-    fit: FitConfig = field(default_factory=FitConfig)
-    sweep: tuple[float, ...] = ()
-    damping: float = 1e-4
-    held_out: float = 0.2
-    sensitivity_images: int = 64
-    positions: int = 64
-    sequential_images: int = 64
-    max_metric: int = 4608
-    seed: int = 0
-    butterworth: ButterworthConfig = field(default_factory=ButterworthConfig)
+    budget: Budget = setting(
+        Budget(0.05),
+        "what all adapters may cost: fraction of parameters, added `bits` a weight, or "
+        "fraction of `macs`; or what they must reach: `0.05 kl`, `95% agreement`",
+        read=Budget.parse,
+    )
+    search: Search = setting(
+        "spectral",
+        "how ranks are chosen: `spectral`, where they remove most of the loss; "
+        "`uniform`, the same fraction of the full rank everywhere; `butterworth`, "
+        "learned by gradient as in CoRa's paper (minutes)",
+    )
+    metric: Metric = setting(
+        "qera-exact",
+        "the error that factors minimize: `svd`, `lqer`, `qera-approx`, `qera-exact`",
+    )
+    regression: bool = setting(
+        True,
+        "then solve adapters again by a regression of each layer's whole error, from "
+        "upstream and from activations included; false where only a metric is named",
+    )
+    adapter_bits: int = setting(
+        4,
+        "bit width of the stored adapters, 2 to 8, or 32 for float; 4 buy most for "
+        "their bits",
+        among=(*range(2, 9), 32),
+    )
+    ranks: Mapping[str, int] = setting(
+        {}, "ranks pinned by layer name or glob; 0 leaves a layer alone", least=0
+    )
+    bias_correction: Correction = setting(
+        "own",
+        "`own`: correct the mean error that adapters leave in each layer; `cascade`: "
+        "match mean outputs to the float network's, layer by layer; `off`. Skipped "
+        "where the regression is kept, which corrects biases itself",
+        read=_correction,
+    )
+    alternations: int = setting(
+        0,
+        "how often to solve main weight and adapter in turn; the best result is kept "
+        "(Brevitas, not after GPTQ)",
+        least=0,
+    )
+    refine: RefineConfig = setting(RefineConfig(), read=_refinement)
+    sweep: tuple[float, ...] = setting(
+        (),
+        "further budgets to measure, in the unit of the budget (bits, if that is a "
+        "target); `0.02/0.05/0.1` as flag text",
+        read=_amounts,
+        above=0,
+    )
+    damping: float = setting(
+        1e-4,
+        "added to each metric's diagonal, relative to its mean",
+        least=0,
+        below=1,
+    )
+    held_out: float = setting(
+        0.2,
+        "share of the calibration images that are only used to judge every step",
+        above=0,
+        below=1,
+    )
+    sensitivity_images: int = setting(
+        64, "images of the backward pass of `spectral`", least=1
+    )
+    positions: int = setting(
+        64,
+        "how many output positions an image the statistics of a layer use at most, and "
+        "never more than the length of its unfolded input; 0: all",
+        least=0,
+    )
+    sequential_images: int = setting(
+        64,
+        "images that the regression and `cascade` run through both networks at once",
+        least=1,
+    )
+    max_metric: int = setting(
+        4608,
+        "largest second moment that is kept whole; larger ones are kept in diagonal "
+        "blocks of input channels",
+        least=1,
+    )
+    seed: int = setting(
+        0, "the same seed gives the same adapters", least=0, below=2**63
+    )
+    butterworth: ButterworthConfig = setting(ButterworthConfig())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budget", Budget.parse(self.budget))
-        learning = ButterworthConfig.of(self.butterworth)
-        object.__setattr__(self, "butterworth", learning)
-        object.__setattr__(self, "fit", FitConfig.of(self.fit))
-        object.__setattr__(self, "sweep", _amounts("sweep", self.sweep))
-        object.__setattr__(self, "ranks", dict(mapping("ranks", self.ranks)))
-        choice("search", self.search, SEARCHES)
-        choice("metric", self.metric, METRICS)
-        wanted: Any = self.bias_correction
-        if wanted is False:  # as YAML reads a bare `off`
-            object.__setattr__(self, "bias_correction", "off")
-        choice("bias_correction", self.bias_correction, CORRECTIONS)
-        counts = ("sensitivity_images", "sequential_images", "max_metric")
-        for name in ("adapter_bits", *counts, "positions", "alternations", "seed"):
-            whole(name, getattr(self, name))
-        for name, rank in self.ranks.items():
-            whole(f"ranks[{name}]", rank)
-            check(rank >= 0, f"ranks[{name}]", rank, "0 or more")
-        bits = self.adapter_bits
-        check(
-            bits in (*range(2, 9), 32), "adapter_bits", bits, "2 to 8, or 32 for float"
-        )
-        for name in ("damping", "held_out"):
-            number(name, getattr(self, name))
-        check(0 <= self.damping < 1, "damping", self.damping, "from 0 to below 1")
-        check(
-            0 < self.held_out < 1,
-            "held_out",
-            self.held_out,
-            "between 0 and 1, both excluded (0.2 keeps a fifth of the images)",
-        )
-        for name in counts:
-            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        check(self.positions >= 0, "positions", self.positions, "0 (all) or more")
-        times = self.alternations
-        check(times >= 0, "alternations", times, "0 (off) or more")
         if self.search == "butterworth" and (self.sweep or self.budget.is_target):
-            what = "sweep" if self.sweep else f"budget {self.budget}"
-            raise CoRaError(
-                f"{what}: it needs the search again and again, and butterworth learns "
-                "for minutes; use search=spectral, or one budget of params, bits or "
-                "macs"
+            key = "sweep" if self.sweep else "budget"
+            raise ConfigError(
+                (key,),
+                f"{self.sweep or self.budget} needs the search again and again, and "
+                "butterworth learns for minutes; use search=spectral, or one budget of "
+                "params, bits or macs",
             )
-        check(0 <= self.seed < 2**63, "seed", self.seed, "from 0 to below 2^63")
 
     @property
     def sampled_images(self) -> int:
-        """How many calibration images are run again, and kept for it, at most."""
+        """Size of the sample of calibration images that later steps run again."""
         wanted = [0]
         if self.search == "spectral":
             wanted.append(self.sensitivity_images)
         if self.search == "butterworth":
             wanted.append(self.butterworth.images)
-        if self.metric == "rrr" or self.bias_correction == "cascade":
+        if self.regression or self.bias_correction == "cascade":
             wanted.append(self.sequential_images)
-        if self.fit.iterations:
-            wanted.append(self.fit.images)
+        if self.refine.iterations:
+            wanted.append(self.refine.images)
         return max(wanted)
 
     @classmethod
@@ -144,59 +182,23 @@ class CoRaConfig:
                 `"budget=0.05,search=spectral"`.
 
         Raises:
-            CoRaError: A key is unknown or a value impossible.
+            ConfigError: A key is unknown or a value impossible.
+            FileError: The file cannot be read.
         """
-        if isinstance(value, cls):
-            return value
-        if value is None or value is True:
-            return cls()
-        if isinstance(value, Mapping):
-            return cls._from_mapping(value)
-        if isinstance(value, Budget | int | float) and value is not False:
-            return cls(budget=Budget.parse(value))
-        if isinstance(value, os.PathLike):
-            return cls.from_yaml(value)
-        if isinstance(value, str):
-            if value.endswith((".yaml", ".yml")):
-                return cls.from_yaml(value)
-            return cls.from_text(value)
-        raise CoRaError(
-            f"cora: {value!r} is not a configuration; pass a mapping, a budget, flag "
-            "text such as 'budget=0.05,search=spectral' or the path of a YAML file"
-        )
+        return value if isinstance(value, cls) else cls.read(as_document(value))
 
     @classmethod
-    def from_text(cls, text: str) -> "CoRaConfig":
-        """Read `"budget=0.05 params,search=spectral"`; a lone amount is the budget.
+    def read(cls, document: Document, above: Key = ()) -> "CoRaConfig":
+        """Read the mapping at a key of a document; errors say where its values stand.
 
-        A dot leads into a mapping: `"butterworth.iterations=40"`.
+        Raises:
+            ConfigError: A key is unknown or a value impossible.
         """
-        values: dict[str, Any] = {}
-        for part in filter(None, (p.strip() for p in text.split(","))):
-            key, equals, raw = part.partition("=")
-            if not equals:
-                key, raw = "budget", part
-            key, dot, inner = (piece.strip() for piece in key.partition("."))
-            into = values.setdefault(key, {}) if dot else values
-            name = inner if dot else key
-            if not isinstance(into, dict) or name in into:
-                given = f"{key}.{inner}" if dot else key
-                raise CoRaError(f"{given}: given twice in {text!r}")
-            into[name] = _scalar(raw.strip())
-        return cls._from_mapping(values)
-
-    @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> "CoRaConfig":
-        """Read a YAML file with the fields at its top."""
+        values = document.at(above)
         try:
-            content = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise CoRaError(f"{path}: cannot be read as YAML: {error}") from error
-        return cls._from_mapping({} if content is None else content, str(path))
-
-    @classmethod
-    def _from_mapping(cls, values: Any, where: str = "cora") -> "CoRaConfig":
-        return cls(**known(cls, values, where))
+            return cls(**values)
+        except ConfigError as error:
+            raise document.located(as_written(error, values), above) from error
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping that `of` reads back."""
@@ -206,27 +208,27 @@ class CoRaConfig:
         }
 
 
-def _scalar(text: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
+def as_document(value: Any = None) -> Document:
+    """What `CoRaConfig.of` reads as a document, with the place of each setting.
 
-
-def _amounts(name: str, value: Any) -> tuple[float, ...]:
-    """Amounts from a sequence, or from text such as `0.02/0.05/0.1`."""
+    Raises:
+        ConfigError: It is none of these.
+        FileError: The file cannot be read.
+    """
+    if value is None or value is True:
+        return Document()
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return Document(values=dict(value))
+    if isinstance(value, Budget | int | float) and value is not False:
+        return Document(values={"budget": value})
+    if isinstance(value, os.PathLike):
+        return Document.read(value)
     if isinstance(value, str):
-        value = [_scalar(part.strip()) for part in value.split("/")]
-    if isinstance(value, int | float):
-        value = [value]
-    if not isinstance(value, list | tuple):
-        raise CoRaError(
-            f"{name}: {value!r} is not a list of budgets; pass for example "
-            "[0.02, 0.05, 0.1], or sweep=0.02/0.05/0.1 in a flag"
-        )
-    for amount in value:
-        number(name, amount)
-        check(math.isfinite(amount) and amount > 0, name, amount, "more than 0")
-    return tuple(float(amount) for amount in value)
+        if value.endswith((".yaml", ".yml")):
+            return Document.read(value)
+        return Document.of_flags(value, alone="budget")
+    raise ConfigError(
+        ("cora",),
+        f"{value!r} is not a configuration; pass a mapping, a budget, flag text such "
+        "as 'budget=0.05,search=spectral' or the path of a YAML file",
+    )

@@ -7,9 +7,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Factors
-from cora_plugin.adapters.adapter import Kind
 from cora_plugin.adapters.factor import Weighting, weighted_error
-from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.host import Host
+from cora_plugin.layer import Correction, QuantizedLayer
 
 
 def alternate(
@@ -18,12 +18,12 @@ def alternate(
     adapters: Mapping[str, Adapter],
     metrics: Mapping[str, Weighting],
     times: int,
-) -> tuple[dict[str, Adapter], dict[str, Tensor], list[QuantizedLayer]]:
+) -> Correction:
     """Quantize what the adapter leaves, `Wq ← Q(W − BA)`, and solve for BA again.
 
-    Two chains of iterates are followed: from the adapter that stands, as LoftQ has it,
-    and from the best one for the weight itself, as SVDQuant (arXiv 2411.05007) has. The
-    iterate with the least error in the metric stays, which may be the one that stood.
+    Two chains of iterates are followed: from the present adapter, as in LoftQ, and from
+    the best one for the weight itself, as in SVDQuant (arXiv 2411.05007). Each layer
+    keeps the iterate with the least error in the metric, perhaps the present one.
 
     Args:
         host: Quantizes weights.
@@ -33,19 +33,17 @@ def alternate(
         times: Iterates of each chain.
 
     Returns:
-        Adapters by layer name, all of them; of the layers that changed, the float
-        weights to quantize; and the layers with their new main weights.
+        All adapters; for the layers that changed, also the float weights to quantize
+        and what the host's quantizers make of them.
 
     Raises:
-        CoRaError: The host's main weights must stay as they are.
+        ModelError: The host's main weights must stay as they are.
     """
     low_rank = [
-        e
-        for e in layers
-        if e.name in adapters and adapters[e.name].kind is not Kind.FULL
+        e for e in layers if e.name in adapters and _is_one_product(adapters[e.name])
     ]
-    best = {e.name: (_error(e, adapters[e.name], metrics[e.name]), e) for e in low_rank}
-    chosen, weights = dict(adapters), {}
+    best = {e.name: _error(e, adapters[e.name], metrics[e.name]) for e in low_rank}
+    chosen, weights, dequantized = dict(adapters), {}, {}
     starts = [
         {e.name: adapters[e.name] for e in low_rank},
         {e.name: _again(e.weight.double(), e, adapters, metrics) for e in low_rank},
@@ -56,19 +54,25 @@ def alternate(
             left = {
                 e.name: e.weight - chain[e.name].merged().to(e.weight) for e in low_rank
             }
-            quantized = host.requantize(left)
+            quantized = host.quantize(left)
             for layer in low_rank:
                 name = layer.name
                 now = replace(layer, dequantized=quantized[name])
                 chain[name] = _again(now.residual, now, adapters, metrics)
                 error = _error(now, chain[name], metrics[name])
-                if error < best[name][0]:
-                    best[name] = error, now
+                if error < best[name]:
+                    best[name] = error
                     chosen[name], weights[name] = chain[name], left[name]
+                    dequantized[name] = now.dequantized
             progress.update()
     progress.close()
-    changed = {name: layer for name, (_, layer) in best.items()}
-    return chosen, weights, [changed.get(e.name, e) for e in layers]
+    return Correction(chosen, weights=weights, dequantized=dequantized)
+
+
+def _is_one_product(adapter: Adapter) -> bool:
+    """Whether it can be solved for again: a closed form gives one pair of factors."""
+    forms = adapter.forms
+    return len(forms) == 1 and forms[0].factored
 
 
 def _again(
@@ -80,7 +84,7 @@ def _again(
     stood = adapters[layer.name]
     metric = metrics[layer.name]
     factors = Factors.of(residual, layer.operation, metric, layer.name)
-    return factors.adapter(stood.rank, stood.a.bits, layer.name)
+    return factors.adapter(stood.rank, stood.forms[0].bits, layer.name)
 
 
 def _error(layer: QuantizedLayer, adapter: Adapter, metric: Weighting) -> float:

@@ -15,7 +15,7 @@ def own_shifts(
     adapters: Mapping[str, Adapter],
     means: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """What the error of each layer alone takes from its mean: `(W − Wq − BA) E[u]`.
+    """Shifts that undo each layer's own mean error, `(W − Wq − BA) E[u]`.
 
     Args:
         layers: The layers, with the main weights that stand.
@@ -37,14 +37,14 @@ def own_shifts(
 
 
 class OutputMatch:
-    """Which shift matches a layer's mean output to the float one, as far as it can be.
+    """Finds the shift that matches a layer's mean output to the float layer's.
 
-    A network of few bits passes on a weaker signal: its outputs are about `a` times the
-    float ones plus noise. Layers between ReLUs hand such a gain on unharmed, for ReLU
-    is homogeneous, as long as means shrink with the signal. Restored to their full size
-    beside a weaker signal, the mostly negative means would close the ReLUs, the more
-    the deeper. Hence the shift makes the mean `a E[y]`, with `a` the gain of the layer,
-    `Σ Cov(y, ŷ) / Σ Var(y)` over channels, within 0 to 1.
+    In a network of few bits, outputs are about `a` times the float ones plus noise. A
+    gain does no harm between ReLUs, which are homogeneous, as long as means shrink with
+    the signal. If means, most of them negative, were restored to full size beside a
+    weaker signal, they would close the ReLUs, more so with depth. So the shift makes
+    the mean `a E[y]`, with `a` the gain of the layer, `Σ Cov(y, ŷ) / Σ Var(y)` over
+    channels, within 0 to 1.
     """
 
     def __init__(self, layer: QuantizedLayer, weight: Tensor) -> None:
@@ -85,7 +85,7 @@ class OutputMatch:
         return shift
 
     def change(self, mean: Tensor, other: Tensor) -> Change:
-        """The shift alone."""
+        """A change by the shift alone."""
         return Change(self.shift(mean, other))
 
 

@@ -1,31 +1,28 @@
 """Refines adapters and biases by distillation to the float model."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.quantized import QuantizedTensor, quantize
-from cora_plugin.config import FitConfig
-from cora_plugin.divergence import Divergence
-from cora_plugin.layer import Correction, Host, QuantizedLayer
-from cora_plugin.training import relative_groups, shuffled
+from cora_plugin.config import RefineConfig
+from cora_plugin.host import Host
+from cora_plugin.layer import Correction, QuantizedLayer
+from cora_plugin.objective import Distance, Objective
+from cora_plugin.outputs import Outputs, joined, rows
+from cora_plugin.training import Group, descend, relative_groups, shuffled
 
-Trial = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Divergence]
-"""`trial(weights, shifts)` gives the divergence on the held-out images."""
+Trial = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Distance]
+"""`trial(weights, shifts)` gives the distance on the held-out images."""
 
 
 class Trained:
-    """One layer's adapter and shift as parameters; what runs is their quantization.
+    """One layer's adapter and shift as parameters, quantized whenever they run.
 
-    Gradients pass the rounding straight (Bengio et al., arXiv 1308.3432), so that the
-    adapter that is stored is the one that was trained.
+    Gradients pass straight through the rounding (Bengio et al., arXiv 1308.3432), so
+    the adapter that is stored is the one that was trained.
     """
 
     def __init__(
@@ -47,29 +44,31 @@ class Trained:
         layer, adapter = self._layer, self._adapter
         if adapter is None:
             return layer.dequantized
+        stored = _requantized(adapter, self.factors).tensors
         factors = {}
         for name, factor in self.factors.items():
             with torch.no_grad():
-                lost = self._stored(name, adapter.a.bits).dequantize() - factor
+                lost = stored[name].dequantize() - factor
             factors[name] = factor + lost
-        return layer.dequantized + adapter.product(**factors)
+        return layer.dequantized + adapter.product(factors)
 
     @torch.no_grad()
     def adapter(self) -> Adapter | None:
         """The adapter as it is now."""
         if self._adapter is None:
             return None
-        bits = self._adapter.a.bits
-        stored = {name: self._stored(name, bits) for name in self.factors}
-        return replace(self._adapter, a=stored["a"], b=stored.get("b"))
+        return _requantized(self._adapter, self.factors)
 
-    def _stored(self, name: str, bits: int) -> QuantizedTensor:
-        return quantize(self.factors[name].detach(), bits, channels=name == "a")
+
+def _requantized(adapter: Adapter, values: Mapping[str, Tensor]) -> Adapter:
+    """An adapter of the same forms that holds other values."""
+    detached = {name: value.detach() for name, value in values.items()}
+    return Adapter.of(adapter.forms, detached, adapter.fingerprint)
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best correction that was seen, and what it took."""
+    """The best correction found, and how many iterations and images it took."""
 
     correction: Correction
     iterations: int
@@ -85,16 +84,18 @@ class Distillation:
         host: The prepared host, without a correction in it.
         layers: The layers, with the main weights that stand.
         images: Images to learn on, each [n, …].
+        objective: What "near to the float model" means.
         trial: Measures a state on the held-out images.
     """
 
     def __init__(
         self,
-        config: FitConfig,
+        config: RefineConfig,
         seed: int,
         host: Host,
         layers: Sequence[QuantizedLayer],
         images: Sequence[Tensor],
+        objective: Objective,
         trial: Trial,
     ) -> None:
         self._config = config
@@ -102,11 +103,12 @@ class Distillation:
         self._host = host
         self._layers = layers
         self._images = images[: config.images]
+        self._objective = objective
         self._trial = trial
-        self._targets: dict[int, Tensor] = {}
+        self._targets: dict[int, Outputs] = {}
 
     def __call__(self, correction: Correction) -> Fitted:
-        """Refine a correction; the best state on the held-out images is returned.
+        """Refine a correction; returns the best state on the held-out images.
 
         Raises:
             CoRaError: The loss is no longer finite.
@@ -120,53 +122,53 @@ class Distillation:
             )
             for layer in self._layers
         }
-        scales = self._output_scales()
-        groups = [
-            {"params": [each.shift], "lr": config.lr * scales[name]}
+        optimizer = torch.optim.Adam(self._groups(trained))
+        # To nothing at the end, so that the last steps settle.
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, config.iterations
+        )
+        losses = {"model": self._model_loss, "layer": self._layer_losses}
+        learn = losses[config.scope]
+        order = shuffled(
+            len(self._images), config.batch_size, config.iterations, self._seed
+        )
+        best, least, without = correction, self._look(trained).value, 0
+
+        def after(iteration: int, figures: dict[str, str]) -> bool:
+            nonlocal best, least, without
+            schedule.step()
+            if iteration % config.every and iteration != len(order):
+                return False
+            distance = self._look(trained).value
+            without += 1
+            if distance < least:
+                best, least, without = self._state(correction, trained), distance, 0
+            figures |= {self._objective.name: f"{distance:.4g}", "best": f"{least:.4g}"}
+            return without >= config.patience
+
+        done = descend(
+            "refine",
+            optimizer,
+            order,
+            lambda batch: {"loss": learn(batch, trained)},
+            after,
+            f"refine.lr ({config.lr})",
+        )
+        seen = {image for batch in order[:done] for image in batch}
+        return Fitted(best, done, len(seen))
+
+    def _groups(self, trained: Mapping[str, Trained]) -> list[Group]:
+        """Shifts at a rate relative to their layer's output, factors to themselves."""
+        lr, scales = self._config.lr, self._output_scales()
+        shifts: list[Group] = [
+            {"params": [each.shift], "lr": lr * scales[name]}
             for name, each in trained.items()
             if scales.get(name)
         ]
         factors = [
             factor for each in trained.values() for factor in each.factors.values()
         ]
-        groups += relative_groups(factors, config.lr)
-        optimizer = torch.optim.Adam(groups)
-        # To nothing at the end, so that the last steps settle.
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, config.iterations
-        )
-        learn = self._model_loss if config.scope == "model" else self._layer_losses
-        best, best_kl, without = correction, self._look(trained).kl, 0
-        order = shuffled(
-            len(self._images), config.batch_size, config.iterations, self._seed
-        )
-        progress = tqdm(order, desc="refinement", unit="iteration", disable=None)
-        done = 0
-        for done, batch in enumerate(progress, 1):
-            optimizer.zero_grad()
-            loss = learn(batch, trained)
-            if not math.isfinite(loss):
-                raise CoRaError(
-                    f"fit: the loss is {loss} at iteration {done} and cannot be "
-                    f"followed; lower fit.lr ({config.lr})"
-                )
-            optimizer.step()
-            schedule.step()
-            if done % config.every and done != len(order):
-                continue
-            kl = self._look(trained).kl
-            without += 1
-            if kl < best_kl:
-                best, best_kl, without = self._state(correction, trained), kl, 0
-            progress.set_postfix(
-                loss=f"{loss:.4g}",
-                KL=f"{kl:.4g}",
-                best=f"{best_kl:.4g}",
-            )
-            if without >= config.patience:
-                break
-        seen = {image for batch in order[:done] for image in batch}
-        return Fitted(best, done, len(seen))
+        return [*shifts, *relative_groups(factors, lr)]
 
     def _state(
         self, correction: Correction, trained: Mapping[str, Trained]
@@ -180,7 +182,7 @@ class Distillation:
         )
 
     @torch.no_grad()
-    def _look(self, trained: Mapping[str, Trained]) -> Divergence:
+    def _look(self, trained: Mapping[str, Trained]) -> Distance:
         return self._trial(
             {name: each.weight() for name, each in trained.items()},
             {name: each.shift for name, each in trained.items()},
@@ -196,7 +198,7 @@ class Distillation:
 
         count = min(self._config.batch_size, len(self._images))
         few = self._batch(range(count))
-        with self._host.float_model(), self._host.observe(watch):
+        with self._host.acting(quantized=False), self._host.observe(watch):
             self._host.run(few)
         return scales
 
@@ -204,29 +206,28 @@ class Distillation:
         return torch.stack([self._images[i] for i in indices])
 
     @torch.no_grad()
-    def _target(self, batch: Sequence[int]) -> Tensor:
-        """The float model's log-probabilities; it runs each image only once."""
+    def _target(self, batch: Sequence[int]) -> Outputs:
+        """The float model's outputs; it runs each image only once."""
         new = [image for image in batch if image not in self._targets]
         if new:
-            with self._host.float_model():
+            with self._host.acting(quantized=False):
                 outputs = self._host.run(self._batch(new))
-            self._targets.update(zip(new, outputs.log_softmax(1), strict=True))
-        return torch.stack([self._targets[image] for image in batch])
+            for row, image in enumerate(new):
+                self._targets[image] = rows(outputs, [row])
+        return joined([self._targets[image] for image in batch])
 
     def _model_loss(
         self, batch: Sequence[int], trained: Mapping[str, Trained]
     ) -> float:
-        """KL(float ‖ quantized) of the network's outputs; leaves its gradients."""
+        """Distance of the network's outputs; leaves its gradients."""
         host, target, images = self._host, self._target(batch), self._batch(batch)
         with torch.enable_grad():
             weights = {name: each.weight() for name, each in trained.items()}
             shifts = {name: each.shift for name, each in trained.items()}
-            with host.weights(weights, shifts):
-                output = host.run(images).log_softmax(1)
-                loss = F.kl_div(output, target, reduction="none", log_target=True)
-                total = loss.sum(1).mean()
-                total.backward()
-        return float(total.detach())
+            with host.acting(weights, shifts):
+                loss = self._objective.distance(target, host.run(images)).mean()
+                loss.backward()
+        return float(loss.detach())
 
     def _layer_losses(
         self, batch: Sequence[int], trained: Mapping[str, Trained]
@@ -242,7 +243,7 @@ class Distillation:
             weights = {name: each.weight() for name, each in trained.items()}
             shifts = {name: each.shift.detach() for name, each in trained.items()}
             with (
-                host.float_model(),
+                host.acting(quantized=False),
                 host.observe(lambda n, _, y: originals.setdefault(n, []).append(y)),
             ):
                 host.run(images)
@@ -265,6 +266,6 @@ class Distillation:
                 loss.backward()
             total += float(loss.detach())
 
-        with torch.no_grad(), host.weights(weights, shifts), host.observe(watch):
+        with torch.no_grad(), host.acting(weights, shifts), host.observe(watch):
             host.run(images)
         return total

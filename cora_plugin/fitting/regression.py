@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Factors
+from cora_plugin.adapters.form import Form
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting.bias import OutputMatch
 from cora_plugin.fitting.walk import Change, Visitor, Walk
@@ -14,7 +15,7 @@ from cora_plugin.statistics.metrics import weighting
 from cora_plugin.statistics.moments import block_count
 
 RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)
-"""What ridges are tried, in parts of `k / rows` mean diagonals of `Cov(v, v)`."""
+"""Ridges to try, in units of `k / rows` times the mean diagonal of `Cov(v, v)`."""
 
 
 class CrossMoments:
@@ -46,7 +47,7 @@ class CrossMoments:
         self._sums[1] += apart @ split.mT
 
     def __iadd__(self, other: "CrossMoments") -> "CrossMoments":
-        """Add all that another one of this layer has seen."""
+        """Add the moments that another instance has seen of this layer."""
         self.rows += other.rows
         self._means += other._means
         self._sums += other._sums
@@ -77,26 +78,27 @@ class CrossMoments:
 
 def regress(
     walk: Walk,
-    ranks: Mapping[str, int],
+    forms: Mapping[str, tuple[Form, ...]],
     sensitivities: Mapping[str, Tensor | None],
     config: CoRaConfig,
 ) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
     """Adapters and shifts by regression of the whole output error on the input.
 
-    The error of a layer, upstream's and the quantization of its input included, is
+    A layer's whole error, from upstream and from quantizing its input included, is
     `d = W u − Wq v`, with `u` the float network's input and `v` the quantized one's.
     The best correction of full rank, `Cov(d, v) Cov(v, v)⁻¹`, is the residual `E` plus
-    what `v` tells of the error that arrives: `E + W Cov(u − v, v) Cov(v, v)⁻¹`. It is
-    factored in the metric `Cov(v, v)`, and of the sensitivities where there are any;
-    the intercept is a bias correction (see `OutputMatch`).
+    the part of the upstream error that `v` predicts: `E + W Cov(u − v, v) Cov(v, v)⁻¹`.
+    It is factored in the metric `Cov(v, v)` and that of the sensitivities, where there
+    are any; the intercept is a bias correction (see `OutputMatch`).
 
-    The second term is an estimate from few images, so it has a ridge of some times
-    `k / rows` mean diagonals: the multiple in `RIDGES` with which each half of the
-    images tells the other's upstream error best.
+    The second term is estimated from few images, so it gets a ridge: the one of
+    `RIDGES` with which each half of the images best predicts the other half's upstream
+    error.
 
     Args:
         walk: The layers.
-        ranks: Ranks by layer name; the others are left to the host.
+        forms: The terms of each adapter, by layer name; other layers are left to the
+            host.
         sensitivities: Curvatures at the outputs, by layer name.
         config: The settings.
 
@@ -105,11 +107,10 @@ def regress(
     """
 
     def visitor(layer: QuantizedLayer) -> Visitor:
-        rank = ranks.get(layer.name)
-        if not rank:
+        if layer.name not in forms:
             return OutputMatch(layer, layer.dequantized)
         curvature = sensitivities.get(layer.name)
-        return _Regression(layer, rank, curvature, config)
+        return _Regression(layer, forms[layer.name], curvature, config)
 
     changes = walk(visitor)
     adapters = {n: each.adapter for n, each in changes.items() if each.adapter}
@@ -122,12 +123,12 @@ class _Regression:
     def __init__(
         self,
         layer: QuantizedLayer,
-        rank: int,
+        forms: tuple[Form, ...],
         sensitivity: Tensor | None,
         config: CoRaConfig,
     ) -> None:
         self._layer = layer
-        self._rank = rank
+        (self._form,) = forms
         self._sensitivity = sensitivity
         self._config = config
         self._match = OutputMatch(layer, layer.dequantized)
@@ -146,18 +147,18 @@ class _Regression:
         moments += other_half
         second, cross = moments.covariances
         arriving = _times(layer, layer.weight.double(), cross)
-        told = _told(layer, second, arriving, moments.rows, ridge)
-        target = layer.residual + told
+        upstream = _upstream_regression(layer, second, arriving, moments.rows, ridge)
+        target = layer.residual + upstream
         metric = weighting(layer, second, self._sensitivity, config.damping)
         factors = Factors.of(target, layer.operation, metric, layer.name)
-        adapter = factors.adapter(self._rank, config.adapter_bits, layer.name)
+        adapter = factors.adapter(self._form.rank, self._form.bits, layer.name)
         added = adapter.merged().to(layer.dequantized)
         effect, covariance = _effect(layer, added, moments.means[1], cross + second)
         return Change(self._match.shift(mean, other + effect, covariance), adapter)
 
 
 def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -> float:
-    """The ridge with which each half of the images tells most of the other's error."""
+    """The ridge with which each half of the images best predicts the other's error."""
     if not one.rows or not other.rows:
         return 1.0
     weight = layer.weight.double()
@@ -170,16 +171,16 @@ def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -
         """E|W (u − v) − T v|² of both halves, less what no T changes."""
         total = 0.0
         for here, there in (halves, halves[::-1]):
-            told = _told(layer, *here, ridge)
+            upstream = _upstream_regression(layer, *here, ridge)
             second, arriving, _ = there
-            left = _times(layer, told, second) - 2 * arriving
-            total += float((left * layer.operation.matrices(told)).sum())
+            left = _times(layer, upstream, second) - 2 * arriving
+            total += float((left * layer.operation.matrices(upstream)).sum())
         return total
 
     return min(RIDGES, key=missed)
 
 
-def _told(
+def _upstream_regression(
     layer: QuantizedLayer, second: Tensor, arriving: Tensor, rows: int, ridge: float
 ) -> Tensor:
     """The upstream error's regression `W C (S + ridge)⁻¹`, in the weight's shape.
@@ -189,7 +190,7 @@ def _told(
         second: `S = Cov(v, v)`, [g, b, k/b, k/b].
         arriving: `W C` with `C = Cov(u − v, v)`, [g, m/g, k].
         rows: How many rows both come from.
-        ridge: In parts of `k / rows` mean diagonals.
+        ridge: In the units of `RIDGES`.
     """
     mean = second.diagonal(dim1=-2, dim2=-1).mean((1, 2))  # [g]
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))

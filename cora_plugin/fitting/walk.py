@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Branch
-from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.host import Host
+from cora_plugin.layer import QuantizedLayer
 from cora_plugin.statistics.moments import sampled_columns
 
 PARTS = 8
@@ -19,7 +20,7 @@ PARTS = 8
 
 @dataclass(frozen=True)
 class Change:
-    """What a layer's output is changed by: a shift [m] and perhaps an adapter."""
+    """A change to a layer's output: a shift [m] and perhaps an adapter."""
 
     shift: Tensor
     adapter: Adapter | None = None
@@ -44,7 +45,7 @@ class Visitor(Protocol):
         """
 
     def change(self, mean: Tensor, other: Tensor) -> Change:
-        """Answer, given the mean outputs [m] of the float and the quantized layer."""
+        """The change, by the mean outputs [m] of the float and the quantized layer."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,16 @@ class _Run:
 
 
 class _AgainError(Exception):
-    """A layer that runs more than once is known now: its first run comes too late."""
+    """Restarts a pass: a layer that runs more than once has its change now."""
 
 
 class Walk:
     """Goes through the quantized network beside the float one.
 
-    The float network runs once, and of every layer's input the columns that statistics
+    The float network runs once, and the columns of every layer's input that statistics
     need are kept. Then the quantized network runs once: each layer is changed while it
-    runs, knowing what those before it, changed themselves, hand on. A layer that runs
-    more than once is known after its last run, and the network begins anew.
+    runs, on the inputs that the changed layers before it give. The change of a layer
+    that runs more than once is found at its last run; then the network starts again.
 
     Args:
         host: The prepared host.
@@ -87,7 +88,7 @@ class Walk:
         self._positions = positions
         self._layers = {layer.name: layer for layer in layers}
         self._originals: dict[str, list[_Run]] = {}
-        with torch.no_grad(), host.float_model(), host.observe(self._keep):
+        with torch.no_grad(), host.acting(quantized=False), host.observe(self._keep):
             host.run(images)
 
     def _keep(self, name: str, x: Tensor, output: Tensor) -> None:
@@ -133,7 +134,7 @@ class Walk:
                 once = _Pass(layers, originals, self._positions, begun, changes)
                 with (
                     suppress(_AgainError),
-                    host.weights(main | dict(weights or {})),
+                    host.acting(main | dict(weights or {})),
                     host.observe(once),
                 ):
                     host.run(self._images)
@@ -159,11 +160,11 @@ class _Pass:
         self._open: dict[str, tuple[Visitor, list[_Run]]] = {}
 
     def __call__(self, name: str, x: Tensor, output: Tensor) -> None:
-        """Change what a layer answers, if it is known how or can be told now."""
+        """Change a layer's output, if its change is known or can be found now."""
         layer = self._layers.get(name)
         if layer is None:
             return
-        # What follows a layer is not told before it is.
+        # While a layer waits for its last run, those behind it are not looked at.
         if name not in self._changes and not set(self._open) - {name}:
             self._look(layer, x, output)
         if name in self._changes:

@@ -1,4 +1,4 @@
-"""`cora-plugin run`: a model quantized, repaired, judged, exported, as YAML says.
+"""`cora-plugin run`: quantize, repair, judge and export a model as YAML says.
 
 >>> from cora_plugin.recipe import Recipe, run
 >>> run(Recipe.read("recipe.yaml", ["data.images=24"]))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.document import Document, Key, dotted
+from cora_plugin.adapters.errors import DataError, FileError, Key, dotted
+from cora_plugin.document import Document
 from cora_plugin.recipe.models import imported, package
 from cora_plugin.recipe.schema import ImageSection, Preprocessing, Recipe
 
@@ -54,7 +54,7 @@ class Files:
                 pixels = image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             why = str(error).splitlines()[0]
-            raise CoRaError(f"{path}: cannot be read as an image: {why}") from error
+            raise DataError(f"{path}: cannot be read as an image: {why}") from error
         label = -1 if self.labels is None else self.labels[index]
         return pixels, label
 
@@ -76,7 +76,7 @@ class Images(Dataset[Item]):
         if isinstance(source, tuple) and all(isinstance(t, Tensor) for t in source):
             source = TensorDataset(*source)
         if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
-            raise CoRaError(
+            raise DataError(
                 f"{name} made a {type(source).__name__}; it should make something "
                 "with a length and an index, such as a Dataset, a tensor of images or "
                 "a pair (images, labels)"
@@ -95,7 +95,7 @@ class Images(Dataset[Item]):
         label = int(item[1]) if pair and len(item) > 1 else -1
         if not isinstance(image, Tensor):
             if self.transform is None:
-                raise CoRaError(
+                raise DataError(
                     f"{self._name}: item {index} is a {type(image).__name__}; make "
                     "tensors, or give data.preprocessing"
                 )
@@ -107,37 +107,36 @@ def files(recipe: Recipe, name: str) -> Files | None:
     """List the files of a section (`data` or `test`); None where a factory makes them.
 
     Raises:
-        CoRaError: There are none, or a sub-folder is no known class.
+        DataError: There are none, or a sub-folder is no known class.
         ModuleNotFoundError: A package that reads images is not installed.
     """
     document = recipe.document
     section: ImageSection = getattr(recipe, name)
-    kind, where = section.source
-    key: Key = (name, kind)
-    if kind == "factory":
+    source, where = section.source
+    key: Key = (name, source)
+    if source == "factory":
         imported(document, key, where)
         return None
     package(document, key, "PIL")
     package(document, key, "torchvision")
-    if kind == "folder":
+    if source == "folder":
         return _image_folder(document, name, where, section.classes)
     pattern = os.path.expanduser(os.path.expandvars(where))
     found = sorted(p for p in glob.glob(pattern, recursive=True) if _is_file(p))
     if not found:
-        message = f"{name}.glob: no file matches {where}"
-        raise document.error(key, message)
+        raise document.error(key, f"no file matches {where}", DataError)
     return Files(found, None, None)
 
 
 def make(recipe: Recipe, name: str, listed: Files | None) -> Images:
     """The images of a section; a factory is called now."""
     section: ImageSection = getattr(recipe, name)
-    kind, where = section.source
-    key: Key = (name, kind)
-    source: Any = listed
-    if source is None:
-        source = imported(recipe.document, key, where)(**section.args)
-    return Images(source, f"{dotted(key)}: {where}")
+    source, where = section.source
+    key: Key = (name, source)
+    images: Any = listed
+    if images is None:
+        images = imported(recipe.document, key, where)(**section.args)
+    return Images(images, f"{dotted(key)}: {where}")
 
 
 def drawn(
@@ -151,7 +150,7 @@ def drawn(
         test: Where test images are drawn from; None: from what is left of `data`.
 
     Raises:
-        CoRaError: There are not enough.
+        DataError: There are not enough.
     """
     order = _shuffled(len(data), recipe.data.seed)
     calibrate = _count(recipe, "data", len(order), CALIBRATION)
@@ -160,9 +159,9 @@ def drawn(
         if not rest:
             raise recipe.document.error(
                 ("data", "images"),
-                f"data.images: {calibrate} of {len(order)} images calibrate, which "
-                "leaves none to test with; set data.images to fewer or add a test "
-                "section",
+                f"{calibrate} of {len(order)} images calibrate, which leaves none to "
+                "test with; set data.images to fewer or add a test section",
+                DataError,
             )
         judged = Subset(data, rest[: _count(recipe, "test", len(rest), TEST)])
     else:
@@ -178,8 +177,9 @@ def _count(recipe: Recipe, name: str, available: int, default: int) -> int:
     if wanted > available:
         raise recipe.document.error(
             (name, "images"),
-            f"{name}.images: {wanted} images are wanted and {available} are there; "
-            f"set it to at most {available}",
+            f"{wanted} images are wanted and {available} are there; set it to at most "
+            f"{available}",
+            DataError,
         )
     return wanted
 
@@ -198,25 +198,25 @@ def _image_folder(
     key: Key = (name, "folder")
     root = Path(os.path.expandvars(folder)).expanduser()
     if not root.is_dir():
-        raise document.error(key, f"{name}.folder: {folder} is not a folder")
-    kinds = sorted(entry for entry in root.iterdir() if entry.is_dir())
-    names = [kind.name for kind in kinds]
+        raise document.error(key, f"{folder} is not a folder", DataError)
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    names = [entry.name for entry in folders]
     if classes is not None:
         listed = _lines(document, name, classes)
-        unknown = next((kind for kind in names if kind not in listed), None)
+        unknown = next((each for each in names if each not in listed), None)
         if unknown is not None:
-            message = f"{name}.classes: {classes} has no {unknown}, as {folder} has"
-            raise document.error((name, "classes"), message)
+            problem = f"{classes} has no {unknown}, as {folder} has"
+            raise document.error((name, "classes"), problem, DataError)
         names = listed
     found = [
-        (str(path), names.index(kind.name))
-        for kind in kinds
-        for path in sorted(kind.rglob("*"))
+        (str(path), names.index(entry.name))
+        for entry in folders
+        for path in sorted(entry.rglob("*"))
         if path.suffix.lower() in IMG_EXTENSIONS
     ]
     if not found:
-        message = f"{name}.folder: {folder} has no sub-folder with images in it"
-        raise document.error(key, message)
+        problem = f"{folder} has no sub-folder with images in it"
+        raise document.error(key, problem, DataError)
     return Files([path for path, _ in found], [label for _, label in found], len(names))
 
 
@@ -224,8 +224,8 @@ def _lines(document: Document, name: str, path: str) -> list[str]:
     try:
         text = Path(os.path.expandvars(path)).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        message = f"{name}.classes: {path} cannot be read"
-        raise document.error((name, "classes"), message) from error
+        problem = f"{path} cannot be read"
+        raise document.error((name, "classes"), problem, FileError) from error
     return text.split()
 
 

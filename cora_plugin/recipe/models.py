@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.demo_model import plain_norms, static_padding
-from cora_plugin.document import Document, Key, dotted, unknown
+from cora_plugin.adapters.errors import FileError, Key, ModelError, dotted
+from cora_plugin.document import Document
+from cora_plugin.recipe.plain import plain_norms, static_padding
 from cora_plugin.recipe.schema import Recipe
+from cora_plugin.typed import unknown
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys that training scripts put a model's weights under."""
@@ -35,21 +36,20 @@ def imported(document: Document, key: Key, name: str) -> Any:
     """What `package.module:factory` names.
 
     Raises:
-        CoRaError: There is no such module, or nothing callable of that name in it.
+        ConfigError: There is no such module, or nothing callable of that name in it.
     """
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
-        message = f"{dotted(key)}: {name!r}; name it as package.module:function"
-        raise document.error(key, message)
+        raise document.error(key, f"{name!r}; name it as package.module:function")
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        message = f"{dotted(key)}: {name} cannot be imported: {error}"
-        raise document.error(key, message) from error
+        problem = f"{name} cannot be imported: {error}"
+        raise document.error(key, problem) from error
     if not callable(found):
-        raise document.error(key, f"{dotted(key)}: {name} is not callable")
+        raise document.error(key, f"{name} is not callable")
     return found
 
 
@@ -62,11 +62,11 @@ def package(document: Document, key: Key, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        message = (
+        problem = (
             f"{dotted(key)} needs the package {error.name}, which is not installed; "
             'pip install "cora-plugin[cli]"'
         )
-        located = document.error(key, message)
+        located = document.error((), problem, at=key)
         raise ModuleNotFoundError(str(located), name=error.name) from error
 
 
@@ -74,7 +74,8 @@ def check_model(recipe: Recipe) -> None:
     """Look whether the model could be loaded, and load nothing.
 
     Raises:
-        CoRaError: A name is unknown or a file absent.
+        ConfigError: A name is unknown.
+        FileError: The checkpoint is absent.
         ModuleNotFoundError: A package is not installed.
     """
     section, document = recipe.model, recipe.document
@@ -84,18 +85,16 @@ def check_model(recipe: Recipe) -> None:
         key: Key = ("model", "timm")
         timm = package(document, key, "timm")
         if not timm.is_model(section.timm.partition(".")[0]):
-            message = unknown("model", section.timm, timm.list_models(), "model.timm")
-            raise document.error(key, message)
+            problem = unknown("model", section.timm, timm.list_models())
+            raise document.error(key, problem)
     elif section.torchvision:
         key = ("model", "torchvision")
         names = package(document, key, "torchvision").models.list_models()
         if section.torchvision not in names:
-            message = unknown("model", section.torchvision, names, "model.torchvision")
-            raise document.error(key, message)
+            raise document.error(key, unknown("model", section.torchvision, names))
     if section.checkpoint and not _path(section.checkpoint).is_file():
         raise document.error(
-            ("model", "checkpoint"),
-            f"model.checkpoint: no file {section.checkpoint}",
+            ("model", "checkpoint"), f"no file {section.checkpoint}", FileError
         )
 
 
@@ -103,7 +102,8 @@ def load_model(recipe: Recipe) -> nn.Module:
     """Build the model and give it its weights.
 
     Raises:
-        CoRaError: The weights cannot be had, or do not fit the model.
+        ModelError: The model cannot be made.
+        FileError: The checkpoint cannot be read, or does not fit the model.
     """
     section, document = recipe.model, recipe.document
     source = next(n for n in ("timm", "torchvision", "factory") if getattr(section, n))
@@ -115,8 +115,8 @@ def load_model(recipe: Recipe) -> nn.Module:
     if source == "factory":
         model = imported(document, key, name)(**section.args)
         if not isinstance(model, nn.Module):
-            kind = type(model).__name__
-            raise document.error(key, f"{dotted(key)}: {name} made a {kind}, no module")
+            made = type(model).__name__
+            raise document.error(key, f"{name} made a {made}, no module", ModelError)
     else:
         library = package(document, key, source)
         try:
@@ -130,29 +130,26 @@ def load_model(recipe: Recipe) -> nn.Module:
         # Whatever a download or a constructor may raise.
         except Exception as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise document.error(
-                key, f"{dotted(key)}: {name} cannot be made: {why}"
-            ) from error
+            problem = f"{name} cannot be made: {why}"
+            raise document.error(key, problem, ModelError) from error
     if section.checkpoint:
         _give(document, model, section.checkpoint)
-    made: nn.Module = model
-    return made.eval().requires_grad_(False)
+    whole: nn.Module = model
+    return whole.eval().requires_grad_(False)
 
 
 def plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
     """The same function in layers of torch, where timm has its own.
 
     Raises:
-        CoRaError: A layer of timm's pads by sizes that are not constant.
+        ModelError: A layer of timm's pads by sizes that are not constant.
     """
     if not any(type(m).__module__.startswith("timm.") for m in model.modules()):
         return model
     try:
         return plain_norms(static_padding(model, example))
-    except CoRaError:
-        raise
-    except ValueError as error:
-        raise CoRaError(f"model: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"model: {error}") from error
 
 
 def _give(document: Document, model: nn.Module, checkpoint: str) -> None:
@@ -170,26 +167,25 @@ def _give(document: Document, model: nn.Module, checkpoint: str) -> None:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise document.error(
             key,
-            f"model.checkpoint: {checkpoint} holds no plain tensors ({why}); save "
-            "model.state_dict(), for nothing else is unpickled",
+            f"{checkpoint} holds no plain tensors ({why}); save model.state_dict(), "
+            "for nothing else is unpickled",
+            FileError,
         ) from error
     for name in WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
     if not isinstance(state, Mapping):
-        kind = type(state).__name__
-        raise document.error(
-            key, f"model.checkpoint: {checkpoint} holds a {kind}, no state dict"
-        )
+        problem = f"{checkpoint} holds a {type(state).__name__}, no state dict"
+        raise document.error(key, problem, FileError)
     # What DataParallel and torch.compile put before every name.
     values = {
         k.removeprefix("module.").removeprefix("_orig_mod."): v
         for k, v in state.items()
         if isinstance(v, Tensor)
     }
-    problem = _first_difference(model.state_dict(), values)
-    if problem:
-        raise document.error(key, f"model.checkpoint: {checkpoint}: {problem}")
+    difference = _first_difference(model.state_dict(), values)
+    if difference:
+        raise document.error(key, f"{checkpoint}: {difference}", FileError)
     model.load_state_dict(values)
 
 

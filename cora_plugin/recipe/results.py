@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,33 +13,20 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
 
-from cora_plugin.divergence import divergence
+from cora_plugin.adapters.errors import DataError
+from cora_plugin.compare.rows import Row, judge, table
 from cora_plugin.document import Document
+from cora_plugin.integrations.toolkit import toolkits
 from cora_plugin.recipe.images import Item
 from cora_plugin.recipe.schema import Recipe
 from cora_plugin.report import Report
 
-PACKAGES = ("cora-plugin", "torch", "brevitas", "nncf", "timm", "torchvision", "onnx")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A model against the float one, and against the labels if there are any.
-
-    `kl` is in nats; `bits` a quantized weight, scales and adapters included, where
-    they were counted; `seconds` are those of this row's own steps.
-    """
-
-    model: str
-    top1: float | None
-    agreement: float
-    kl: float
-    bits: float | None
-    seconds: float
+PACKAGES = ("cora-plugin", "torch", "timm", "torchvision", "onnx")
+"""Packages whose versions the report lists, beside the toolkits."""
 
 
 class Results:
-    """Everything that a run found out.
+    """The results of a run.
 
     Args:
         recipe: The recipe, with all that was decided for it.
@@ -57,7 +44,7 @@ class Results:
         """Take the float model's outputs [N, classes, …] and the labels, -1 for none.
 
         Raises:
-            CoRaError: The labels cannot be classes of these outputs.
+            DataError: The labels cannot be classes of these outputs.
         """
         self._reference = reference
         self._labels = labels if int(labels.min()) >= 0 else None
@@ -76,34 +63,25 @@ class Results:
         """Judge a model by its outputs [N, classes, …]."""
         if report is not None:
             self.report, bits = report, report.equivalent_bits
-            last = self.rows[-1]
-            before = asdict(last) | {"bits": report.equivalent_bits_before}
-            self.rows[-1] = Row(**before)
-        distance = divergence(self._reference, outputs)
-        top1 = None
-        if self._labels is not None:
-            top1 = float((outputs.argmax(1) == self._labels).double().mean())
-        self.rows.append(
-            Row(name, top1, distance.agreement, distance.kl, bits, seconds)
+            before = report.equivalent_bits_before
+            self.rows[-1] = replace(self.rows[-1], equivalent_bits=before)
+        row = judge(
+            self._reference,
+            outputs,
+            self._labels,
+            label=name,
+            equivalent_bits=bits,
+            seconds=seconds,
         )
+        self.rows.append(row)
 
     def table(self) -> Table:
         """One row a model."""
-        table = Table("model", title=f"{self.images} test images")
-        headings = ["top-1"] if self._labels is not None else []
-        headings += ["agreement", "KL to float", "bits/weight", "seconds"]
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for row in self.rows:
-            cells = [] if row.top1 is None else [f"{row.top1:.1%}"]
-            cells += [f"{row.agreement:.1%}", f"{row.kl:.4g}"]
-            cells += ["" if row.bits is None else f"{row.bits:.2f}"]
-            cells += [f"{row.seconds:.0f}" if row.seconds else ""]
-            table.add_row(row.model, *cells)
-        return table
+        title = f"{self.images} test images, KL to the float model"
+        return table(self.rows, {"model": "label"}, title)
 
     def lines(self) -> list[str]:
-        """Where everything is."""
+        """Notes, and where the files are."""
         return [*self.notes, f"written to {self.recipe.output}"]
 
     def write(self, folder: Path) -> None:
@@ -115,7 +93,7 @@ class Results:
         ]
         whole = {
             "recipe": self.recipe.to_dict(),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [_plain(row) for row in self.rows],
             "images": self.images,
             "exports": exports,
             "versions": _versions(),
@@ -141,16 +119,30 @@ class Results:
             section = name if getattr(self.recipe, name).folder else "data"
             raise document.error(
                 (section, "folder"),
-                f"{section}.folder: it has {source.classes} classes and the model "
-                f"{outputs} outputs; name the outputs in {section}.classes (a text "
-                "file, a sub-folder's name a line), or use a glob, without labels",
+                f"it has {source.classes} classes and the model {outputs} outputs; "
+                f"name the outputs in {section}.classes (a text file, a sub-folder's "
+                "name a line), or use a glob, without labels",
+                DataError,
             )
         if self._labels is not None and int(self._labels.max()) >= outputs:
             raise document.error(
                 (name, "factory"),
-                f"{name}.factory: label {int(self._labels.max())} is none of the "
-                f"model's {outputs} outputs",
+                f"label {int(self._labels.max())} is none of the model's {outputs} "
+                "outputs",
+                DataError,
             )
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """A row of `report.json`."""
+    return {
+        "model": row.label,
+        "top1": row.top1,
+        "agreement": row.agreement,
+        "kl": row.kl,
+        "bits": row.equivalent_bits,
+        "seconds": row.seconds,
+    }
 
 
 def _size(path: Path) -> int:
@@ -162,7 +154,7 @@ def _size(path: Path) -> int:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *toolkits()):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

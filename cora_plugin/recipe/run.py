@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from tqdm import tqdm
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.document import Document
-from cora_plugin.integrations.ptq import AbstractPTQ
+from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
 from cora_plugin.recipe.images import (
     Files,
@@ -38,7 +38,7 @@ from cora_plugin.recipe.models import (
 )
 from cora_plugin.recipe.results import Results
 from cora_plugin.recipe.schema import IMAGES, Recipe
-from cora_plugin.recipe.toolkits import formats, toolkit
+from cora_plugin.recipe.toolkits import Chosen, chosen
 
 BATCH = 64
 """Test images that are in memory at once."""
@@ -48,7 +48,7 @@ BATCH = 64
 class _Plan:
     """What `check` found: the toolkit, and the files that images are in."""
 
-    kind: type[AbstractPTQ]
+    chosen: Chosen
     data: Files | None
     test: Files | None
 
@@ -89,30 +89,32 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         _staged(recipe.document, Path(recipe.output), keep=True) as folder,
     ):
         plan = _plan(recipe)
+        toolkit, options = plan.chosen.toolkit, plan.chosen.options
         net = load_model(recipe)
         recipe, data, test = _images(recipe, plan, net)
         batches = _loaded(data, recipe.data.batch_size)
         net = plain_layers(net, batches.dataset[:1][0])
-        results = Results(recipe, plan.kind.title)
+        results = Results(recipe, toolkit.title)
         reference, labels = _outputs(_plainly, net, test, "float model")
         results.begin(reference, labels, test)
 
-        tool = plan.kind(net, batches, **recipe.ptq)
-        what = f"{tool.title} PTQ"
-        base, seconds = timed(console, what, tool.quantize)
+        what = f"{toolkit.title} PTQ"
+        base, seconds = timed(console, what, toolkit.quantize, net, batches, options)
         plain = base
-        if recipe.ptq.get("bias_correction"):
-            plain, more = timed(console, f"{what}, biases", tool.corrected, base)
+        if options.bias_correction:
+            correct = toolkit.correct_biases
+            plain, more = timed(console, f"{what}, biases", correct, base)
             seconds += more
-        outputs, _ = _outputs(tool.logits, plain, test, what)
+        outputs, _ = _outputs(toolkit.outputs, plain.model, test, what)
         results.add(what, outputs, seconds)
-        model = plain
+        model = plain.model
         if recipe.cora is not None:
-            report, more = timed(console, "adapters", tool.adapt, base, recipe.cora)
-            outputs, _ = _outputs(tool.logits, base, test, "with adapters")
+            report, more = timed(console, "adapters", toolkit.adapt, base, recipe.cora)
+            model = base.model
+            outputs, _ = _outputs(toolkit.outputs, model, test, "with adapters")
             results.add("+ adapters", outputs, more, report)
-            model = base
-        _export(results, model, batches.dataset[:1][0], folder, console)
+        formats = toolkit.exports
+        _export(results, formats, model, batches.dataset[:1][0], folder, console)
         results.write(folder)
     console.print(results.table())
     for line in results.lines():
@@ -122,15 +124,15 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
 
 def _export(
     results: Results,
+    formats: Mapping[str, Export],
     model: nn.Module,
     example: Tensor,
     folder: Path,
     console: Console,
 ) -> None:
     recipe, report = results.recipe, results.report
-    writers = formats(recipe.toolkit)
     for index, export in enumerate(recipe.exports):
-        if export.format == "adapters" and not (report and report.adapter_parameters):
+        if export.format == ADAPTERS and not (report and report.adapter_parameters):
             # Without a report cora=false is all that a baseline takes.
             if report:
                 results.notes.append(
@@ -140,7 +142,7 @@ def _export(
             continue
         path = folder / export.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        write = partial(writers[export.format], **export.options)
+        write = partial(formats[export.format].write, **export.options)
         try:
             timed(console, f"exporting {export.path}", write, model, example, path)
         except OSError:
@@ -151,14 +153,13 @@ def _export(
             if not isinstance(error, CoRaError):  # Those say what they are about.
                 what = f"{export.format} cannot be written"
                 why = f"{what}: {type(error).__name__}: {why}"
-            message = f"exports.{index}: {why}"
-            raise recipe.document.error(("exports", index), message) from error
+            raise recipe.document.error(("exports", index), why, FileError) from error
 
 
 def _plan(recipe: Recipe) -> _Plan:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kind = toolkit(recipe)
+        tool = chosen(recipe)
     check_model(recipe)
     data = files(recipe, "data")
     own = any(getattr(recipe.test, name) for name in IMAGES)
@@ -166,7 +167,7 @@ def _plan(recipe: Recipe) -> _Plan:
     if data is not None and (test is not None or not own):
         judging = None if test is None else make(recipe, "test", test)
         drawn(recipe, make(recipe, "data", data), judging)  # Are there enough?
-    return _Plan(kind, data, test)
+    return _Plan(tool, data, test)
 
 
 def _images(
@@ -184,14 +185,15 @@ def _images(
         if listed is not None and process is None:
             raise recipe.document.error(
                 ("data", "preprocessing"),
-                "data.preprocessing: the model does not say how images are made its "
-                "input; give size, mean and std",
+                "the model does not say how images are made its input; give size, mean "
+                "and std",
             )
     calibrating, judging = drawn(recipe, data, test)
     resolved = replace(
         recipe,
         data=replace(recipe.data, images=len(calibrating), preprocessing=wanted),
         test=replace(recipe.test, images=len(judging)),
+        exports=plan.chosen.exports,
     )
     return resolved, calibrating, judging
 
@@ -229,7 +231,7 @@ def _staged(document: Document, folder: Path, keep: bool) -> Iterator[Path]:
     """A folder whose files move to `folder` once the block has succeeded.
 
     Raises:
-        CoRaError: The folder cannot be written to.
+        FileError: The folder cannot be written to.
     """
     near = folder
     while not near.exists():
@@ -237,8 +239,8 @@ def _staged(document: Document, folder: Path, keep: bool) -> Iterator[Path]:
     try:
         staging = Path(tempfile.mkdtemp(dir=near, prefix=".cora-"))
     except OSError as error:
-        message = f"output: cannot write to {folder}: {error.strerror}"
-        raise document.error(("output",), message) from error
+        problem = f"cannot write to {folder}: {error.strerror}"
+        raise document.error(("output",), problem, FileError) from error
     try:
         yield staging
         if keep:

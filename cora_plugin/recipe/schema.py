@@ -1,22 +1,21 @@
 """What a recipe can say; `docs/recipes/README.md` explains every key."""
 
 import os
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, CoRaError, Key
 from cora_plugin.config import CoRaConfig
-from cora_plugin.document import Document, Key
+from cora_plugin.config.declared import read, setting, settings
+from cora_plugin.document import Document
+from cora_plugin.integrations.toolkit import toolkits
 
-TOOLKITS = ("brevitas", "nncf")
 MODELS = ("timm", "torchvision", "factory")
 IMAGES = ("folder", "glob", "factory")
 
-Section = TypeVar("Section")
 
-
+@settings("model")
 @dataclass(frozen=True)
 class ModelSection:
     """Where the float model comes from: one of the first three."""
@@ -29,6 +28,7 @@ class ModelSection:
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
+@settings("data", "preprocessing")
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image file becomes a model's input; null: as the model's weights want it.
@@ -37,16 +37,25 @@ class Preprocessing:
     pixels, or each a list of height and width.
     """
 
-    size: int | list[int] | None = None
-    resize: int | list[int] | None = None
+    size: int | list[int] | None = setting(None, least=1)
+    resize: int | list[int] | None = setting(None, least=1)
     mean: list[float] | None = None
     std: list[float] | None = None
     interpolation: (
-        typing.Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
-        | None
+        Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None
     ) = None
 
+    def __post_init__(self) -> None:
+        for name in ("size", "resize"):
+            side = getattr(self, name)
+            if isinstance(side, list) and len(side) != 2:
+                raise ConfigError(
+                    ("data", "preprocessing", name),
+                    f"{side}; pass a number of pixels, or a list of height and width",
+                )
 
+
+@settings("test")
 @dataclass(frozen=True)
 class ImageSection:
     """Where images come from, one of the first three, and how many are drawn."""
@@ -56,7 +65,7 @@ class ImageSection:
     factory: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     classes: str | None = None
-    images: int | None = None
+    images: int | None = setting(None, least=1)
 
     @property
     def source(self) -> tuple[str, str]:
@@ -65,18 +74,26 @@ class ImageSection:
         return next(((name, value) for name, value in given if value), ("", ""))
 
 
+def _preprocessing(value: Any) -> Any:
+    return Preprocessing() if value is None else value
+
+
+@settings("data")
 @dataclass(frozen=True)
 class DataSection(ImageSection):
     """The calibration images, and what test images share with them."""
 
-    batch_size: int = 16
+    batch_size: int = setting(16, least=1)
     seed: int = 0
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: Preprocessing = setting(Preprocessing(), read=_preprocessing)
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file to write: a format of the toolkit, its options, and a name."""
+    """A file to write: a format of the toolkit, its options, and a name.
+
+    An empty path stands for the format's name and suffix, which the toolkit knows.
+    """
 
     format: str
     path: str
@@ -107,7 +124,8 @@ class Recipe:
         """Read a YAML file; each override, `data.images=24`, replaces one value.
 
         Raises:
-            CoRaError: The file cannot be read, or a key or value is wrong.
+            FileError: The file cannot be read.
+            ConfigError: A key or value is wrong.
         """
         document = Document.read(path)
         for text in overrides:
@@ -115,19 +133,17 @@ class Recipe:
         names = [f.name for f in fields(cls) if f.name != "document"]
         document.known((), names)
         toolkit = document.values.get("toolkit")
-        if toolkit not in TOOLKITS:
-            wrong = "toolkit: " + (
-                "choose one" if toolkit is None else f"{toolkit!r} is unknown"
-            )
-            message = f"{wrong}; use {' or '.join(TOOLKITS)}"
-            raise document.error(("toolkit",), message)
+        if toolkit not in toolkits():
+            wrong = "choose one" if toolkit is None else f"{toolkit!r} is unknown"
+            problem = f"{wrong}; use {' or '.join(toolkits())}"
+            raise document.error(("toolkit",), problem)
         output = document.typed(
             ("output",), document.values.get("output", "cora-run"), str
         )
         recipe = cls(
-            model=_section(document, ("model",), ModelSection),
-            data=_data(document),
-            test=_section(document, ("test",), ImageSection),
+            model=read(ModelSection, document, ("model",)),
+            data=read(DataSection, document, ("data",)),
+            test=read(ImageSection, document, ("test",)),
             toolkit=toolkit,
             ptq=document.typed(
                 ("ptq",), document.values.get("ptq") or {}, dict[str, Any]
@@ -146,7 +162,8 @@ class Recipe:
         del whole["document"]
         whole["cora"] = self.cora.to_dict() if self.cora else False
         whole["exports"] = [
-            {"format": e.format, "path": e.path, **e.options} for e in self.exports
+            {"format": e.format, "path": e.path or None, **e.options}
+            for e in self.exports
         ]
         plain: dict[str, Any] = _without_none(whole)
         return plain
@@ -159,52 +176,17 @@ class Recipe:
             _one_of(self.document, ("test",), self.test, IMAGES)
         for key, section in (("data", self.data), ("test", self.test)):
             if section.args and not section.factory:
-                message = f"{key}.args: they are for a factory, and there is none"
-                raise error((key, "args"), message)
+                problem = "they are for a factory, and there is none"
+                raise error((key, "args"), problem)
             if section.classes and not section.folder:
-                message = f"{key}.classes: they name sub-folders, and none is given"
-                raise error((key, "classes"), message)
-            if section.images is not None and section.images < 1:
-                message = f"{key}.images: {section.images}; pass 1 or more"
-                raise error((key, "images"), message)
-        if self.data.batch_size < 1:
-            message = f"data.batch_size: {self.data.batch_size}; pass 1 or more"
-            raise error(("data", "batch_size"), message)
+                problem = "they name sub-folders, and none is given"
+                raise error((key, "classes"), problem)
         if self.model.factory and self.model.pretrained:
-            message = "model.pretrained: a factory's weights are its own; leave it out"
-            raise error(("model", "pretrained"), message)
+            problem = "a factory's weights are its own; leave it out"
+            raise error(("model", "pretrained"), problem)
         if self.model.checkpoint and self.model.pretrained:
-            message = "model.pretrained: the checkpoint has the weights; leave it out"
-            raise error(("model", "pretrained"), message)
-
-
-def _section(document: Document, key: Key, kind: type[Section]) -> Section:
-    hints = typing.get_type_hints(kind)
-    values = document.known(key, hints)
-    for name, value in values.items():
-        document.typed((*key, name), value, hints[name])
-    return kind(**values)
-
-
-def _data(document: Document) -> DataSection:
-    hints = typing.get_type_hints(DataSection)
-    values = dict(document.known(("data",), hints))
-    given = values.pop("preprocessing", None)
-    for name, value in values.items():
-        document.typed(("data", name), value, hints[name])
-    if given is None:
-        return DataSection(**values)
-    preprocessing = _section(document, ("data", "preprocessing"), Preprocessing)
-    for name in ("size", "resize"):
-        side = getattr(preprocessing, name)
-        sides = side if isinstance(side, list) else [] if side is None else [side]
-        if any(s < 1 for s in sides) or (isinstance(side, list) and len(side) != 2):
-            raise document.error(
-                ("data", "preprocessing", name),
-                f"data.preprocessing.{name}: {side}; pass a number of pixels, or a "
-                "list of height and width",
-            )
-    return DataSection(**values, preprocessing=preprocessing)
+            problem = "the checkpoint has the weights; leave it out"
+            raise error(("model", "pretrained"), problem)
 
 
 def _one_of(
@@ -214,8 +196,8 @@ def _one_of(
     if len(given) != 1:
         what = " and ".join(given) + " exclude each other" if given else "no source"
         last = (*key, given[-1]) if given else key
-        message = f"{key[0]}: {what}; give one of {', '.join(names)}"
-        raise document.error(last, message)
+        problem = f"{what}; give one of {', '.join(names)}"
+        raise document.error(key, problem, at=last)
 
 
 def _cora(document: Document) -> CoRaConfig | None:
@@ -223,14 +205,11 @@ def _cora(document: Document) -> CoRaConfig | None:
     if value is False or value is None:
         return None
     if isinstance(value, dict):
-        document.known(("cora",), (f.name for f in fields(CoRaConfig)))
+        return CoRaConfig.read(document, ("cora",))
     try:
         return CoRaConfig.of(value)
     except CoRaError as error:
-        # Its messages begin with the field.
-        named = str(error).partition(":")[0].removeprefix("cora.")
-        key = () if named == "cora" else tuple(named.partition("[")[0].split("."))
-        raise document.error(("cora", *key), f"cora: {error}") from error
+        raise document.error(("cora",), str(error)) from error
 
 
 def _exports(document: Document) -> tuple[Export, ...]:
@@ -242,30 +221,19 @@ def _exports(document: Document) -> tuple[Export, ...]:
         values = {"format": item} if isinstance(item, str) else item
         document.typed(key, values, dict[str, Any])
         if "format" not in values:
-            message = f"exports.{index}: no format; name one, such as adapters"
-            raise document.error(key, message)
+            problem = "no format; name one, such as adapters"
+            raise document.error(key, problem)
         name = document.typed((*key, "format"), values["format"], str)
-        path = values.get("path", name + suffix(name))
-        document.typed((*key, "path"), path, str)
-        if os.path.isabs(path) or ".." in path.split("/") or not path:
+        path = document.typed((*key, "path"), values.get("path", ""), str)
+        leaves = os.path.isabs(path) or ".." in path.split("/") or not path
+        if leaves and "path" in values:
             raise document.error(
                 (*key, "path"),
-                f"exports.{index}.path: {path!r} leaves the output folder; name a file "
-                "in it",
-            )
-        if path in [export.path for export in exports]:
-            raise document.error(
-                key, f"exports.{index}.path: {path} is written twice; name another file"
+                f"{path!r} leaves the output folder; name a file in it",
             )
         options = {k: v for k, v in values.items() if k not in ("format", "path")}
         exports.append(Export(name, path, options))
     return tuple(exports)
-
-
-def suffix(format_: str) -> str:
-    """The usual suffix of a format's file."""
-    known = {"openvino": ".xml", "adapters": ".safetensors"}
-    return known.get(format_, ".onnx" if "onnx" in format_ else ".pt")
 
 
 def _without_none(value: Any) -> Any:

@@ -1,67 +1,68 @@
-"""What a recipe asks of its toolkit, whose host is imported when it is read."""
+"""Loads a recipe's toolkit, and checks its options and export formats."""
 
-import inspect
-from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor, nn
-
-from cora_plugin.document import unknown
-from cora_plugin.integrations.ptq import AbstractPTQ, host_package, options_of
-from cora_plugin.recipe.schema import Recipe
-
-Format = Callable[..., None]
-"""Writes a model: `write(model, example, path, **options)`."""
+from cora_plugin.adapters.errors import CoRaError, Key
+from cora_plugin.integrations.toolkit import Options, Toolkit, declared, load_toolkit
+from cora_plugin.recipe.schema import Export, Recipe
+from cora_plugin.typed import unknown
 
 
-def toolkit(recipe: Recipe) -> type[AbstractPTQ]:
-    """The recipe's toolkit, once its options and formats are found to be right.
+@dataclass(frozen=True)
+class Chosen:
+    """A recipe's toolkit, the options of its PTQ, and the files that it writes."""
+
+    toolkit: Toolkit[Any]
+    options: Options
+    exports: tuple[Export, ...]
+
+
+def chosen(recipe: Recipe) -> Chosen:
+    """Load the recipe's toolkit, and check its options and formats.
 
     Raises:
-        CoRaError: An option or a format is unknown, or a value of the wrong type.
+        ConfigError: An option or a format is unknown, or a value of the wrong type.
         ModuleNotFoundError: The toolkit is not installed.
     """
-    document = recipe.document
     try:
-        kind: type[AbstractPTQ] = host_package(recipe.toolkit).PTQ
+        toolkit = load_toolkit(recipe.toolkit)
     except ModuleNotFoundError as error:
-        message = (
-            f"toolkit: {recipe.toolkit} needs the package {error.name}, which is not "
-            f'installed; pip install "cora-plugin[{recipe.toolkit}]"'
-        )
-        located = document.error(("toolkit",), message)
+        located = recipe.document.error(("toolkit",), str(error))
         raise ModuleNotFoundError(str(located), name=error.name) from error
-    document.known(("ptq",), kind.hints)
+    return Chosen(toolkit, _options(recipe, toolkit), _exports(recipe, toolkit))
+
+
+def _options(recipe: Recipe, toolkit: Toolkit[Any]) -> Options:
+    document, hints = recipe.document, declared(toolkit.options)
+    document.known(("ptq",), hints)
     for name, value in recipe.ptq.items():
-        document.typed(("ptq", name), value, kind.hints[name])
-    writers = formats(recipe.toolkit)
+        document.typed(("ptq", name), value, hints[name])
+    try:
+        options: Options = toolkit.options(**recipe.ptq)
+    except CoRaError as error:
+        raise document.error(("ptq",), str(error)) from error
+    return options
+
+
+def _exports(recipe: Recipe, toolkit: Toolkit[Any]) -> tuple[Export, ...]:
+    """The exports with the paths that the recipe leaves to the toolkit."""
+    document, formats = recipe.document, toolkit.exports
+    found: list[Export] = []
     for index, export in enumerate(recipe.exports):
-        key = ("exports", index, "format")
-        if export.format not in writers:
-            where = f"exports.{index}"
-            raise document.error(key, unknown("format", export.format, writers, where))
-        allowed = options_of(writers[export.format])
+        key: Key = ("exports", index)
+        if export.format not in formats:
+            problem = unknown("format", export.format, formats)
+            raise document.error(key, problem, at=(*key, "format"))
+        hints = declared(formats[export.format].options)
         for name, value in export.options.items():
-            if name not in allowed:
-                where = f"exports.{index}"
-                names = ["format", "path", *allowed]
-                raise document.error(
-                    ("exports", index, name), unknown("key", name, names, where)
-                )
-            document.typed(("exports", index, name), value, allowed[name])
-    return kind
-
-
-def formats(name: str) -> dict[str, Format]:
-    """A host's `export_…(model, example, path, …)`, and the adapters alone."""
-    host = host_package(name)
-
-    def adapters(model: nn.Module, example: Tensor, path: str) -> None:
-        host.save_cora(path, model)
-
-    found: dict[str, Format] = {"adapters": adapters}
-    for public in host.__all__:
-        if public.startswith("export_"):
-            function = getattr(host, public)
-            if "path" in " ".join(inspect.signature(function).parameters):
-                found[public.removeprefix("export_")] = function
-    return found
+            if name not in hints:
+                problem = unknown("key", name, ["format", "path", *hints])
+                raise document.error(key, problem, at=(*key, name))
+            document.typed((*key, name), value, hints[name])
+        path = export.path or export.format + formats[export.format].suffix
+        if path in [each.path for each in found]:
+            problem = f"{path} is written twice; name another file"
+            raise document.error((*key, "path"), problem, at=key)
+        found.append(replace(export, path=path))
+    return tuple(found)

@@ -7,28 +7,27 @@ do to a layer.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cora_plugin.adapters import Factors
-from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.config import ButterworthConfig
-from cora_plugin.search.candidates import Candidate
+from cora_plugin.outputs import rows
+from cora_plugin.search.candidates import Candidate, Option
 from cora_plugin.search.checkpoint import State
 from cora_plugin.search.network import Network
-from cora_plugin.search.relaxation import Relaxation, cross_entropy, kernel, penalty
-from cora_plugin.training import Group, relative_groups, shuffled
+from cora_plugin.search.relaxation import Relaxation, kernel, penalty, softened
+from cora_plugin.training import Group, descend, relative_groups, shuffled
 
 CHECKPOINT_EVERY = 10
 """Iterations from one checkpoint to the next."""
 
 
-def hold(
+def round_up(
     candidates: Sequence[Candidate], wanted: Mapping[str, float], budget: float
-) -> dict[str, int]:
+) -> dict[str, Option]:
     """Round wanted ranks up, at least to 1, and bring them under the budget.
 
     Where the budget holds them all they stay. Otherwise it buys them one by one in the
@@ -36,19 +35,19 @@ def hold(
     cheaper first where several are reached together; what does not fit is left out.
 
     Args:
-        candidates: The layers' choices.
+        candidates: The layers' options.
         wanted: `ρ K` by layer, not rounded.
         budget: What all may cost.
     """
     steps: list[tuple[float, int, str, int]] = []
     for candidate in candidates:
         # A cutoff of r/K, computed, may come out a little above.
-        most = max(1, math.ceil(wanted[candidate.name] - 1e-6))
-        for rung in range(1, len(candidate.ranks)):
-            below = candidate.ranks[rung - 1]
-            if below >= most:
+        rank = max(1, math.ceil(wanted[candidate.name] - 1e-6))
+        options = candidate.options
+        for rung, below in enumerate(candidate.ranks[:-1], 1):
+            if below >= rank:
                 break
-            price = candidate.costs[rung] - candidate.costs[rung - 1]
+            price = options[rung].cost - options[rung - 1].cost
             reached = (below + 1) / wanted[candidate.name]
             steps.append((reached, price, candidate.name, rung))
     bought = {candidate.name: 0 for candidate in candidates}
@@ -57,30 +56,21 @@ def hold(
         if price <= left and bought[name] == rung - 1:
             bought[name] = rung
             left -= price
-    return {c.name: c.ranks[bought[c.name]] for c in candidates}
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What an iteration saw; the cost of the cutoffs is in the unit of the budget."""
-
-    total: float
-    kl: float
-    cost: float
+    return {c.name: c.options[bought[c.name]] for c in candidates}
 
 
 class Descent:
-    """Cutoffs on their way downhill, and the adapters with them where they are trained.
+    """Gradient descent on cutoffs, and on the adapters where those are trained.
 
-    `cutoff` has one a candidate, in their order; `allowed` is the budget as `Loss.cost`
-    counts.
+    `cutoff` has one a candidate, in their order.
 
     Args:
         config: The settings.
         network: What to learn on.
         candidates: The layers whose cutoffs are learned.
-        budget: What all ranks may cost.
-        images: Indices of the images that will be shown.
+        allowed: What all ranks may cost, as a budget's amount.
+        unit: What a budget of amount 1 buys, in the unit of the options' costs.
+        images: Indices of the images that will be learned on.
     """
 
     def __init__(
@@ -88,7 +78,8 @@ class Descent:
         config: ButterworthConfig,
         network: Network,
         candidates: Sequence[Candidate],
-        budget: float,
+        allowed: float,
+        unit: float,
         images: Sequence[int],
     ) -> None:
         self._config = config
@@ -96,11 +87,12 @@ class Descent:
         self._candidates = candidates
         self._full = torch.tensor([c.ranks[-1] for c in candidates]).double()
         prices = torch.tensor([_price(c) for c in candidates]).double()
-        self._prices = prices * self._full / network.unit  # c_l
-        self.allowed = budget / network.unit
+        self._prices = prices * self._full / unit  # c_l
+        self._allowed = allowed
         self._relaxed, self._fixed = _relaxed(network)
         self._row = {image: number for number, image in enumerate(images)}
-        self._reference = network.float_outputs(images, config.batch_size)
+        reference = network.float_outputs(images, config.batch_size)
+        self._reference = softened(reference, config.temperature)
         least = 1 / self._full
         self.cutoff = least.clamp_min(config.initial_cutoff).requires_grad_()
         self.optimizer = torch.optim.Adam(self._groups())
@@ -115,32 +107,27 @@ class Descent:
             )
         return groups
 
-    def step(self, batch: Sequence[int], number: int) -> Loss:
-        """Go downhill once; the loss is that from before.
-
-        Args:
-            batch: Indices of images.
-            number: Which iteration it is, for messages.
-
-        Raises:
-            CoRaError: The loss or a slope is no longer finite; nothing has moved.
-        """
-        temperature = self._config.temperature
-        target = self._reference[[self._row[image] for image in batch]]
-        with torch.enable_grad(), self._network.weights(self._weights()):
-            output = self._network.run(batch)
-            distance = cross_entropy(output, target, temperature)
+    def learn(self, batch: Sequence[int]) -> dict[str, float]:
+        """Compute gradients on some images, by index; return the loss and its parts."""
+        network, config = self._network, self._config
+        target = rows(self._reference, [self._row[image] for image in batch])
+        with torch.enable_grad(), network.weights(self._weights()):
+            output = softened(network.run(batch), config.temperature)
+            distance = network.objective.distance(target, output).mean()
             cost = (self.cutoff * self._prices).sum()
-            total = distance + penalty(cost, self.allowed, self._config.gamma)
-            self.optimizer.zero_grad()
+            total = distance + penalty(cost, self._allowed, config.gamma)
             total.backward()
-        entropy = cross_entropy(target, target, temperature)
-        loss = Loss(*(float(x.detach()) for x in (total, distance - entropy, cost)))
-        self._check(loss, number)
-        self.optimizer.step()
-        with torch.no_grad():
-            self.cutoff.copy_(self.cutoff.clamp(1 / self._full, torch.tensor(1.0)))
-        return loss
+        return {
+            "loss": float(total.detach()),
+            network.objective.name: float(distance.detach()),
+            "cost": float(cost.detach()),
+            "of": self._allowed,
+        }
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Clamp the cutoffs to their valid range, [1/K, 1]."""
+        self.cutoff.copy_(self.cutoff.clamp(1 / self._full, torch.tensor(1.0)))
 
     def _weights(self) -> dict[str, Tensor]:
         kept = {
@@ -149,19 +136,6 @@ class Descent:
         }
         learned = {n: self._relaxed[n].weight(each) for n, each in kept.items()}
         return {**self._fixed, **learned}
-
-    def _check(self, loss: Loss, number: int) -> None:
-        groups = self.optimizer.param_groups
-        slopes = [f.grad for group in groups for f in group["params"]]
-        if all(map(math.isfinite, (loss.total, *map(_largest, slopes)))):
-            return
-        config = self._config
-        raise CoRaError(
-            f"butterworth: the loss is {loss.total} at iteration {number} (KL "
-            f"{loss.kl:.4g}, cost {loss.cost:.4g} of {self.allowed:.4g}) and cannot be "
-            f"followed; lower butterworth.lr ({config.lr}) or butterworth.gamma "
-            f"({config.gamma})"
-        )
 
     def trained(self) -> dict[str, Factors]:
         """The factors as they are now, by layer, if they are trained."""
@@ -184,61 +158,64 @@ class Butterworth:
         config: Its settings.
         seed: Seeds the order of the images.
         network: What to learn on.
+        unit: What a budget of amount 1 buys, in the unit of the options' costs.
     """
 
-    def __init__(self, config: ButterworthConfig, seed: int, network: Network) -> None:
+    def __init__(
+        self, config: ButterworthConfig, seed: int, network: Network, unit: float
+    ) -> None:
         self._config = config
         self._seed = seed
         self._network = network
+        self._unit = unit
 
     def __call__(
         self, candidates: Sequence[Candidate], budget: float
-    ) -> dict[str, int]:
-        """Ranks by layer, within `budget`.
+    ) -> dict[str, Option]:
+        """Options by layer, within `budget`.
 
         Raises:
-            CoRaError: The loss is no longer finite.
+            CoRaError: The loss is no longer finite, or an option is more than a rank.
         """
         if not candidates:
             return {}
+        full_ranks = [c.ranks[-1] for c in candidates]  # Refuses what is no rank.
         cutoffs = self._learn(candidates, budget)
         wanted = {
-            c.name: cutoff * c.ranks[-1]
-            for c, cutoff in zip(candidates, cutoffs, strict=True)
+            c.name: cutoff * full
+            for c, cutoff, full in zip(candidates, cutoffs, full_ranks, strict=True)
         }
-        return hold(candidates, wanted, budget)
+        return round_up(candidates, wanted, budget)
 
     def _learn(self, candidates: Sequence[Candidate], budget: float) -> list[float]:
         config, network = self._config, self._network
         batches = shuffled(
             network.images, config.batch_size, config.iterations, self._seed
         )
-        shown = sorted({image for batch in batches for image in batch})
-        descent = Descent(config, network, candidates, budget, shown)
+        used = sorted({image for batch in batches for image in batch})
+        allowed = budget / self._unit
+        descent = Descent(config, network, candidates, allowed, self._unit, used)
         fingerprint = self._fingerprint(candidates, budget)
-        state = State(descent.cutoff, descent.optimizer, fingerprint)
+        state = State(descent.optimizer, fingerprint)
         start = state.resume(config.checkpoint)
-        with (
-            state.kept(config.checkpoint),
-            tqdm(
-                batches[start:],
-                desc="butterworth",
-                unit="iteration",
-                initial=start,
-                total=len(batches),
-                disable=None,
-            ) as progress,
-        ):
-            for batch in progress:
-                loss = descent.step(batch, state.iteration + 1)
-                progress.set_postfix(
-                    loss=f"{loss.total:.4g}",
-                    KL=f"{loss.kl:.4g}",
-                    cost=f"{loss.cost:.4g}/{descent.allowed:.4g}",
-                )
-                state.iteration += 1
-                if state.iteration % CHECKPOINT_EVERY == 0:
-                    state.save(config.checkpoint)
+
+        def after(iteration: int, _: dict[str, str]) -> bool:
+            descent.settle()
+            state.iteration = iteration
+            if iteration % CHECKPOINT_EVERY == 0:
+                state.save(config.checkpoint)
+            return False
+
+        with state.kept(config.checkpoint):
+            descend(
+                "butterworth",
+                descent.optimizer,
+                batches,
+                descent.learn,
+                after,
+                f"butterworth.lr ({config.lr}) or butterworth.gamma ({config.gamma})",
+                start,
+            )
         network.trained.update(descent.trained())
         cutoffs: list[float] = descent.cutoff.tolist()
         return cutoffs
@@ -248,7 +225,10 @@ class Butterworth:
         settings = asdict(self._config)
         # More iterations may follow, and the file may have moved.
         del settings["iterations"], settings["checkpoint"]
-        layers = {c.name: [c.ranks[-1], c.costs[-1], *c.gains[-1:]] for c in candidates}
+        layers = {
+            c.name: [c.ranks[-1], c.options[-1].cost, c.options[-1].gain]
+            for c in candidates
+        }
         return json.dumps(
             {
                 **settings,
@@ -275,12 +255,8 @@ def _relaxed(network: Network) -> tuple[dict[str, Relaxation], dict[str, Tensor]
 
 def _price(candidate: Candidate) -> float:
     """Cost of a rank of the largest factors; of the whole where factors never pay."""
-    rung = len(candidate.ranks) - 2 or 1
-    return candidate.costs[rung] / candidate.ranks[rung]
-
-
-def _largest(slope: Tensor | None) -> float:
-    return 0.0 if slope is None else float(slope.abs().max())
+    rung = len(candidate.options) - 2 or 1
+    return candidate.options[rung].cost / candidate.ranks[rung]
 
 
 def _first(rank: int, full: int) -> Tensor:

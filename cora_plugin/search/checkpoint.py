@@ -1,4 +1,4 @@
-"""The state of a search that learns, in a file that it can be resumed from."""
+"""Checkpoints, from which a learning search can be resumed."""
 
 import json
 from collections.abc import Iterator
@@ -6,31 +6,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
 
-FORMAT = "cora-plugin search 1"
+FORMAT = "cora-plugin search 2"
 
 
 class State:
-    """Parameters, the moments of their Adam, and the number of iterations done.
+    """Parameters, their optimizer, and the number of iterations done.
 
     Resumed at any iteration, a search goes on as if it had not been interrupted.
 
     Args:
-        cutoff: The first parameter of the optimizer.
-        optimizer: An Adam, whose other parameters belong to the state too.
-        fingerprint: JSON of what the search depends on; a file of another is refused.
+        optimizer: Holds the parameters, which belong to the state.
+        fingerprint: JSON of what the search depends on; other files are refused.
     """
 
-    def __init__(
-        self, cutoff: Tensor, optimizer: torch.optim.Adam, fingerprint: str
-    ) -> None:
-        self._cutoff = cutoff
+    def __init__(self, optimizer: torch.optim.Optimizer, fingerprint: str) -> None:
         self._optimizer = optimizer
         self._fingerprint = fingerprint
         self.iteration = 0
@@ -40,41 +34,37 @@ class State:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def resume(self, path: str | None) -> int:
-        """Take up the state in a file, if there is one; return the iterations done.
+        """Restore the state from a file, if there is one; return the iterations done.
 
         Raises:
-            CoRaError: The file is not a checkpoint of this search.
+            FileError: The file is not a checkpoint of this search.
         """
         if path is None or not Path(path).exists():
             return 0
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-        except SafetensorError as error:
-            raise CoRaError(f"{path}: not a readable checkpoint: {error}") from error
-        if header.get("format") != FORMAT:
-            raise CoRaError(
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # Of many kinds; torch names none as its own.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise FileError(f"{path}: not a readable checkpoint: {reason}") from error
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise FileError(
                 f"{path}: is not a checkpoint of a search; name another file in "
                 "butterworth.checkpoint"
             )
-        self._compare(path, json.loads(header["fingerprint"]))
-        self.iteration = int(header["iteration"])
-        step = torch.tensor(float(self.iteration))
+        self._compare(path, json.loads(state["fingerprint"]))
+        self.iteration = state["iteration"]
         with torch.no_grad():
-            for number, parameter in enumerate(self._parameters):
-                parameter.copy_(tensors[f"{number}"])
-                self._optimizer.state[parameter] = {
-                    "step": step.clone(),
-                    "exp_avg": tensors[f"{number}.exp_avg"],
-                    "exp_avg_sq": tensors[f"{number}.exp_avg_sq"],
-                }
+            for parameter, value in zip(
+                self._parameters, state["parameters"], strict=True
+            ):
+                parameter.copy_(value)
+        self._optimizer.load_state_dict(state["optimizer"])
         return self.iteration
 
     def _compare(self, path: str, made_for: dict[str, object]) -> None:
         for key, value in json.loads(self._fingerprint).items():
             if made_for.get(key) != value:
-                raise CoRaError(
+                raise FileError(
                     f"{path}: is of a search with {key} {_short(made_for.get(key))}, "
                     f"this one has {_short(value)}; delete the file to begin anew, or "
                     "name another in butterworth.checkpoint"
@@ -84,25 +74,21 @@ class State:
         """Write the state, whole or not at all."""
         if path is None or not self.iteration:
             return
-        tensors = {}
-        for number, parameter in enumerate(self._parameters):
-            state = self._optimizer.state[parameter]
-            tensors[f"{number}"] = parameter.detach().contiguous()
-            for key in ("exp_avg", "exp_avg_sq"):
-                tensors[f"{number}.{key}"] = state[key].contiguous()
-        header = {
+        state = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
-            "iteration": str(self.iteration),
+            "iteration": self.iteration,
+            "parameters": [parameter.detach() for parameter in self._parameters],
+            "optimizer": self._optimizer.state_dict(),
         }
         with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
+            torch.save(state, temporary)
 
     @contextmanager
     def kept(self, path: str | None) -> Iterator[None]:
         """Write the state when the block is left, by an interrupt too.
 
-        A state that an error was made from is not worth keeping.
+        After an error the state is not saved.
         """
         try:
             yield

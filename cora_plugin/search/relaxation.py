@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cora_plugin.adapters import Factors
 from cora_plugin.layer import QuantizedLayer
+from cora_plugin.outputs import Outputs
 
 
 def log_response(ratio: Tensor, order: float) -> Tensor:
@@ -54,7 +55,7 @@ class Relaxation:
 
     @classmethod
     def of(cls, layer: QuantizedLayer, factors: Factors) -> "Relaxation":
-        """Take a layer's factors as they are."""
+        """Build it from a layer's factors."""
         like = layer.dequantized
         return cls(layer, factors.a.to(like), factors.b.to(like))
 
@@ -64,10 +65,9 @@ class Relaxation:
         return self.layer.dequantized + residual.reshape(self.layer.weight.shape)
 
 
-def cross_entropy(output: Tensor, reference: Tensor, temperature: float) -> Tensor:
-    """`−Σ p log q` of the softened outputs [N, classes, …], mean over the rest."""
-    target = (reference / temperature).softmax(1)
-    return F.cross_entropy(output / temperature, target)
+def softened(outputs: Outputs, temperature: float) -> Outputs:
+    """Outputs over a temperature; above 1 the classes come nearer to one another."""
+    return {name: value / temperature for name, value in outputs.items()}
 
 
 def penalty(cost: Tensor, budget: float, gamma: float) -> Tensor:

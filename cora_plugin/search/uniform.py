@@ -4,24 +4,31 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
-from cora_plugin.search.candidates import Candidate
+from cora_plugin.search.candidates import Candidate, Option
 
 
-def uniform(candidates: Sequence[Candidate], budget: float) -> dict[str, int]:
-    """The largest fraction whose ranks, rounded down, cost at most `budget`."""
+def uniform(candidates: Sequence[Candidate], budget: float) -> dict[str, Option]:
+    """The largest fraction whose ranks, rounded down, cost at most `budget`.
 
-    def choice(fraction: Fraction) -> list[int]:
+    Raises:
+        CoRaError: An option is more than a rank.
+    """
+    ladders = [candidate.ranks for candidate in candidates]
+
+    def choice(fraction: Fraction) -> list[Option]:
         # bisect: the highest rung whose rank is within the fraction of the full rank
-        return [bisect_right(c.ranks, fraction * c.ranks[-1]) - 1 for c in candidates]
+        return [
+            candidate.options[bisect_right(ranks, fraction * ranks[-1]) - 1]
+            for candidate, ranks in zip(candidates, ladders, strict=True)
+        ]
 
     def cost(fraction: Fraction) -> int:
-        rungs = choice(fraction)
-        return sum(c.costs[i] for c, i in zip(candidates, rungs, strict=True))
+        return sum(option.cost for option in choice(fraction))
 
     # The cost only changes where the fraction reaches a layer's next rank; in floating
     # point, 1/49 of 49 would fall short of 1.
-    reached = {Fraction(r, c.ranks[-1]) for c in candidates for r in c.ranks}
+    reached = {Fraction(rank, ranks[-1]) for ranks in ladders for rank in ranks}
     fractions = sorted(reached | {Fraction(0)})
-    held = bisect_right(fractions, budget, key=cost) - 1
-    rungs = choice(fractions[held])
-    return {c.name: c.ranks[i] for c, i in zip(candidates, rungs, strict=True)}
+    largest = bisect_right(fractions, budget, key=cost) - 1
+    options = choice(fractions[largest])
+    return {c.name: option for c, option in zip(candidates, options, strict=True)}

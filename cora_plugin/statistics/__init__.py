@@ -1,4 +1,4 @@
-"""Streamed statistics: what the inputs of a layer look like, and what its outputs cost.
+"""Streamed statistics: moments of layers' inputs, sensitivities of their outputs.
 
 Memory beyond the model is O(Σ k²): activations are reduced where they appear.
 """

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
-from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.host import Host
+from cora_plugin.layer import QuantizedLayer
+from cora_plugin.objective import Objective
 from cora_plugin.statistics.metrics import MOMENT, LayerStatistics
 from cora_plugin.statistics.moments import InputMean, InputMoments
 from cora_plugin.statistics.sensitivity import collect_sensitivities
@@ -17,26 +19,31 @@ from cora_plugin.statistics.sensitivity import collect_sensitivities
 class Collector:
     """Streams images through a host and gathers the statistics of its layers.
 
-    Inputs are those of a model whose weights are float and whose activations are
-    quantized, which is what the layers see once adapters have restored the weights; the
-    inputs inside a collapsed model are not.
+    The model runs with float weights and quantized activations: its layers then see
+    what they will see once adapters have restored the weights. A collapsed model's
+    layers see something else.
     """
 
     def __init__(
-        self, host: Host, layers: Sequence[QuantizedLayer], config: CoRaConfig
+        self,
+        host: Host,
+        layers: Sequence[QuantizedLayer],
+        config: CoRaConfig,
+        objective: Objective,
     ) -> None:
         self._host = host
+        self._objective = objective
         self._layers = layers
         self._config = config
         self._floats = {layer.name: layer.weight for layer in host.layers}
         self.split = ImageSplit(config.held_out, config.sampled_images, config.seed)
-        kinds = {MOMENT.get(config.metric, "square")}
+        moments = {MOMENT.get(config.metric, "square")}
         if config.search == "spectral":
-            kinds.add("second")
+            moments.add("second")
         self._running = {
             layer.name: {
-                kind: InputMoments(layer, kind, config.max_metric, config.positions)
-                for kind in sorted(kinds)
+                name: InputMoments(layer, name, config.max_metric, config.positions)
+                for name in sorted(moments)
             }
             for layer in layers
         }
@@ -49,7 +56,7 @@ class Collector:
         if not len(images):
             return
         host = self._host
-        with torch.no_grad(), host.weights(self._floats), host.observe(self._watch):
+        with torch.no_grad(), host.acting(self._floats), host.observe(self._watch):
             host.run(images)
 
     def _watch(self, name: str, x: Tensor, output: Tensor) -> None:
@@ -61,16 +68,16 @@ class Collector:
             self._means[name].update(x)
 
     def finish(self) -> dict[str, LayerStatistics]:
-        """The statistics by layer; runs the sample backward if they ask for it.
+        """The statistics by layer; includes a backward pass where the search needs it.
 
         Raises:
-            CoRaError: The data cannot be used, or a layer was never reached.
+            DataError: The data cannot be used, or a layer was never reached.
         """
         config = self._config
         self.split.close()
         moments = {
-            name: {kind: each.mean() for kind, each in by_kind.items()}
-            for name, by_kind in self._running.items()
+            name: {moment: each.mean() for moment, each in by_moment.items()}
+            for name, by_moment in self._running.items()
         }
         sensitivities: Mapping[str, Tensor] = {}
         if config.search == "spectral":
@@ -78,15 +85,16 @@ class Collector:
                 self._host,
                 self._layers,
                 self.split.sample(config.sensitivity_images),
+                self._objective,
                 config,
             )
         return {
             name: LayerStatistics(
                 moments[name],
                 sensitivities.get(name),
-                next(iter(by_kind.values())).outputs,
+                next(iter(by_moment.values())).outputs,
             )
-            for name, by_kind in self._running.items()
+            for name, by_moment in self._running.items()
         }
 
     def means(self) -> dict[str, Tensor]:

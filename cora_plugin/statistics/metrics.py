@@ -1,4 +1,4 @@
-"""From the statistics of a layer to the metrics of its residual."""
+"""Turns the statistics of a layer into the metrics of its residual."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +14,15 @@ MOMENT = {
     "lqer": "absolute",
     "qera-approx": "square",
     "qera-exact": "second",
-    "rrr": "second",
 }
 """The moment that each metric needs of the inputs; "svd" needs none."""
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What calibration told of one layer.
+    """The statistics of one layer.
 
-    `moments` by kind as `InputMoments` gives them, `sensitivity` as `OutputSensitivity`
+    `moments` by name as `InputMoments` gives them, `sensitivity` as `OutputSensitivity`
     does or None, `outputs` the number of output positions an image.
     """
 

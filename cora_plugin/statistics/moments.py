@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.operation import patches
 from cora_plugin.layer import QuantizedLayer
 
@@ -17,28 +17,28 @@ CHUNK = 2**23
 class InputMoments:
     """Running moments of a layer's unfolded quantized input `u`, in float64.
 
-    `kind` is "second" for `E[u uᵀ]`, [g, b, k/b, k/b]; "square" for `E[u²]` or
+    `moment` is "second" for `E[u uᵀ]`, [g, b, k/b, k/b]; "square" for `E[u²]` or
     "absolute" for `E|u|`, [g, k].
 
     Args:
         layer: The layer.
-        kind: Which moment.
+        moment: Which moment.
         max_size: Largest k kept as one block; above it, blocks of whole channels.
-        positions: Output positions an image kept at most, 0 for all; which ones rotates
-            with the batches. Never more than k, as many as an image can tell apart.
+        positions: How many output positions an image to keep at most, 0 for all; others
+            with each batch. Never more than k are kept.
     """
 
     def __init__(
-        self, layer: QuantizedLayer, kind: str, max_size: int, positions: int
+        self, layer: QuantizedLayer, moment: str, max_size: int, positions: int
     ) -> None:
         self._layer = layer
-        self._kind = kind
+        self._moment = moment
         self._positions = min(positions, layer.columns)
         self._turn = 0
         self.rows = 0
         self.outputs = 0
         groups, columns = layer.operation.groups, layer.columns
-        if kind == "second":
+        if moment == "second":
             self._blocks = block_count(layer, max_size)
             size = columns // self._blocks
             shape = [groups, self._blocks, size, size]
@@ -59,9 +59,9 @@ class InputMoments:
     def _add(self, columns: Tensor) -> None:
         """Add columns [g, p, k], float64."""
         self.rows += columns.shape[1]
-        if self._kind == "absolute":
+        if self._moment == "absolute":
             self._sum += columns.abs().sum(1)
-        elif self._kind == "square":
+        elif self._moment == "square":
             self._sum += columns.square().sum(1)
         else:
             groups, rows, _ = columns.shape
@@ -72,10 +72,10 @@ class InputMoments:
         """The moment over all rows seen.
 
         Raises:
-            CoRaError: Calibration never reached the layer.
+            DataError: Calibration never reached the layer.
         """
         if not self.rows:
-            raise CoRaError(
+            raise DataError(
                 f"{self._layer.name}: calibration never reached this layer; calibrate "
                 f"with data that uses it, or leave it alone with "
                 f"ranks={{'{self._layer.name}': 0}}"
@@ -119,9 +119,9 @@ def sampled_columns(
     Args:
         layer: The layer.
         x: Its input.
-        output: What it made of it, whose shape counts.
+        output: Its output, of which only the shape is used.
         positions: Output positions an image, at most; 0 for all.
-        turn: Which grid of them; it may count up for ever.
+        turn: Selects the grid of positions; may count up without end.
 
     Yields:
         Columns [g, p, k] in float64.

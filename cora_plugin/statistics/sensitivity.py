@@ -7,19 +7,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.adapters.operation import positions
+from cora_plugin.adapters.errors import DataError
+from cora_plugin.adapters.operation import output_rows
 from cora_plugin.config import CoRaConfig
-from cora_plugin.layer import Host, QuantizedLayer
+from cora_plugin.host import Host
+from cora_plugin.layer import QuantizedLayer
+from cora_plugin.objective import Objective
 
 
 class OutputSensitivity:
     """Running curvature of the loss at a layer's output, `G = E[Σ_p g gᵀ]`, float64.
 
-    g [m/g] is the gradient of the log-likelihood at one output position, with a label
-    drawn from the model itself: the Fisher, hence the Gauss–Newton matrix of the KL
-    divergence. A depthwise layer keeps the diagonal, [1, m]; others [g, m/g, m/g].
-    With `positions` > 0 at most that many a sample are summed, and scaled up.
+    g [m/g] is the gradient of the objective's probe at one output position: for the KL
+    divergence that of the log-likelihood of a label drawn from the model itself, so
+    that G is the Fisher, hence the Gauss–Newton matrix. A depthwise layer keeps the
+    diagonal, [1, m]; others [g, m/g, m/g]. With `positions` > 0 at most that many a
+    sample are summed, and scaled up.
     """
 
     def __init__(self, layer: QuantizedLayer, positions: int) -> None:
@@ -33,7 +36,7 @@ class OutputSensitivity:
     @torch.no_grad()
     def update(self, gradient: Tensor) -> None:
         """Add the gradient at one run's output, [N, m, *size] or [N, …, m]."""
-        split = positions(gradient, self._layer.operation)  # [N, g, p, m/g]
+        split = output_rows(gradient, self._layer.operation)  # [N, g, p, m/g]
         total = split.shape[2]
         step = math.ceil(total / self._positions) if self._positions else 1
         split = split[:, :, self._turn % step :: step]
@@ -55,15 +58,16 @@ def collect_sensitivities(
     host: Host,
     layers: Sequence[QuantizedLayer],
     batches: Sequence[Tensor],
+    objective: Objective,
     config: CoRaConfig,
 ) -> dict[str, Tensor]:
-    """One backward pass of the float model over `batches`, labels sampled from it.
+    """One backward pass of the float model over `batches`, from the objective's probe.
 
-    The float model is where the KL divergence has its minimum, so its Fisher is the
-    exact second derivative there; a collapsed quantized model's is not.
+    The float model is where the distance has its minimum, so its Gauss–Newton matrix is
+    the exact second derivative there; a collapsed quantized model's is not.
 
     Raises:
-        CoRaError: The gradients are not finite, or none reaches a layer.
+        DataError: The gradients are not finite.
     """
     random = torch.Generator().manual_seed(config.seed)
     running = {
@@ -75,23 +79,16 @@ def collect_sensitivities(
         if name in running and output.requires_grad:
             output.register_hook(running[name].update)
 
-    with torch.enable_grad(), host.float_model(), host.observe(watch):
+    with torch.enable_grad(), host.acting(quantized=False), host.observe(watch):
         for batch in tqdm(batches, desc="gradients", unit="batch", disable=None):
             images += len(batch)
-            output = host.run(batch.clone().requires_grad_())
-            log_likelihood = output.log_softmax(1)
-            labels = _sample_labels(log_likelihood.detach(), random)
-            chosen = log_likelihood.gather(1, labels)
-            torch.autograd.backward(chosen.sum())
+            outputs = host.run(batch.clone().requires_grad_())
+            torch.autograd.backward(objective.probe(outputs, random))
     means = {name: each.mean(images) for name, each in running.items()}
     for name, mean in means.items():
         if not torch.isfinite(mean).all():
-            raise CoRaError(f"{name}: the gradient at its output is not finite")
+            raise DataError(
+                f"{name}: the gradient at its output is not finite; look for NaN, inf "
+                "or very large activations in the calibration data"
+            )
     return means
-
-
-def _sample_labels(log_probabilities: Tensor, random: torch.Generator) -> Tensor:
-    """Draw a class for each sample and position of [N, classes, …]; [N, 1, …]."""
-    last = log_probabilities.movedim(1, -1)  # [N, …, classes]
-    drawn = torch.multinomial(last.exp().cpu().flatten(0, -2), 1, generator=random)
-    return drawn.view(*last.shape[:-1], 1).movedim(-1, 1).to(log_probabilities.device)

@@ -19,10 +19,8 @@ from cora_plugin.integrations.brevitas.export import (
 )
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import snapshot
-from cora_plugin.integrations.brevitas.ptq import PTQ
 
 __all__ = [
-    "PTQ",
     "BrevitasHost",
     "CoRaTransform",
     "apply_cora",

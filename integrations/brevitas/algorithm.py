@@ -1,4 +1,4 @@
-"""CoRa in Brevitas' own idioms: a helper, a mode, a graph transform, a file."""
+"""CoRa in Brevitas' own idioms: a helper, a mode, a graph transform; adapter files."""
 
 import os
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from brevitas.graph.base import GraphTransform
 from torch import Tensor, nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas.host import BrevitasHost
@@ -45,7 +45,7 @@ def apply_cora(
 
     Args:
         calib_loader: Yields `(images, targets)` or images [N, …], float.
-        model: The model, changed in place; after an error it is as it was.
+        model: The model, changed in place; if anything fails, it is left unchanged.
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
         reference: The float weights that were quantized, where the model has lost them:
             `snapshot(model)` taken right after `quantize_model`, or the float model.
@@ -73,8 +73,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
     >>> print(cora.report)
 
     Within it a call of the model adds a batch to the statistics and returns None; on
-    leaving, the adapters are inserted. After an error in the block the model is as it
-    was.
+    leaving, the adapters are inserted. If the block fails, the model is left unchanged.
 
     Args:
         model: The quantized, calibrated model.
@@ -111,7 +110,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -124,7 +123,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
 
 
 def remove_cora(model: nn.Module) -> nn.Module:
-    """Take every adapter out of a model, in place; what is left is the toolkit's."""
+    """Take every adapter out of a model, in place."""
     remove_correction(model)
     return model
 
@@ -133,13 +132,13 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Write a model's adapters, and what corrects its biases, to a safetensors file.
 
     Raises:
-        CoRaError: The model carries none, or main weights that were alternated.
+        ModelError: The model carries none, or main weights that were alternated.
         OSError: The file cannot be written; no partial file is left.
     """
     correction = read_correction(model)
     refuse_without_adapters(correction.adapters)
     if correction.weights:
-        raise CoRaError(
+        raise ModelError(
             f"{next(iter(correction.weights))}: alternation has quantized its weight "
             "anew, which a file of adapters does not hold; save the model's state_dict"
         )
@@ -150,13 +149,13 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
 def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     """Put saved adapters into a freshly quantized model of the same recipe, in place.
 
-    Bit widths and quantized weights must be those that the adapters were made for, but
-    for an integer in a thousand and the last bits of scales. Activations and biases may
-    differ.
+    Bit widths and quantized weights must be those that the adapters were made for, up
+    to one integer in a thousand and the last bits of scales. Activations and biases may
+    differ. If anything fails, the model is left unchanged.
 
     Raises:
-        CoRaError: The file is not one of adapters, or does not fit the model, which
-            then is as it was.
+        FileError: The file holds no adapters, or was made for other weights.
+        ModelError: The model lacks a layer, or has it in another shape.
     """
     adapters, shifts, notes = load_adapters(path)
     check_provenance(model, adapters)

@@ -1,4 +1,4 @@
-"""Brevitas' bias correction behind adapters, where it helps."""
+"""Brevitas' bias correction after adapters, kept where it helps."""
 
 import copy
 import logging
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
-from cora_plugin.divergence import Divergence, divergence, outputs
+from cora_plugin.guard import Step
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import Reference, unpack
-from cora_plugin.integrations.host import run_model
-from cora_plugin.report import Report, Step
+from cora_plugin.objective import KL, Distance, measure
+from cora_plugin.outputs import joined, run
+from cora_plugin.report import Report
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +38,10 @@ def apply_cora_and_correct_biases(
 ) -> Report:
     """`apply_cora`, then Brevitas' bias correction if it helps; in place.
 
-    Adapters come with a correction of their own, behind which Brevitas' may do harm. It
-    is judged like every other step: made on a copy from the images that calibrate, by
-    the KL divergence on those held out. Where that is lower, the model's biases are
-    corrected from all images, and the report says so.
+    CoRa corrects biases itself, and Brevitas' correction after it may do harm. So it is
+    judged like every other step: tried on a copy with the images that calibrate, and
+    measured on those held out. If the distance falls, the model's biases are corrected
+    with all images, and the report says so.
 
     Args:
         calib_loader: Yields `(images, targets)`; walked up to five times, in one order.
@@ -57,17 +58,18 @@ def apply_cora_and_correct_biases(
     corrected = copy.deepcopy(model)
     correct_biases(judge.calibrating(), corrected)
     before, after = judge(model), judge(corrected)
-    step = Step("Brevitas' bias correction", before, after, after.kl < before.kl)
+    better = after.value < before.value
+    step = Step("Brevitas' bias correction", before, after, better)
     if step.kept:
         correct_biases(calib_loader, model)
     else:
         log.warning(
-            "%s: left out, for on %d held-out images the KL divergence went from %.4g "
-            "to %.4g",
+            "%s: left out, for on %d held-out images the model went from %s to %s away "
+            "from the float one",
             step.name,
             report.held_out,
-            before.kl,
-            after.kl,
+            before,
+            after,
         )
     return replace(
         report,
@@ -77,7 +79,7 @@ def apply_cora_and_correct_biases(
 
 
 class _Judge:
-    """The divergence from the float model on the images that `apply_cora` holds out."""
+    """The distance from the float model on the images that `apply_cora` holds out."""
 
     def __init__(
         self,
@@ -93,8 +95,8 @@ class _Judge:
         split.close()
         self._held_out = split.held_out()
         host = BrevitasHost(model, reference)
-        with torch.no_grad(), host.prepared(), host.float_model():
-            self._reference = outputs(host, self._held_out)
+        with torch.no_grad(), host.prepared(), host.acting(quantized=False):
+            self._reference = joined([host.run(batch) for batch in self._held_out])
 
     def _split(self) -> ImageSplit:
         return ImageSplit(self._config.held_out, 0, self._config.seed)
@@ -108,8 +110,8 @@ class _Judge:
                 yield images, None
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module) -> Divergence:
+    def __call__(self, model: nn.Module) -> Distance:
         with quant_inference_mode(model.eval()):
-            run_model(model, self._held_out[0], unpack)  # caches scales
-            output = [run_model(model, batch, unpack) for batch in self._held_out]
-        return divergence(self._reference, torch.cat(output))
+            run(model, self._held_out[0], unpack)  # caches scales
+            outputs = [run(model, batch, unpack) for batch in self._held_out]
+        return measure(KL(), self._reference, joined(outputs))

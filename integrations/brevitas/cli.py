@@ -5,18 +5,19 @@ setting. What neither knows is an error.
 """
 
 import argparse
-import inspect
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, CoRaError
 from cora_plugin.config import CoRaConfig
-from cora_plugin.document import Document, parse_value, unknown
+from cora_plugin.config.cora import as_document
+from cora_plugin.config.declared import described
+from cora_plugin.config.old import RENAMED
+from cora_plugin.document import Document, parse_value
 from cora_plugin.integrations.brevitas.imagenet import ptq_imagenet, stock_script
+from cora_plugin.typed import unknown
 
 PROGRAM = "cora-plugin brevitas-ptq"
 
@@ -48,12 +49,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where the report goes as JSON (cora_report.json in --export-dir)",
     )
-    for path, default, text in _settings(CoRaConfig):
+    for path, text in _settings().items():
         group.add_argument(
-            "--cora-" + "-".join(path).replace("_", "-"),
+            _flag(path),
             type=_value,
             metavar=path[-1].upper(),
-            help=f"{text} ({default})".replace("%", "%%"),
+            help=text.replace("`", "").replace("%", "%%"),
         )
     flags.set_defaults(cora=None)
     return flags
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     options, others = flags.parse_known_args(argv)
     if others:
         known = [flag for action in flags._actions for flag in action.option_strings]
-        raise CoRaError(unknown("flag", others[0].partition("=")[0], known))
+        raise ConfigError((), unknown("flag", others[0].partition("=")[0], known))
     config = _config(options)
     report = options.cora_report or Path(options.export_dir, "cora_report.json")
     result = ptq_imagenet(options, config, report)
@@ -89,7 +90,7 @@ def read_defaults(document: Document, flags: argparse.ArgumentParser) -> dict[st
     """The values of a YAML file, by the names of the flags that they stand for.
 
     Raises:
-        CoRaError: A key is unknown, or a value is none that its flag can have.
+        ConfigError: A key is unknown, or a value is none that its flag can have.
     """
     actions = {
         action.dest: action
@@ -100,10 +101,10 @@ def read_defaults(document: Document, flags: argparse.ArgumentParser) -> dict[st
     for key, value in document.values.items():
         name = key.replace("-", "_")
         if name not in actions:
-            raise document.error((key,), unknown("key", key, actions))
+            raise document.error((), unknown("key", key, actions), at=(key,))
         problem = _problem(actions[name], value)
         if problem:
-            raise document.error((key,), f"{key}: {value!r} is {problem}")
+            raise document.error((key,), f"{value!r} is {problem}")
         defaults[name] = Path(value) if name == "cora_report" and value else value
     return defaults
 
@@ -131,43 +132,31 @@ def _problem(action: argparse.Action, value: Any) -> str | None:
 
 def _config(options: argparse.Namespace) -> CoRaConfig | None:
     """The settings of `--cora` with those of `--cora-…` over them; None is off."""
-    given = {
-        path: getattr(options, "cora_" + "_".join(path))
-        for path, _, _ in _settings(CoRaConfig)
-    }
+    given = {path: getattr(options, "cora_" + "_".join(path)) for path in _settings()}
     given = {path: value for path, value in given.items() if value is not None}
     if options.cora is False or (options.cora is None and not given):
         return None
-    values = CoRaConfig.of(options.cora).to_dict()
+    document = as_document(options.cora)
     for path, value in given.items():
-        into = values
-        for step in path[:-1]:
-            into = into[step]
-        into[path[-1]] = value
-    return CoRaConfig.of(values)
+        document.put(path, value, _flag(path))
+    return CoRaConfig.read(document)
 
 
-def _settings(
-    kind: type[Any], above: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any, str]]:
-    """Each setting: where it stands, its default, and what its docstring says."""
-    said = _arguments(kind)
-    for field in fields(kind):
-        path = (*above, field.name)
-        default = field.default
-        if default is MISSING and field.default_factory is not MISSING:
-            default = field.default_factory()
-        if is_dataclass(default) and not hasattr(default, "parse"):
-            yield from _settings(type(default), path)
-        else:
-            yield path, "none" if default == {} else default, said.get(field.name, "")
+def _settings() -> dict[tuple[str, ...], str]:
+    """Each setting that has a flag, and what the flag does; old names come last."""
+    flags = {
+        path: f"{text} ({'none' if default in ({}, ()) else default})"
+        for path, default, text in described(CoRaConfig)
+    }
+    for old, now in RENAMED.items():
+        for path in list(flags):
+            if path[0] == now:
+                flags[(old, *path[1:])] = f"the old name of {_flag(path)}"
+    return flags
 
 
-def _arguments(kind: type[Any]) -> dict[str, str]:
-    """What a class' docstring says of its arguments."""
-    section = (inspect.getdoc(kind) or "").partition("Args:\n")[2]
-    found = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", section, re.MULTILINE)
-    return {name: " ".join(text.replace("`", "").split()) for name, text in found}
+def _flag(path: tuple[str, ...]) -> str:
+    return "--cora-" + "-".join(path).replace("_", "-")
 
 
 def _value(text: str) -> Any:

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.nn.utils import merge_quant_weights
-from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjectorBase
-from brevitas.proxy.quant_proxy import QuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.scopes import replaced
 
 # The dynamo exporter rejects quantized biases.
@@ -56,18 +55,16 @@ def export_onnx_qcdq(
         kwargs: Passed on to Brevitas and from there to `torch.onnx.export`.
 
     Raises:
-        CoRaError: The format cannot hold the model, the model rejects the example
-            input, options contradict each other, or a package that Brevitas needs is
+        ModelError: The format cannot hold the model.
+        DataError: The model cannot be run on the example input.
+        CoRaError: Options contradict each other, or a package that Brevitas needs is
             not installed.
         OSError: The file cannot be written; no partial file is left.
     """
-    _check_onnx()
-    from brevitas.export import export_onnx_qcdq as export
-    from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXManager
-
-    from cora_plugin.integrations.onnx.export import TRACED_OPSET, rewrite
-
     rewritten = packed or int8_kernels
+    _check_onnx(*(["onnx_ir"] if rewritten else []))
+    from brevitas.export import export_onnx_qcdq as export
+
     given = {"opset_version": opset_version, "dynamo": kwargs.get("dynamo")}
     for option, value in given.items():
         if rewritten and value:
@@ -76,12 +73,13 @@ def export_onnx_qcdq(
                 f"opset 21 from a traced graph; leave {option} out"
             )
     ready = _ready(model, args, integer_biases=True)
-    with whole_file(export_path) as path, _explained(StdQCDQONNXManager, ready):
+    manager = private.onnx_qcdq_manager()
+    with whole_file(export_path) as path, _explained(manager, ready):
         opset = opset_version or (TRACED_OPSET if rewritten else 17)
         options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
         export(copy.deepcopy(ready), args=args, export_path=path, **options)
         if rewritten:
-            rewrite(path, int8_kernels)
+            _rewrite(path, int8_kernels)
 
 
 def export_qonnx(
@@ -101,13 +99,13 @@ def export_qonnx(
     """
     _check_onnx()
     from brevitas.export import export_qonnx as export
-    from brevitas.export.onnx.qonnx.manager import QONNXManager
 
     ready = _ready(model, args, integer_biases=False)
-    with whole_file(export_path) as path, _explained(QONNXManager, ready):
+    manager = private.qonnx_manager()
+    with whole_file(export_path) as path, _explained(manager, ready):
         options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
         rounded = copy.deepcopy(ready)
-        if _rounds_in_its_own_way(rounded):
+        if private.rounds_in_its_own_way(rounded):
             merge_quant_weights(rounded, args)
         export(rounded, args=args, export_path=path, **options)
 
@@ -122,17 +120,30 @@ def export_torch_qcdq(
     Args and errors are those of `export_onnx_qcdq`; `kwargs` go to Brevitas.
     """
     from brevitas.export import export_torch_qcdq as export
-    from brevitas.export.torch.qcdq.manager import TorchQCDQManager
 
     ready = _ready(model, args, integer_biases=True)
-    with whole_file(export_path) as path, _explained(TorchQCDQManager, ready):
+    manager = private.torch_qcdq_manager()
+    with whole_file(export_path) as path, _explained(manager, ready):
         traced = export(copy.deepcopy(ready), args, **kwargs)
         # Not torch.jit.save, which takes the process down where the disk is full.
         Path(path).write_bytes(traced.save_to_buffer())
 
 
-def _check_onnx() -> None:
-    missing = [name for name in ("onnx", "onnxoptimizer") if find_spec(name) is None]
+def _rewrite(path: str, int8_kernels: bool) -> None:
+    from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
+    from cora_plugin.integrations.onnx.export import rewrite
+    from cora_plugin.integrations.onnx.int8 import for_int8_kernels
+    from cora_plugin.integrations.onnx.packed import pack_weights
+
+    if int8_kernels:
+        rewrite(path, for_int8_kernels)
+    else:
+        rewrite(path, pack_weights, constants_by_arithmetic)
+
+
+def _check_onnx(*more: str) -> None:
+    needed = ("onnx", "onnxoptimizer", *more)
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise CoRaError(
             f"Brevitas' ONNX exporters need {' and '.join(missing)}; install with: "
@@ -146,36 +157,28 @@ def _ready(model: nn.Module, args: Tensor, integer_biases: bool) -> nn.Module:
     copied = copy.deepcopy(model).eval()
     with ExitStack() as stack:
         for name, layer in copied.named_modules():
-            if integer_biases and isinstance(layer, QuantWeightBiasInputOutputLayer):
-                checked = _checked(name, layer.inner_forward_impl)
-                stack.enter_context(replaced(layer, "inner_forward_impl", checked))
+            quantized = isinstance(layer, private.QuantWeightBiasInputOutputLayer)
+            if integer_biases and quantized:
+                checked = _checked(name, getattr(layer, private.INNER_FORWARD))
+                stack.enter_context(replaced(layer, private.INNER_FORWARD, checked))
         try:
             copied(args)
         except CoRaError:
             raise
         except Exception as error:
             given = list(args.shape) if isinstance(args, Tensor) else type(args)
-            raise CoRaError(
+            raise DataError(
                 f"args: the model cannot be run with this example input, {given}: "
                 f"{error}; pass images as the model takes them"
             ) from error
     return copied
 
 
-def _rounds_in_its_own_way(model: nn.Module) -> bool:
-    return any(
-        isinstance(proxy, WeightQuantProxyFromInjectorBase)
-        and proxy.is_quant_enabled
-        and proxy.rounding_mode.upper() != "ROUND"
-        for proxy in model.modules()
-    )
-
-
 def _checked(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
     def inner_forward_impl(x: Any, quant_weight: Any, quant_bias: Any) -> Any:
         if isinstance(quant_bias, IntQuantTensor) and not quant_bias.is_valid:
             smallest = float(unpack(quant_weight).abs().flatten(1).amax(1).min())
-            raise CoRaError(
+            raise ModelError(
                 f"{name}: its bias cannot be stored as integers: where a channel's "
                 f"weights are almost nothing (here {smallest:.1g} at most), the bias "
                 "is more steps of their scale than float32 can count; keep it float: "
@@ -198,7 +201,7 @@ def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
     except Exception as error:
         culprit = _culprit(manager, model)
         way_out = "quantize to 2 to 8 bits, with one scale a channel or a tensor"
-        raise CoRaError(
+        raise ModelError(
             f"Brevitas cannot write the model in this format: {error}"
             if culprit is None
             else f"{culprit}; {way_out}, or choose another format"
@@ -207,18 +210,9 @@ def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
 
 def _culprit(manager: Any, model: nn.Module) -> str | None:
     """The first quantizer that an exporter has no way to write."""
-    for name, proxy in model.named_modules():
-        if not isinstance(proxy, QuantProxyFromInjector) or not proxy.is_quant_enabled:
-            continue
-        layer, _, role = name.rpartition(".")
-        what = f"{layer}: Brevitas cannot write its {role} in this format"
-        if proxy.is_groupwise:
-            return f"{what}: it has a scale for every few values (per group)"
-        handler = manager.handler_from_module(proxy, no_inheritance=True)
-        if handler is None:
-            return f"{what}: no {type(proxy).__name__}"
-        try:
-            handler().prepare_for_export(proxy)
-        except Exception as error:
-            return f"{what}: {str(error) or type(error).__name__}"
+    for name, proxy in private.quantizers(model):
+        reason = private.unwritable(manager, proxy)
+        if reason is not None:
+            layer, _, role = name.rpartition(".")
+            return f"{layer}: Brevitas cannot write its {role} in this format: {reason}"
     return None

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from brevitas.core.quant import IntQuant, RescalingIntQuant
-from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
+from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.straight import straight_through
 
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -28,17 +27,7 @@ def fused_activations(model: nn.Module) -> Iterator[tuple[nn.Module, Quantize]]:
     Yields:
         The Brevitas module and the function to answer its `forward` with.
     """
-    for proxy in model.modules():
-        if not isinstance(proxy, ActQuantProxyFromInjectorBase):
-            continue
-        if not proxy.is_quant_enabled or proxy.fused_activation_quant_proxy is None:
-            continue
-        quantizer = proxy.fused_activation_quant_proxy.tensor_quant
-        # Exactly these types: a subclass may round or clamp in its own way.
-        if type(quantizer) is not RescalingIntQuant:
-            continue
-        if type(quantizer.int_quant) is not IntQuant:
-            continue
+    for quantizer in private.integer_activations(model):
         quantize = _fused(quantizer)
         if quantize is not None:
             yield quantizer, quantize
@@ -58,8 +47,7 @@ def _fused(quantizer: Any) -> Quantize | None:
         return None  # a dynamic scale
     if not torch.equal(zero_point, other_zero_point):
         return None
-    low = float(quantizer.int_quant.min_int(bit_width))
-    high = float(quantizer.int_quant.max_int(bit_width))
+    low, high = private.integer_range(quantizer, bit_width)
     step, offset = float(scale), float(zero_point)
     bounds = [step * (edge - offset) for edge in (low - 0.5, high + 0.5)]
 

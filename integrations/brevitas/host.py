@@ -1,4 +1,4 @@
-"""A Brevitas model as the algorithm sees it."""
+"""The host of a Brevitas model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -6,12 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from brevitas.graph.calibrate import quantization_status_manager
 from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
+from cora_plugin.host import Observer
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
     corrected,
@@ -24,27 +24,34 @@ from cora_plugin.integrations.brevitas.layers import (
     read_layers,
     unpack,
 )
-from cora_plugin.integrations.host import refuse_carriers, run_model
+from cora_plugin.integrations.brevitas.private import (
+    INNER_FORWARD,
+    quantization_status_manager,
+)
+from cora_plugin.integrations.host import refuse_carriers, refuse_other_bits
 from cora_plugin.integrations.provenance import fingerprints, with_fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
-from cora_plugin.layer import Correction, Observer, QuantizedLayer
+from cora_plugin.layer import Correction, QuantizedLayer
+from cora_plugin.outputs import Batch, Outputs, run
 
 
 class BrevitasHost:
-    """Fulfils `cora_plugin.layer.Host` for a model quantized with Brevitas.
+    """Implements `cora_plugin.host.Host` for a model quantized with Brevitas.
 
     Args:
         model: The quantized, calibrated model.
-        reference: Where its float weights are, when it does not hold them any more.
+        reference: Its float weights, where the model has lost them.
 
     Raises:
-        CoRaError: The model already carries adapters.
+        ModelError: The model already carries adapters.
     """
 
     def __init__(self, model: nn.Module, reference: Reference | None = None) -> None:
         refuse_carriers(corrected(model))
         self.model = model
         self._reference = reference
+        self._standing = Correction()
+        self._requantized: dict[str, Any] = {}
 
     @cached_property
     def _read(
@@ -64,7 +71,7 @@ class BrevitasHost:
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Quantized layers that cannot, and why."""
+        """Layers that cannot carry an adapter, with the reason."""
         return self._read[1]
 
     @contextmanager
@@ -75,38 +82,34 @@ class BrevitasHost:
             stack.enter_context(without_gradients(self.model))
             for name, weight in self._read[2].items():
                 layer = self._module(name)
-                quantize = _once(layer, weight)
+                quantize = _once(layer, weight, self._requantized, name)
                 stack.enter_context(replaced(layer, "quant_weight", quantize))
             for quantizer, kernel in fused_activations(self.model):
                 stack.enter_context(replaced(quantizer, "forward", kernel))
             yield
 
-    def run(self, images: Tensor) -> Tensor:
-        """The model's output, a plain tensor on the model's device."""
-        return run_model(self.model, images, unpack)
+    def run(self, batch: Batch) -> Outputs:
+        """The model's outputs, plain tensors on the model's device."""
+        return run(self.model, batch, unpack)
 
     @contextmanager
-    def float_model(self) -> Iterator[None]:
-        """Float weights, float activations."""
-        floats = {layer.name: layer.weight for layer in self.layers}
-        with self._plain_weights(floats, disable_act_quant=True):
-            yield
-
-    @contextmanager
-    def weights(
+    def acting(
         self,
-        values: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
         shifts: Mapping[str, Tensor] | None = None,
+        quantized: bool = True,
     ) -> Iterator[None]:
-        """Quantized activations; these weights, elsewhere the quantized ones."""
-        quantized = {name: unpack(each) for name, each in self._read[2].items()}
+        """Other weights and shifts; the rest quantized or float."""
+        others = {layer.name: layer.weight for layer in self.layers}
+        if quantized:
+            others = {name: unpack(each) for name, each in self._read[2].items()}
         with ExitStack() as stack:
             for name, shift in (shifts or {}).items():
                 module = self._module(name)
                 inner = _shifted(module, shift)
-                stack.enter_context(replaced(module, "inner_forward_impl", inner))
-            manager = self._plain_weights({**quantized, **values}, False)
-            stack.enter_context(manager)
+                stack.enter_context(replaced(module, INNER_FORWARD, inner))
+            values = {**others, **(weights or {})}
+            stack.enter_context(self._plain_weights(values, not quantized))
             yield
 
     @contextmanager
@@ -135,60 +138,75 @@ class BrevitasHost:
             for layer in self.layers:
                 module = self._module(layer.name)
                 inner = _reporting(module, layer.name, observer)
-                stack.enter_context(replaced(module, "inner_forward_impl", inner))
+                stack.enter_context(replaced(module, INNER_FORWARD, inner))
             yield
 
-    @property
-    def biases_changed(self) -> bool:
-        """Never that it could tell: Brevitas corrects biases in place."""
-        return False
-
-    def requantize(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def quantize(
+        self, weights: Mapping[str, Tensor], bits: Mapping[str, int] | None = None
+    ) -> Mapping[str, Tensor]:
         """What the layers' own quantizers make of other float weights.
 
         Raises:
-            CoRaError: The main weights are not plain roundings of the float ones.
+            ModelError: The main weights are not plain roundings of the float ones, or
+                other bit widths are asked for.
         """
-        requantized = {}
-        for name, value in values.items():
+        refuse_other_bits(bits)
+        quantized = {}
+        for name, value in weights.items():
             layer = self._module(name)
             held = layer.weight.detach()
             given = self._read[0][name].weight
             if not torch.equal(held.to(given), given):
-                raise CoRaError(
+                raise ModelError(
                     f"{name}: its weight was set by GPTQ or the like, which quantizing "
                     "it anew would undo; use alternations=0 with this recipe"
                 )
             try:
                 layer.weight.data = value.to(held)
                 with torch.no_grad():
-                    quantized = type(layer).quant_weight(layer)
-                requantized[name] = unpack(quantized).detach()
+                    made = type(layer).quant_weight(layer)
+                quantized[name] = unpack(made).detach()
             finally:
                 layer.weight.data = held
-        return requantized
+        return quantized
 
-    def insert(self, correction: Correction) -> None:
-        """Put a correction into the model; all of it or, on an error, nothing."""
+    def correct(self, correction: Correction) -> None:
+        """Replace the model's correction; if that fails, the one before stays."""
         noted = with_fingerprints(correction, self._fingerprints)
-        insert_correction(self.model, noted)
-
-    def remove(self) -> None:
-        """Take it out again: the model is as it was."""
         remove_correction(self.model)
+        try:
+            insert_correction(self.model, noted)
+        except BaseException:
+            insert_correction(self.model, self._standing)
+            raise
+        self._standing = noted
+        self._requantized.clear()
+        for name in correction.weights:
+            layer = self._module(name)
+            with torch.no_grad(), evaluation(layer):
+                self._requantized[name] = type(layer).quant_weight(layer)
 
     def _module(self, name: str) -> Any:
         return self.model.get_submodule(name)
 
 
-def _once(layer: Any, weight: QuantTensor) -> Any:
-    """Answer with a ready quantized weight: MSE scales take seconds a forward pass."""
+def _once(
+    layer: Any, weight: QuantTensor, others: Mapping[str, QuantTensor], name: str
+) -> Any:
+    """Answer with a ready quantized weight: MSE scales take seconds a forward pass.
+
+    Args:
+        layer: The layer.
+        weight: Its quantized weight.
+        others: Quantized weights that stand in place of layers' own, by name.
+        name: The layer's name.
+    """
     quantize = layer.quant_weight
 
     def quant_weight(*args: Any, **kwargs: Any) -> Any:
         if layer.weight_quant.disable_quant:
             return quantize(*args, **kwargs)
-        return weight
+        return others.get(name, weight)
 
     return quant_weight
 
@@ -198,7 +216,7 @@ def _given(weight: Tensor) -> Any:
 
 
 def _shifted(layer: Any, shift: Tensor) -> Any:
-    inner = layer.inner_forward_impl
+    inner = getattr(layer, INNER_FORWARD)
 
     def inner_forward_impl(*args: Any) -> Any:
         y = unpack(inner(*args))
@@ -208,7 +226,7 @@ def _shifted(layer: Any, shift: Tensor) -> Any:
 
 
 def _reporting(layer: Any, name: str, observer: Observer) -> Any:
-    inner = layer.inner_forward_impl
+    inner = getattr(layer, INNER_FORWARD)
 
     def inner_forward_impl(x: Any, quant_weight: Any, quant_bias: Any) -> Any:
         y = inner(x, quant_weight, quant_bias)

@@ -1,7 +1,7 @@
 """Brevitas' ImageNet PTQ script, `brevitas_ptq_imagenet_val`, with adapters in it.
 
-The script has no place for a plugin. Its one function runs as it stands, but as a copy
-whose helpers are ours where adapters have to come in; nothing of Brevitas is changed.
+The script has no hook for a plugin. So a copy of its main function runs, with helpers
+of ours where adapters have to come in; Brevitas itself is not changed.
 """
 
 import random
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import brevitas.config
@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, CoRaError, DataError, FileError
 from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
@@ -58,14 +59,14 @@ def stock_script() -> Iterator[ModuleType]:
             warnings.simplefilter("ignore")
             brevitas.config.IGNORE_MISSING_KEYS = True
             try:
-                from brevitas_examples.imagenet_classification.ptq import ptq_evaluate
+                script = private.ptq_script()
             except ModuleNotFoundError as error:
                 raise ModuleNotFoundError(
                     f"Brevitas' ImageNet script needs the package {error.name}; "
                     'pip install "cora-plugin[brevitas,cli]"',
                     name=error.name,
                 ) from error
-            yield ptq_evaluate
+            yield script
     finally:
         brevitas.config.IGNORE_MISSING_KEYS = missing_keys
         random.setstate(states[0])
@@ -81,7 +82,7 @@ def ptq_imagenet(
     Args:
         options: The script's options, as its own parser names them.
         config: What adapters to add; None adds none, and the run is Brevitas' own.
-        report_path: The JSON file that tells what was done.
+        report_path: The JSON file of the report.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -92,17 +93,13 @@ def ptq_imagenet(
         Path(options.export_dir).mkdir(parents=True, exist_ok=True)
         report_path.parent.mkdir(parents=True, exist_ok=True)
         step = _Step(script, config)
-        function = _with(
-            script.quantize_ptq_imagenet,
-            generate_dataloader=step.generate_dataloader,
-            get_torchvision_model=step.get_torchvision_model,
-            quantize_model=step.quantize_model,
-            apply_learned_round=step.apply_learned_round,
-            apply_bias_correction=step.apply_bias_correction,
-            quant_inference_mode=step.quant_inference_mode,
-            export_onnx_qcdq=step.export_onnx_qcdq,
-            export_torch_qcdq=step.export_torch_qcdq,
-        )
+        absent = private.missing_helpers(script.quantize_ptq_imagenet)
+        if absent:
+            raise CoRaError(
+                "brevitas-ptq: this Brevitas' quantize_ptq_imagenet calls no "
+                f"{', '.join(sorted(absent))}; brevitas 0.13 is supported"
+            )
+        function = private.with_helpers(script.quantize_ptq_imagenet, step)
         metrics, model = function(options)
         if step.report is not None:
             step.report.to_json(report_path)
@@ -135,7 +132,7 @@ class _Step:
             model: nn.Module = self._script.get_torchvision_model(name)
         except OSError as error:
             folder = Path(torch.hub.get_dir(), "checkpoints")
-            raise CoRaError(
+            raise FileError(
                 f"--model-name: the weights of {name} cannot be downloaded ({error}); "
                 f"put torchvision's file of them into {folder}"
             ) from error
@@ -146,10 +143,12 @@ class _Step:
         try:
             model: nn.Module = self._script.quantize_model(*args, **kwargs)
         except KeyError as error:  # of its tables of quantizers
-            raise CoRaError(
-                f"brevitas-ptq: Brevitas has no quantizer with {error} for these "
-                "flags; change --quant-format, or the --…-scale-…, --…-type or "
-                "--…-granularity of weights or activations"
+            raise ConfigError(
+                (),
+                f"Brevitas has no quantizer with {error} for these flags; change "
+                "--quant-format, or the --…-scale-…, --…-type or --…-granularity of "
+                "weights or activations",
+                "brevitas-ptq",
             ) from error
         self._weights = snapshot(model)
         return model
@@ -162,9 +161,11 @@ class _Step:
         own = {path.rpartition(".")[2] for path, _ in model.named_modules()} - {""}
         blockwise = args.learned_round_mode == "blockwise"
         if blockwise and not any(re.search(name, each) for each in own):
-            raise CoRaError(
-                f"--learned-round-block-name: {name!r} is found in no module's own "
-                f"name; there are {', '.join(sorted(own))}"
+            raise ConfigError(
+                (),
+                f"{name!r} is found in no module's own name; there are "
+                f"{', '.join(sorted(own))}",
+                "--learned-round-block-name",
             )
         self._script.apply_learned_round(model, calibration_loader, args, name)
 
@@ -207,25 +208,12 @@ class _Step:
         return str(given.with_name(name))
 
 
-def _with(function: Any, **helpers: Callable[..., Any]) -> Any:
-    """A copy of a function that finds these under the names of its globals."""
-    absent = helpers.keys() - set(function.__code__.co_names)
-    if absent:
-        raise CoRaError(
-            f"brevitas-ptq: this Brevitas' {function.__name__} calls no "
-            f"{', '.join(sorted(absent))}; brevitas 0.13 is supported"
-        )
-    names = {**function.__globals__, **helpers}
-    return FunctionType(
-        function.__code__, names, function.__name__, function.__defaults__
-    )
-
-
 def _check(script: ModuleType, options: Namespace) -> None:
     """Refuse at once what the script would fail with later, or in a loader's process.
 
     Raises:
-        CoRaError: A folder, a count or a combination of flags is wrong.
+        DataError: A folder of images is wrong.
+        ConfigError: A count or a combination of flags is.
     """
     _check_folder("--calibration-dir", options.calibration_dir, 1)
     _check_folder("--validation-dir", options.validation_dir, 1)
@@ -235,30 +223,31 @@ def _check(script: ModuleType, options: Namespace) -> None:
     for flag in ("workers", "calibration_samples"):
         if getattr(options, flag) < 1:
             name = "--" + flag.replace("_", "-")
-            raise CoRaError(f"{name}: {getattr(options, flag)}; pass 1 or more")
+            problem = f"{getattr(options, flag)}; pass 1 or more"
+            raise ConfigError((), problem, name)
     try:
         script.validate_args(options)
     except AssertionError as error:
-        raise CoRaError(f"brevitas-ptq: {error}") from error
+        raise ConfigError((), str(error), "brevitas-ptq") from error
 
 
 def _check_folder(flag: str, folder: str | None, images: int) -> None:
     if folder is None:
-        raise CoRaError(f"{flag}: pass a folder with a sub-folder of images a class")
+        raise DataError(f"{flag}: pass a folder with a sub-folder of images a class")
     if not Path(folder).is_dir():
-        raise CoRaError(f"{flag}: {folder} is not a folder")
+        raise DataError(f"{flag}: {folder} is not a folder")
     # Of the class that the script reads images with.
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     files = (
         file
-        for kind in Path(folder).iterdir()
-        if kind.is_dir()
-        for file in kind.rglob("*")
+        for entry in Path(folder).iterdir()
+        if entry.is_dir()
+        for file in entry.rglob("*")
         if file.suffix.lower() in IMG_EXTENSIONS
     )
     found = sum(1 for _ in islice(files, images))
     if found < images:
         what = "no sub-folders with images" if not found else f"{found} images"
         way_out = "" if not found else "; pass --calibration-samples of at most that"
-        raise CoRaError(f"{flag}: {folder} has {what}{way_out}")
+        raise DataError(f"{flag}: {folder} has {what}{way_out}")

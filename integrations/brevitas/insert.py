@@ -4,16 +4,17 @@ The subclass sees the quantized input on every backend, and Brevitas' own machin
 (bias correction, inference mode, exporters, deepcopy) goes on to work with it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import brevitas.nn as qnn
-import torch
 from brevitas.quant import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 from torch import Tensor, nn
 
-from cora_plugin.adapters import Adapter, Kind
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters import Adapter
+from cora_plugin.adapters.adapter import by_term, flat_name
+from cora_plugin.adapters.form import Role
 from cora_plugin.adapters.quantized import QuantizedTensor
 from cora_plugin.integrations.brevitas.layers import (
     SUPPORTED,
@@ -21,11 +22,8 @@ from cora_plugin.integrations.brevitas.layers import (
     quantized_weight,
     unpack,
 )
-from cora_plugin.integrations.brevitas.order import (
-    refuse_gpxq,
-    unwatch_rounding,
-    watch_rounding,
-)
+from cora_plugin.integrations.brevitas.order import unwatch_rounding, watch_rounding
+from cora_plugin.integrations.brevitas.private import is_same_padded
 from cora_plugin.integrations.host import check_fit, refuse_carriers
 from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.integrations.scopes import evaluation
@@ -33,38 +31,36 @@ from cora_plugin.layer import Correction
 
 
 class QuantBranch(nn.Module):
-    """An adapter as Brevitas layers, whose weights export as integers."""
+    """An adapter as Brevitas layers, whose weights export as integers.
 
-    a: Any
-    b: Any
+    They have the names of the adapter's tensors.
+    """
 
     def __init__(self, layer: Any, adapter: Adapter) -> None:
         super().__init__()
         self.adapter = adapter
         self.config: Mapping[str, Any] | None = None
-        self.kind = adapter.kind
-        self.weight_shape = adapter.weight_shape
         self.operation = operation_of(layer)
-        if adapter.kind is Kind.SHARED_BASIS:
-            # Layers for the sake of their weights, which exporters store as integers.
-            self.a = _quant_linear(adapter.a)
-            self.b = _quant_linear(_second(adapter))
-        else:
-            self.a = _like(layer, adapter.a)
-            if adapter.kind is Kind.LOW_RANK:
-                self.b = _pointwise(layer, _second(adapter))
+        for index, term in enumerate(adapter.terms):
+            for name, role in term.form.roles.items():
+                made = _MADE[role](layer, term.tensors[name])
+                self.add_module(flat_name(name, index), made)
         weight = layer.weight
         self.to(device=weight.device, dtype=weight.dtype)
         self.requires_grad_(False)
         self.train(layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The share of the layer's output that the adapter gives back."""
-        if self.kind is Kind.SHARED_BASIS:
-            a, b = unpack(self.a.quant_weight()), unpack(self.b.quant_weight())
-            return self.operation(x, torch.mm(b, a).reshape(self.weight_shape))
-        y: Tensor = self.a(x)
-        return self.b(y) if self.kind is Kind.LOW_RANK else y
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The share of the layer's output that each term gives back."""
+        shares = []
+        layers: dict[str, Any] = dict(self.named_children())
+        for form, parts in by_term(self.adapter.forms, layers):
+            if form.runs_merged:
+                weights = {n: unpack(part.quant_weight()) for n, part in parts.items()}
+                shares.append(form.run(self.operation, x, weights))
+            else:
+                shares.append(reduce(lambda y, part: part(y), parts.values(), x))
+        return tuple(shares)
 
 
 class _Adapted:
@@ -91,15 +87,11 @@ class _Adapted:
             return inner(x, weight, quant_bias)
         y = unpack(inner(x, quant_weight, quant_bias))
         if self.cora is not None:
-            y = y + self.cora(unpack(x))
+            # One by one: exports fold what is added to a layer's own output.
+            for share in self.cora(unpack(x)):
+                y = y + share
         # Last, where exports for int8 kernels find it once the adapter is folded.
         return y if self.cora_shift is None else y + self.cora_shift
-
-    def register_forward_pre_hook(
-        self, hook: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        refuse_gpxq(hook)
-        return super().register_forward_pre_hook(hook, *args, **kwargs)  # type: ignore[misc]
 
 
 class CoRaQuantLinear(_Adapted, qnn.QuantLinear):
@@ -127,8 +119,8 @@ class CoRaQuantConv3d(_Adapted, qnn.QuantConv3d):
 
 
 _ADAPTED = {
-    kind.cora_base: kind
-    for kind in (CoRaQuantLinear, CoRaQuantConv1d, CoRaQuantConv2d, CoRaQuantConv3d)
+    each.cora_base: each
+    for each in (CoRaQuantLinear, CoRaQuantConv1d, CoRaQuantConv2d, CoRaQuantConv3d)
 }
 
 
@@ -169,12 +161,12 @@ def corrected(model: nn.Module) -> dict[str, Any]:
 
 
 def insert_correction(model: nn.Module, correction: Correction) -> None:
-    """Put a correction into a model; all of it or, after an error, nothing.
+    """Put a correction into a model; if anything fails, the model is left unchanged.
 
     Raises:
-        CoRaError: A layer is missing, does not fit, or already carries one.
+        ModelError: A layer is missing, does not fit, or already carries one.
     """
-    names = [*{**correction.adapters, **correction.shifts}]
+    names = [*{**correction.adapters, **correction.shifts, **correction.weights}]
     carriers = corrected(model)
     refuse_carriers(name for name in names if name in carriers)
     modules = dict(model.named_modules())
@@ -182,10 +174,10 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
     for name in names:
         layer: Any = modules.get(name)
         weight = layer.weight if type(layer) in _ADAPTED else None
-        adapter = correction.adapters.get(name)
-        check_fit(name, adapter, weight, getattr(layer, "groups", 1))
+        adapter, given = correction.adapters.get(name), correction.shifts.get(name)
+        check_fit(name, weight, getattr(layer, "groups", 1), adapter, given)
         branch = None if adapter is None else QuantBranch(layer, adapter)
-        shift = _shift(name, layer, correction.shifts.get(name))
+        shift = None if given is None else _shift(layer, given)
         parts.append((name, layer, branch, shift, correction.weights.get(name)))
     for name, layer, branch, shift, weight in parts:
         layer.__class__ = _ADAPTED[type(layer)]
@@ -202,16 +194,8 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
             layer.return_quant_tensor = False
 
 
-def _shift(name: str, layer: Any, shift: Tensor | None) -> Tensor | None:
+def _shift(layer: Any, shift: Tensor) -> Tensor:
     """A shift [m] in the shape that adds to a layer's output."""
-    if shift is None:
-        return None
-    rows = layer.weight.shape[0]
-    if shift.shape != (rows,):
-        raise CoRaError(
-            f"{name}: the bias correction has shape {list(shift.shape)}, the layer "
-            f"{rows} outputs"
-        )
     return shift.to(layer.weight).view(-1, *[1] * SUPPORTED[type(layer)])
 
 
@@ -256,36 +240,35 @@ def check_provenance(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
 
 
 def note_config(model: nn.Module, config: Mapping[str, Any] | None) -> None:
-    """Remember with the adapters by which settings they were made."""
+    """Store with the adapters the settings that they were made with."""
     for layer in corrected(model).values():
         if layer.cora is not None:
             layer.cora.config = config
 
 
 def read_config(model: nn.Module) -> Mapping[str, Any] | None:
-    """The settings by which a model's adapters were made, where they are known."""
+    """The settings that a model's adapters were made with, where they are known."""
     branches = (layer.cora for layer in corrected(model).values())
     return next((branch.config for branch in branches if branch is not None), None)
-
-
-def _second(adapter: Adapter) -> QuantizedTensor:
-    if adapter.b is None:
-        raise CoRaError(f"a {adapter.kind} adapter must have a second factor")
-    return adapter.b
 
 
 def _arguments(stored: QuantizedTensor) -> dict[str, Any]:
     quantizer = None
     if stored.scale is not None:
         one = stored.scale.numel() == 1
-        kind = Int8WeightPerTensorFloat if one else Int8WeightPerChannelFloat
-        quantizer = kind.let(bit_width=stored.bits)
+        base = Int8WeightPerTensorFloat if one else Int8WeightPerChannelFloat
+        quantizer = base.let(bit_width=stored.bits)
     return {"bias": False, "weight_quant": quantizer, "return_quant_tensor": False}
 
 
 def _with_weight(layer: nn.Module, stored: QuantizedTensor) -> nn.Module:
     layer.get_parameter("weight").data.copy_(stored.dequantize())
     return layer
+
+
+def _matrix(_: Any, stored: QuantizedTensor) -> nn.Module:
+    """A layer that only holds a weight, so that exporters store it as integers."""
+    return _quant_linear(stored)
 
 
 def _quant_linear(stored: QuantizedTensor) -> nn.Module:
@@ -295,15 +278,15 @@ def _quant_linear(stored: QuantizedTensor) -> nn.Module:
 
 def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
     """A layer that slides as `layer` does, with other filters."""
-    kind = type(layer)
-    if not SUPPORTED[kind]:
+    layer_type = type(layer)
+    if not SUPPORTED[layer_type]:
         return _quant_linear(stored)
-    made = _FACTOR[kind](
+    made = _FACTOR[layer_type](
         layer.in_channels,
         stored.values.shape[0],
         layer.kernel_size,
         stride=layer.stride,
-        padding="same" if layer.is_same_padded_strided else layer.padding,
+        padding="same" if is_same_padded(layer) else layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
         padding_mode=layer.padding_mode,
@@ -313,11 +296,14 @@ def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
 
 
 def _pointwise(layer: Any, stored: QuantizedTensor) -> nn.Module:
-    kind = type(layer)
-    if not SUPPORTED[kind]:
+    layer_type = type(layer)
+    if not SUPPORTED[layer_type]:
         return _quant_linear(stored)
     rows, rank = stored.values.shape[:2]
-    made = _FACTOR[kind](
+    made = _FACTOR[layer_type](
         rank * layer.groups, rows, 1, groups=layer.groups, **_arguments(stored)
     )
     return _with_weight(made, stored)
+
+
+_MADE = {Role.FILTERS: _like, Role.POINTWISE: _pointwise, Role.MATRIX: _matrix}

@@ -6,15 +6,19 @@ from typing import Any
 
 import brevitas.nn as qnn
 import torch
-from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.quant_tensor import FloatQuantTensor, QuantTensor
 from torch import Tensor, nn
 
 from cora_plugin.adapters import Operation
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.operation import Padding
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.brevitas.order import bias_corrected
+from cora_plugin.integrations.brevitas.private import (
+    QuantWeightBiasInputOutputLayer,
+    is_same_padded,
+    kept_weight,
+)
 from cora_plugin.integrations.host import given_weight
 from cora_plugin.layer import QuantizedLayer
 
@@ -62,7 +66,7 @@ def operation_of(layer: Any) -> Operation:
         return Operation()
     padding = layer.padding
     sides: Padding
-    if layer.is_same_padded_strided or padding == "same":
+    if is_same_padded(layer) or padding == "same":
         sides = "same"
     elif padding == "valid":
         sides = ((0, 0),) * dimensions
@@ -80,8 +84,12 @@ def operation_of(layer: Any) -> Operation:
 
 def _base(layer: nn.Module) -> type[nn.Module]:
     """The Brevitas type of a layer, looking through an adapter's subclass."""
-    kind = type(layer)
-    return kind if kind in SUPPORTED else getattr(kind, "cora_base", kind)
+    layer_type = type(layer)
+    return (
+        layer_type
+        if layer_type in SUPPORTED
+        else getattr(layer_type, "cora_base", layer_type)
+    )
 
 
 def obstacle(layer: Any) -> str | None:
@@ -104,7 +112,7 @@ def read_layers(
         quantized weight of all of them as Brevitas gives it.
 
     Raises:
-        CoRaError: A layer's float weight cannot be had.
+        ModelError: A layer's float weight cannot be had.
     """
     given = _reference_weights(reference)
     layers: dict[str, QuantizedLayer] = {}
@@ -195,14 +203,14 @@ def _float_weight(
         if bias is not None and not torch.equal(bias.to(_bias(layer)), _bias(layer)):
             raise bias_corrected(name)
         return weight
-    kept = getattr(layer, "weight_orig", None)
+    kept = kept_weight(layer)
     held: Tensor = layer.weight if kept is None else kept
     weight = held.detach().to(dequantized)
     # Not equality: GPTQ divides by the scale and multiplies again, which rounds. Even
     # at 16 bits a residual is ten times this size.
     residual, size = (weight - dequantized).norm(), weight.norm()
     if 0 < size < math.inf and residual <= 1e-6 * size:
-        raise CoRaError(
+        raise ModelError(
             f"{name}: its float weight is gone, the layer holds its quantized weight; "
             "pass reference=snapshot(model) taken right after quantize_model, or run "
             "GPTQ and the like with create_weight_orig=True"

@@ -10,8 +10,10 @@ from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
 from brevitas.inject import value
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, DataError
+from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.integrations.brevitas.options import BrevitasOptions
 from cora_plugin.layer import by_layer
 
 ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
@@ -23,13 +25,13 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 def quantize_ptq(
     model: nn.Module,
     calib_loader: Iterable[Any],
-    weight_bits: int = 4,
-    act_bits: int = 8,
-    depthwise_bits: int | None = None,
-    first_last_bits: int = 8,
-    equalize_iters: int = 0,
-    layer_bits: Mapping[str, int] | None = None,
-    act_range: str = "percentile",
+    weight_bits: int = BrevitasOptions.weight_bits,
+    act_bits: int = BrevitasOptions.act_bits,
+    depthwise_bits: int | None = BrevitasOptions.depthwise_bits,
+    first_last_bits: int = BrevitasOptions.first_last_bits,
+    equalize_iters: int = BrevitasOptions.equalize_iters,
+    layer_bits: Mapping[str, int] | None = BrevitasOptions.layer_bits,
+    act_range: str = BrevitasOptions.act_range,
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet with Brevitas' layerwise backend.
 
@@ -53,16 +55,15 @@ def quantize_ptq(
             least squared error: better at few bits, and minutes longer.
 
     Raises:
-        CoRaError: The loader is empty, `act_range` is unknown, or a key of `layer_bits`
-            fits no layer.
+        DataError: The loader is empty.
+        ConfigError: `act_range` is unknown, or a key of `layer_bits` fits no layer.
     """
     if act_range not in ACTIVATION_RANGES:
         known = ", ".join(ACTIVATION_RANGES)
-        raise CoRaError(f"act_range: {act_range!r} is unknown; use one of {known}")
-    from brevitas_examples.imagenet_classification.ptq.ptq_common import (
-        calibrate,
-        create_quant_maps,
-    )
+        raise ConfigError(
+            ("act_range",), f"{act_range!r} is unknown; use one of {known}"
+        )
+    from brevitas_examples.imagenet_classification.ptq.ptq_common import calibrate
 
     def ends(module: Any) -> bool:
         if isinstance(module, nn.Conv2d):
@@ -94,7 +95,7 @@ def quantize_ptq(
 
     def layer_map(weight_bits: Any) -> Any:
         """What becomes of each kind of layer."""
-        maps = create_quant_maps(
+        return private.layer_map(
             dtype=torch.float32,
             device="cpu",
             # Brevitas' exporters refuse the 32-bit bias of a channel that batch norm
@@ -116,7 +117,6 @@ def quantize_ptq(
             act_scale_computation_type="static",
             act_bit_width=act_bit_width,
         )
-        return maps[1]
 
     # One pass for each bit width that is chosen, over the layers that have it.
     quantized: nn.Module = prepared
@@ -127,7 +127,7 @@ def quantize_ptq(
     quantized.eval()
     first = next(iter(calib_loader), None)
     if first is None:
-        raise CoRaError(
+        raise DataError(
             "calibration data: the loader is empty; pass a few dozen images"
         )
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """CoRa for NNCF's PyTorch backend, inside `nncf.quantize` or after it.
 
->>> from cora_plugin.integrations.nncf import CoRaQuantizationParameters, register
->>> register()
+>>> from cora_plugin.integrations.nncf import CoRaQuantizationParameters
 >>> quantized = nncf.quantize(
 ...     model,
 ...     dataset,
@@ -26,7 +25,6 @@ from cora_plugin.integrations.nncf.export import (
 )
 from cora_plugin.integrations.nncf.host import NNCFHost
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
-from cora_plugin.integrations.nncf.ptq import PTQ
 from cora_plugin.integrations.nncf.recipe import quantize_ptq
 from cora_plugin.integrations.nncf.register import (
     CoRaPipeline,
@@ -36,7 +34,6 @@ from cora_plugin.integrations.nncf.register import (
 )
 
 __all__ = [
-    "PTQ",
     "CoRaAlgorithm",
     "CoRaPipeline",
     "CoRaQuantizationParameters",

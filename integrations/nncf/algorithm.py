@@ -1,4 +1,4 @@
-"""CoRa in NNCF's own idioms: an algorithm of its pipeline, a direct call, a file."""
+"""CoRa in NNCF's own idioms: a pipeline step, a direct call; adapter files."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from nncf.common.tensor_statistics.statistic_point import StatisticPointsContain
 from torch import nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, DataError
 from cora_plugin.algorithm import CoRa
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.host import refuse_without_adapters
@@ -22,8 +22,7 @@ from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.host import NNCFHost
 from cora_plugin.integrations.nncf.insert import (
-    insert_adapters,
-    insert_shifts,
+    insert_hooks,
     read_adapters,
     remove_hooks,
     shifts,
@@ -47,8 +46,8 @@ def apply_cora(
     """Give a model that NNCF quantized residual adapters, in place.
 
     Args:
-        model: What `nncf.quantize` returned, changed in place; after an error it is as
-            it was.
+        model: What `nncf.quantize` returned, changed in place; if anything fails, it is
+            left unchanged.
         dataset: An `nncf.Dataset`, or batches of images [N, …], alone or first in a
             tuple such as `(images, targets)`; walked once.
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
@@ -63,7 +62,9 @@ def apply_cora(
         CoRaError: Something that the caller can change is wrong.
     """
     if subset_size is not None and subset_size < 1:
-        raise CoRaError(f"subset_size: {subset_size} uses no data; pass 1 or more")
+        raise ConfigError(
+            ("subset_size",), f"{subset_size} uses no data; pass 1 or more"
+        )
     config = CoRaConfig.of(config)
     if not bias_correction:
         config = replace(config, bias_correction="off")
@@ -72,7 +73,7 @@ def apply_cora(
     batches = islice(_batches(dataset), subset_size)
     first = next(batches, None)
     if first is None:
-        raise CoRaError(
+        raise DataError(
             "calibration data: the dataset is empty; pass a few dozen images"
         )
     images = first[0] if isinstance(first, list | tuple) else first
@@ -119,7 +120,7 @@ class CoRaAlgorithm(TorchStep):
         statistic_points: StatisticPointsContainer | None = None,
         dataset: nncf.Dataset | None = None,
     ) -> Any:
-        """Change NNCF's wrapped model in place; `report` then tells what was done.
+        """Change NNCF's wrapped model in place; `report` then has the report.
 
         The torch model keeps the report as its attribute `cora_report`.
 
@@ -128,7 +129,7 @@ class CoRaAlgorithm(TorchStep):
         """
         dataset = dataset or self.dataset
         if dataset is None:
-            raise CoRaError(
+            raise DataError(
                 "CoRaAlgorithm: it needs the calibration dataset; call apply(…, "
                 "dataset=…), or run it in a CoRaPipeline"
             )
@@ -146,7 +147,7 @@ class CoRaAlgorithm(TorchStep):
 
 
 def remove_cora(model: nn.Module) -> nn.Module:
-    """Take every adapter out of a model, in place; what is left is the toolkit's."""
+    """Take every adapter out of a model, in place."""
     check_model(model)
     remove_hooks(model)
     return model
@@ -156,7 +157,7 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
     """Write a model's adapters, and what corrects its biases, to a safetensors file.
 
     Raises:
-        CoRaError: The model carries none.
+        ModelError: The model carries none.
         OSError: The file cannot be written; no partial file is left.
     """
     check_model(model)
@@ -173,32 +174,25 @@ def load_cora(
 ) -> nn.Module:
     """Put saved adapters into a freshly quantized model of the same recipe, in place.
 
+    If anything fails, the model is left unchanged.
+
     Args:
         path: The file.
         model: The quantized model.
         example_input: An input, for NNCF traces the model to find its layers.
 
     Raises:
-        CoRaError: The file is not one of adapters, or does not fit the model, which
-            then is as it was.
+        FileError: The file holds no adapters, or was made for other weights.
+        ModelError: The model lacks a layer, or has it in another shape.
     """
     adapters, corrections, notes = load_adapters(path)
     host = NNCFHost(model, example_input)
     reading = host.reading
-    for name, values in corrections.items():
-        layer = reading.layers.get(name)
-        if layer is None or len(values) != len(layer.weight):
-            raise CoRaError(
-                f"{name}: the file corrects {len(values)} biases of a layer that the "
-                "model does not have; quantize it by the recipe the adapters were made "
-                "for"
-            )
     weights = {
         name: (layer.dequantized, layer.weight_bits, layer.operation)
         for name, layer in reading.layers.items()
     }
     check_made_for(adapters, weights)
-    insert_adapters(model, reading.layers, reading.nodes, adapters)
-    insert_shifts(model, reading.layers, reading.nodes, corrections)
+    insert_hooks(model, reading.layers, reading.nodes, adapters, corrections)
     vars(model)["cora_config"] = notes.get("config")
     return model

@@ -1,16 +1,15 @@
 """Bit widths that NNCF refuses."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import nncf.common.hardware.config as hardware
 import torch
 from nncf.torch.quantization.layers import SymmetricQuantizer
 from torch import Tensor
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.integrations.nncf import private
 
 
 @contextmanager
@@ -27,43 +26,18 @@ def allow_bits(*bits: int) -> Iterator[None]:
     ...     )
 
     Raises:
-        CoRaError: A width is not from 2 to 8.
+        ConfigError: A width is not from 2 to 8.
     """
     for width in bits:
         check_bits("allow_bits", width)
-    before = hardware.get_hw_setup
-
-    def widened(device: Any) -> Any:
-        return tuple(
-            dataclasses.replace(
-                operation,
-                weights=_with(operation.weights, bits),
-                activations=_with(operation.activations, bits),
-            )
-            for operation in before(device)
-        )
-
-    hardware.get_hw_setup = widened
-    try:
+    with private.more_widths(bits):
         yield
-    finally:
-        hardware.get_hw_setup = before
 
 
 def check_bits(name: str, bits: Any) -> None:
     """Refuse a bit width that NNCF's quantizers do not have."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise CoRaError(f"{name}: {bits!r} bits are out of range; use 2 to 8")
-
-
-def _with(spaces: Any, bits: tuple[int, ...]) -> Any:
-    more = [
-        dataclasses.replace(space, bits=width)
-        for space in spaces
-        if space.bits == 8
-        for width in bits
-    ]
-    return tuple(dict.fromkeys([*spaces, *more]))
+        raise ConfigError((name,), f"{bits!r} bits are out of range; use 2 to 8")
 
 
 def set_bits(quantizer: Any, bits: int, weight: Tensor | None = None) -> None:
@@ -81,8 +55,7 @@ def set_bits(quantizer: Any, bits: int, weight: Tensor | None = None) -> None:
             low = _reduced(weight, low, torch.amin)
             high = _reduced(weight, high, torch.amax)
         quantizer.num_bits = bits
-        # The configuration, which a model is rebuilt from, is made of this.
-        quantizer._qspec.num_bits = bits
+        private.set_bits_of_config(quantizer, bits)
         if isinstance(quantizer, SymmetricQuantizer):
             # Its scale is the highest level's value; from -8 to 7 the lowest is larger.
             scale = high

@@ -1,4 +1,4 @@
-"""Calibration data as NNCF hands it on."""
+"""Checks the calibration data that NNCF passes to a model."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import nncf
 from torch import Tensor
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import DataError
 
 
 class ImageDataset(nncf.Dataset):
-    """An NNCF dataset of which each item is the one input of a model: its images.
+    """An NNCF dataset that refuses items other than one tensor of images.
 
-    NNCF calls the model with whatever a dataset yields, so that `(images, targets)`
-    fails far away, inside a layer.
+    NNCF calls the model with whatever a dataset yields, so `(images, targets)` would
+    fail deep inside a layer.
 
     Args:
         dataset: The dataset, whose items are handed on as they are.
@@ -32,7 +32,7 @@ class ImageDataset(nncf.Dataset):
         """The model's inputs.
 
         Raises:
-            CoRaError: An item is not one tensor.
+            DataError: An item is not one tensor.
         """
         for index, item in enumerate(self._dataset.get_inference_data(indices)):
             if isinstance(item, dict):
@@ -40,7 +40,7 @@ class ImageDataset(nncf.Dataset):
             else:
                 parts = item if isinstance(item, tuple) else (item,)
             if len(parts) != 1 or not isinstance(parts[0], Tensor):
-                raise CoRaError(
+                raise DataError(
                     f"calibration data: item {index} of the nncf.Dataset is "
                     f"{_describe(item)}, and NNCF would call the model with that; pick "
                     "one tensor of images, as by nncf.Dataset(loader, lambda item: "
@@ -60,8 +60,8 @@ class ImageDataset(nncf.Dataset):
 
 
 def _describe(item: Any) -> str:
-    kind = type(item).__name__
+    name = type(item).__name__
     if not isinstance(item, dict | list | tuple):
-        return f"a {kind}"
+        return f"a {name}"
     parts = item.values() if isinstance(item, dict) else item
-    return f"a {kind} of ({', '.join(type(part).__name__ for part in parts)})"
+    return f"a {name} of ({', '.join(type(part).__name__ for part in parts)})"

@@ -14,13 +14,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.integrations.nncf import private
 from cora_plugin.integrations.nncf.layers import check_model
+from cora_plugin.integrations.nncf.private import get_hook_storage
+from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.required import require
 
 
@@ -46,13 +48,14 @@ def export_openvino(
             kernels, as `export_onnx` does; all weights are stored as i8.
 
     Raises:
-        CoRaError: The path does not end in .xml, the model is not one of NNCF's, or
-            openvino or onnx is missing.
+        FileError: The path does not end in .xml.
+        ModelError: The model is not one of NNCF's.
+        CoRaError: openvino, onnx or onnx-ir is missing.
         OSError: A file cannot be written; what was there before is left.
     """
     target = Path(path)
     if target.suffix != ".xml":
-        raise CoRaError(f"{path}: OpenVINO IR is a .xml and a .bin; name the .xml file")
+        raise FileError(f"{path}: OpenVINO IR is a .xml and a .bin; name the .xml file")
     check_model(model)
     require("OpenVINO IR", "openvino")
     import openvino
@@ -108,16 +111,15 @@ def export_onnx(
             weights and factors.
 
     Raises:
-        CoRaError: The model is not one of NNCF's, or onnx is missing.
+        ModelError: The model is not one of NNCF's.
+        CoRaError: onnx or onnx-ir is missing.
         OSError: The file cannot be written; what was there before is left.
     """
     check_model(model)
-    require("ONNX export", "onnx")
-    import onnx
-
+    require("ONNX export", "onnx", "onnx_ir")
     from cora_plugin.integrations.nncf.qdq import fake_quantize_to_qdq
     from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
-    from cora_plugin.integrations.onnx.graph import TRACED_OPSET, Graph
+    from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
 
     with whole_file(path) as temporary, _quiet_tracing():
@@ -131,13 +133,8 @@ def export_onnx(
             output_names=["output"],
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )
-        graph = Graph(onnx.load(temporary))
-        fake_quantize_to_qdq(graph)
-        if int8_kernels:
-            for_int8_kernels(graph)
-        else:
-            constants_by_arithmetic(graph)
-        onnx.save(graph.finish(), temporary)
+        last = for_int8_kernels if int8_kernels else constants_by_arithmetic
+        rewrite(temporary, fake_quantize_to_qdq, last)
 
 
 def exportable(model: nn.Module) -> nn.Module:
@@ -192,14 +189,10 @@ class StaticQuantizer(nn.Module):
 
 
 def _with_own_levels(model: nn.Module) -> nn.Module:
-    """Have quantizers of a narrow range, -7 to 7, traced as such.
-
-    NNCF (3.4) would trace them as from -8, a level that the model itself never takes:
-    weights below -7.5 steps would change by a whole one.
-    """
+    """Have quantizers of a narrow range traced with the levels that they have."""
     for quantizer in get_hook_storage(model).modules():
         if isinstance(quantizer, BaseQuantizer):
-            quantizer._narrow_range = False
+            private.trace_whole_range(quantizer)
     return model
 
 

@@ -1,4 +1,4 @@
-"""NNCF's C++ extension: loaded without its time limit, never waited for in vain."""
+"""Loads NNCF's C++ extension without its time limit, and detects dead builds."""
 
 import logging
 import os
@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch.utils.cpp_extension as cpp_extension
-from nncf.torch.extensions import EXTENSION_LOAD_TIMEOUT_ENV_VAR
-from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
 
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.integrations.nncf import private
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +25,12 @@ def load_extension() -> None:
     set in the environment is respected.
 
     Raises:
-        CoRaError: An interrupted build has left its lock, behind which torch would wait
-            for ever.
+        CoRaError: An interrupted build has left its lock, which torch would wait for
+            without end.
     """
-    if QuantizedFunctionsCPU._loaded_namespace is not None:
+    if private.is_loaded():
         return
-    folder = _folder()
+    folder = private.build_folder()
     # Elsewhere torch's lock is the kernel's, which ends with its holder.
     if hasattr(cpp_extension, "FileBaton"):
         await_lock(folder / "lock")
@@ -40,16 +39,12 @@ def load_extension() -> None:
             "NNCF compiles its C++ extension, once, into %s: a minute or two", folder
         )
     with _no_time_limit():
-        QuantizedFunctionsCPU.get("Quantize_forward")
+        private.load()
 
 
 def is_compiled() -> bool:
     """Whether an earlier run has left the compiled extension on this machine."""
-    return any(_folder().glob("*.so"))
-
-
-def _folder() -> Path:
-    return Path(QuantizedFunctionsCPU._loader.get_build_dir())
+    return any(private.build_folder().glob("*.so"))
 
 
 def await_lock(lock: Path, stale: float = STALE, pause: float = 1.0) -> None:
@@ -78,11 +73,12 @@ def await_lock(lock: Path, stale: float = STALE, pause: float = 1.0) -> None:
 
 @contextmanager
 def _no_time_limit() -> Iterator[None]:
-    if EXTENSION_LOAD_TIMEOUT_ENV_VAR in os.environ:
+    variable = private.EXTENSION_LOAD_TIMEOUT_ENV_VAR
+    if variable in os.environ:
         yield
         return
-    os.environ[EXTENSION_LOAD_TIMEOUT_ENV_VAR] = "0"
+    os.environ[variable] = "0"
     try:
         yield
     finally:
-        os.environ.pop(EXTENSION_LOAD_TIMEOUT_ENV_VAR, None)
+        os.environ.pop(variable, None)

@@ -1,7 +1,7 @@
 """NNCF's quantization of activations, faster, while the algorithm runs the model often.
 
 NNCF's extension allocates three tensors an activation, and twice as many for its
-gradient; with ranges that stay, one and one pass do.
+gradient; with fixed ranges one tensor, and one pass for the gradient, are enough.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from nncf.torch.quantization.layers import (
     AsymmetricQuantizer,
     SymmetricQuantizer,
 )
-from nncf.torch.quantization.quantize_functions import TuneRange
-from nncf.torch.return_types import (
+from torch import Tensor, nn
+
+from cora_plugin.integrations.nncf.private import (
+    TuneRange,
     maybe_get_values_from_torch_return_type,
     maybe_wrap_to_torch_return_type,
 )
-from torch import Tensor, nn
-
 from cora_plugin.integrations.straight import straight_through
 
 Quantize = Callable[[Any], Any]
@@ -75,13 +75,13 @@ def _fused(low: Tensor, span: Tensor, levels: int) -> Quantize:
     numbers: Any = (low, high, steps, zero_point, below, above)
     if low.numel() == 1:
         numbers = map(float, numbers)
-    least, most, steps, zero_point, below, above = numbers
+    lowest, highest, steps, zero_point, below, above = numbers
 
     def rounded(x: Tensor) -> Tensor:
-        y = x.clamp(least, most)
+        y = x.clamp(lowest, highest)
         if from_zero:
             return y.mul_(steps).round_().div_(steps)
-        return y.sub_(least).mul_(steps).sub_(zero_point).round_().div_(steps)
+        return y.sub_(lowest).mul_(steps).sub_(zero_point).round_().div_(steps)
 
     def quantize(given: Any) -> Any:
         x = maybe_get_values_from_torch_return_type(given)

@@ -1,4 +1,4 @@
-"""A model quantized by NNCF as the algorithm sees it."""
+"""The host of a model quantized by NNCF."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,17 +9,17 @@ import torch
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.integrations.host import refuse_carriers, run_model
+from cora_plugin.host import Observer
+from cora_plugin.integrations.host import refuse_carriers, refuse_other_bits
 from cora_plugin.integrations.nncf.fast import fused_quantizers
 from cora_plugin.integrations.nncf.insert import (
     OURS,
     adapted,
     hook_input,
     hook_output,
-    insert_adapters,
-    insert_shifts,
+    insert_hooks,
     remove_hooks,
 )
 from cora_plugin.integrations.nncf.layers import (
@@ -32,14 +32,21 @@ from cora_plugin.integrations.nncf.layers import (
 from cora_plugin.integrations.nncf.swap import parameter_values
 from cora_plugin.integrations.provenance import fingerprints, with_fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
-from cora_plugin.layer import Correction, Observer, QuantizedLayer
+from cora_plugin.layer import Correction, QuantizedLayer
+from cora_plugin.outputs import Batch, Outputs, run
 
 WEIGHT_PORT = 1
 """The weight's place among the arguments of every operation that carries adapters."""
 
+_OWN_WEIGHTS = (
+    "alternations: NNCF keeps the float weights in the model and quantizes them as it "
+    "runs, so they cannot be replaced by what the adapters leave of them; use "
+    "alternations=0, or Brevitas"
+)
+
 
 class NNCFHost:
-    """Fulfils `cora_plugin.layer.Host` for a torch model that NNCF quantized.
+    """Implements `cora_plugin.host.Host` for a torch model that NNCF quantized.
 
     Args:
         model: What `nncf.quantize` returned.
@@ -48,7 +55,7 @@ class NNCFHost:
             biases, which it does not keep, or where training moved the weights.
 
     Raises:
-        CoRaError: The model is of another backend, not quantized, or already carries
+        ModelError: The model is of another backend, not quantized, or already carries
             adapters.
     """
 
@@ -61,6 +68,7 @@ class NNCFHost:
         self._example = example_input
         self._reference = reference
         self._changed_biases: dict[str, Tensor] = {}
+        self._standing = Correction()
 
     @cached_property
     def _fingerprints(self) -> dict[str, Fingerprint]:
@@ -94,7 +102,7 @@ class NNCFHost:
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Quantized layers that cannot, and why."""
+        """Layers that cannot carry an adapter, with the reason."""
         return self.reading.skipped
 
     @contextmanager
@@ -112,39 +120,32 @@ class NNCFHost:
                     stack.enter_context(replaced(activation, "forward", quantize))
             yield
 
-    def run(self, images: Tensor) -> Tensor:
-        """The model's output, a plain tensor on the model's device."""
-        return run_model(self.model, images)
+    def run(self, batch: Batch) -> Outputs:
+        """The model's outputs, plain tensors on the model's device."""
+        return run(self.model, batch)
 
     @contextmanager
-    def float_model(self) -> Iterator[None]:
-        """Float weights, float activations."""
-        with self._without_ours() as stack:
-            for quantizer, (weight, _) in self.reading.weights.items():
-                stack.enter_context(replaced(quantizer, "forward", _constant(weight)))
-            for module in self.model.modules():
-                if isinstance(module, BaseQuantizer) and (
-                    module not in self.reading.weights
-                ):
-                    stack.enter_context(replaced(module, "forward", _identity))
-            yield
-
-    @contextmanager
-    def weights(
+    def acting(
         self,
-        values: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor] | None = None,
         shifts: Mapping[str, Tensor] | None = None,
+        quantized: bool = True,
     ) -> Iterator[None]:
-        """Quantized activations; these weights, elsewhere the quantized ones."""
+        """Other weights and shifts; the rest quantized or float."""
         with self._without_ours() as stack:
-            for quantizer, (_, quantized) in self.reading.weights.items():
-                stack.enter_context(
-                    replaced(quantizer, "forward", _constant(quantized))
-                )
-            for name, value in values.items():
+            for quantizer, (own, rounded) in self.reading.weights.items():
+                value = rounded if quantized else own
+                stack.enter_context(replaced(quantizer, "forward", _constant(value)))
+            if not quantized:
+                for module in self.model.modules():
+                    if isinstance(module, BaseQuantizer) and (
+                        module not in self.reading.weights
+                    ):
+                        stack.enter_context(replaced(module, "forward", _identity))
+            for name, weight in (weights or {}).items():
                 # Behind the quantizer, which calls that share a weight may share.
                 node = self.reading.nodes[name]
-                handle = hook_input(self.model, node, _Instead(value), WEIGHT_PORT)
+                handle = hook_input(self.model, node, _Instead(weight), WEIGHT_PORT)
                 stack.callback(handle.remove)
             for name, shift in (shifts or {}).items():
                 ones = [1] * self.reading.layers[name].operation.dimensions
@@ -175,7 +176,7 @@ class NNCFHost:
             yield
 
     @property
-    def biases_changed(self) -> bool:
+    def biases_moved(self) -> bool:
         """Whether NNCF has corrected biases that the reference still has."""
         return bool(self._float_biases)
 
@@ -187,29 +188,38 @@ class NNCFHost:
             if not name.endswith(".weight") and value.ndim == 1
         }
 
-    def requantize(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def quantize(
+        self, weights: Mapping[str, Tensor], bits: Mapping[str, int] | None = None
+    ) -> Mapping[str, Tensor]:
         """Refused: the model's own weights are NNCF's only copy of the float ones."""
-        raise CoRaError(
-            "alternations: NNCF keeps the float weights in the model and quantizes "
-            "them as it runs, so they cannot be replaced by what the adapters leave "
-            "of them; use alternations=0, or Brevitas"
-        )
+        refuse_other_bits(bits)
+        raise ModelError(_OWN_WEIGHTS)
 
-    def insert(self, correction: Correction) -> None:
-        """Put a correction into the model; all of it or, on an error, nothing."""
+    def correct(self, correction: Correction) -> None:
+        """Replace the model's correction; if that fails, the one before stays."""
+        noted = with_fingerprints(correction, self._fingerprints)
+        self._remove()
+        try:
+            self._insert(noted)
+        except BaseException:
+            self._remove()
+            self._insert(self._standing)
+            raise
+        self._standing = noted
+
+    def _insert(self, correction: Correction) -> None:
         reading = self.reading
         where = self.model, reading.layers, reading.nodes
-        noted = with_fingerprints(correction, self._fingerprints)
-        insert_adapters(*where, noted.adapters)
-        insert_shifts(*where, correction.shifts)
+        if correction.weights:
+            raise ModelError(_OWN_WEIGHTS)
+        insert_hooks(*where, correction.adapters, correction.shifts)
         if correction.float_biases:
             for name, value in self._float_biases.items():
                 parameter = self.model.get_parameter(name)
                 self._changed_biases[name] = parameter.detach().clone()
                 parameter.data.copy_(value)
 
-    def remove(self) -> None:
-        """Take it out again: the model is as it was."""
+    def _remove(self) -> None:
         remove_hooks(self.model)
         for name, value in self._changed_biases.items():
             self.model.get_parameter(name).data.copy_(value)
@@ -229,7 +239,7 @@ class _Watch(nn.Module):
         """The output as it is."""
         x, self.tap.x = self.tap.x, None
         if x is None:
-            raise CoRaError(
+            raise ModelError(
                 f"{self._name}: an output came without its input; run the model in one "
                 "thread at a time while it is calibrated"
             )

@@ -1,8 +1,8 @@
 """Puts adapters into NNCF's hooks: a tap on a layer's input, a branch on its output.
 
-They are two modules, for one that is called at both places confuses tracers. Both are
-stateful modules in NNCF's sense, hence survive deepcopy, `nncf.torch.get_config` and
-`load_from_config(…, allowed_modules=("nncf.*", "cora_plugin.*"))`.
+These are two modules, because one that is called at both places confuses tracers. Both
+are stateful modules in NNCF's sense, so they survive deepcopy, `nncf.torch.get_config`
+and `load_from_config(…, allowed_modules=("nncf.*", "cora_plugin.*"))`.
 """
 
 import threading
@@ -13,23 +13,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from nncf.common.quantization.structs import QuantizationScheme
-from nncf.torch.function_hook import get_hook_storage, is_wrapped
-from nncf.torch.function_hook.hook_storage import RemovableHookHandle
-from nncf.torch.layer_utils import StatefulModuleInterface
-from nncf.torch.quantization.layers import PTQuantizerSpec, SymmetricQuantizer
+from nncf.torch.quantization.layers import SymmetricQuantizer
 from torch import Tensor, nn
 
-from cora_plugin.adapters import Adapter, Kind, Operation, QuantizedTensor, quantize
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters import Adapter, Form, Operation
+from cora_plugin.adapters.adapter import flat_name
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.adapters.form import earlier_fields
 from cora_plugin.integrations.host import check_fit, refuse_carriers
+from cora_plugin.integrations.nncf.private import (
+    PTQuantizerSpec,
+    RemovableHookHandle,
+    StatefulModuleInterface,
+    get_hook_storage,
+    hook_places,
+    is_wrapped,
+)
 from cora_plugin.layer import QuantizedLayer
 
 _tapped = threading.local()
 """Per thread, the input that a tap saw; its layer's branch takes it right after."""
 
-_FUNCTIONS: dict[int, Any] = {0: F.linear, 1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLUTION: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class CoRaTap(nn.Module, StatefulModuleInterface):
@@ -59,36 +65,28 @@ class CoRaTap(nn.Module, StatefulModuleInterface):
 
 
 class CoRaBranch(nn.Module, StatefulModuleInterface):
-    """Post-hook on a layer's output: adds the adapter's share, `B ∗ (A ∗ x)`.
+    """Post-hook on a layer's output: adds the adapter's share, such as `B ∗ (A ∗ x)`.
 
-    The factors are parameters behind NNCF's own weight quantizers, whose integers are
-    the adapter's: exporters store them as they store any quantized weight.
+    The adapter's tensors are parameters, of their names, behind NNCF's own weight
+    quantizers, whose integers are the adapter's: exporters store them as they store any
+    quantized weight.
 
     Args:
         layer: The layer's name.
         node: NNCF's name of its operation.
-        kind: Kind of the adapter.
-        rank: Its rank.
+        terms: Fields of the `Form` of each term.
         weight_shape: Shape of the layer's weight.
         operation: Fields of the layer's `Operation`.
-        shapes: Shapes of the factors by name.
-        bits: Bit width of the factors, 32 for float.
         fingerprint: Fields of the `Fingerprint` that the adapter was made for.
     """
-
-    a: Tensor
-    b: Tensor
 
     def __init__(
         self,
         layer: str,
         node: str,
-        kind: str,
-        rank: int,
+        terms: Sequence[Mapping[str, Any]],
         weight_shape: Sequence[int],
         operation: Mapping[str, Any],
-        shapes: Mapping[str, Sequence[int]],
-        bits: int,
         fingerprint: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -96,17 +94,22 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         self.fingerprint = None
         if fingerprint is not None:
             self.fingerprint = Fingerprint.read(fingerprint)
-        self.kind, self.rank, self.bits = Kind(kind), rank, bits
-        self.weight_shape = tuple(weight_shape)
         self.operation = _operation(operation)
+        groups = self.operation.groups
+        self.forms = [Form.read(e, tuple(weight_shape), groups) for e in terms]
         self.quantizers = nn.ModuleDict()
-        for name, shape in shapes.items():
-            values = torch.zeros(tuple(shape))
-            setattr(self, name, nn.Parameter(values, requires_grad=False))
-            if bits != FLOAT_BITS:
-                self.quantizers[name] = _weight_quantizer(
-                    shape if name == "a" else (1,), bits
-                )
+        for index, form in enumerate(self.forms):
+            scales = form.scale_shapes
+            for key, shape in form.shapes.items():
+                name, values = flat_name(key, index), torch.zeros(shape)
+                parameter = nn.Parameter(values, requires_grad=False)
+                self.register_parameter(name, parameter)
+                if key in scales:
+                    # NNCF takes a scale of one axis for one of the whole tensor.
+                    per_channel = form.scales_channels(key)
+                    self.quantizers[name] = _weight_quantizer(
+                        scales[key] if per_channel else (1,), form.bits
+                    )
 
     @classmethod
     def of(cls, layer: QuantizedLayer, node: str, adapter: Adapter) -> "CoRaBranch":
@@ -114,16 +117,13 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         branch = cls(
             layer.name,
             node,
-            str(adapter.kind),
-            adapter.rank,
+            [form.fields for form in adapter.forms],
             adapter.weight_shape,
             asdict(layer.operation),
-            {key: list(t.values.shape) for key, t in adapter.tensors.items()},
-            adapter.a.bits,
             None if adapter.fingerprint is None else asdict(adapter.fingerprint),
         )
         for key, stored in adapter.tensors.items():
-            getattr(branch, key).data.copy_(stored.dequantize())
+            branch.get_parameter(key).data.copy_(stored.dequantize())
             if stored.scale is not None:
                 top = 2 ** (stored.bits - 1) - 1
                 scale: Any = branch.quantizers[key].scale
@@ -135,86 +135,62 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         node, x = getattr(_tapped, "node", None), getattr(_tapped, "x", None)
         _tapped.node = _tapped.x = None
         if node != self.node or x is None:
-            raise CoRaError(
+            raise ModelError(
                 f"{self.layer}: its adapter saw no input, for the tap in front of the "
                 "layer is missing; call remove_cora(model), then apply_cora again"
             )
-        if self.kind is Kind.SHARED_BASIS:
-            kernel = torch.mm(self._factor("b"), self._factor("a"))  # [m, k]
-            return y + self._convolve(x, kernel.reshape(self.weight_shape))
-        share = self._convolve(x, self._factor("a"))
-        if self.kind is Kind.LOW_RANK:
-            dimensions, groups = self.operation.dimensions, self.operation.groups
-            extra = {"groups": groups} if dimensions else {}
-            share = _FUNCTIONS[dimensions](share, self._factor("b"), **extra)
-        return y + share
-
-    def _factor(self, name: str) -> Tensor:
-        factor: Tensor = getattr(self, name)
-        if name in self.quantizers:
-            factor = self.quantizers[name](factor)
-        return factor
-
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The layer's operation with other filters; the convolution itself pads."""
-        operation = self.operation
-        if not operation.dimensions:
-            return F.linear(x, weight)
-        padding: Any = operation.padding
-        if padding != "same":
-            padding = tuple(before for before, _ in padding)
-        convolve = _FUNCTIONS[operation.dimensions]
-        output: Tensor = convolve(
-            x,
-            weight,
-            None,
-            operation.stride,
-            padding,
-            operation.dilation,
-            operation.groups,
-        )
-        return output
+        # One by one: exports fold what is added to a layer's own output.
+        for index, form in enumerate(self.forms):
+            y = y + form.run(self.operation, x, _Quantized(self, form, index))
+        return y
 
     @property
     def adapter(self) -> Adapter:
         """The adapter as it is stored."""
-        stored: dict[str, QuantizedTensor] = {
-            key: quantize(getattr(self, key).detach(), self.bits, key == "a")
-            for key in ("a", "b")
-            if hasattr(self, key)
-        }
-        return Adapter(
-            self.kind,
-            self.rank,
-            stored["a"],
-            stored.get("b"),
-            self.weight_shape,
-            self.operation.groups,
-            self.fingerprint,
-        )
+        values = {n: e.detach() for n, e in self.named_parameters(recurse=False)}
+        return Adapter.of(self.forms, values, self.fingerprint)
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` takes; plain values that JSON holds."""
         return {
             "layer": self.layer,
             "node": self.node,
-            "kind": str(self.kind),
-            "rank": self.rank,
-            "weight_shape": list(self.weight_shape),
+            "terms": [form.fields for form in self.forms],
+            "weight_shape": list(self.forms[0].weight_shape),
             "operation": asdict(self.operation),
-            "shapes": {
-                key: list(getattr(self, key).shape)
-                for key in ("a", "b")
-                if hasattr(self, key)
-            },
-            "bits": self.bits,
             "fingerprint": self.fingerprint and asdict(self.fingerprint),
         }
 
     @classmethod
     def from_config(cls, state: dict[str, Any]) -> "CoRaBranch":
-        """Build it from its configuration, factors zero until a state is loaded."""
+        """Build it from its configuration, factors zero until a state is loaded.
+
+        Configurations of version 0.1, which knew one term, are read as well.
+        """
+        if "terms" not in state:
+            rest = {key: state[key] for key in state.keys() - {"shapes"}}
+            fields = {key: rest.pop(key) for key in ("kind", "rank", "bits")}
+            state = {**rest, "terms": [earlier_fields(**fields)]}
         return cls(**state)
+
+
+class _Quantized(Mapping[str, Tensor]):
+    """The tensors of one term, quantized where they are used, as tracers see them."""
+
+    def __init__(self, branch: CoRaBranch, form: Form, index: int) -> None:
+        self._branch, self._form, self._index = branch, form, index
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = flat_name(name, self._index)
+        values: Tensor = getattr(self._branch, key)
+        quantizers = self._branch.quantizers
+        return quantizers[key](values) if key in quantizers else values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._form.shapes)
+
+    def __len__(self) -> int:
+        return len(self._form.shapes)
 
 
 class CoRaShift(nn.Module, StatefulModuleInterface):
@@ -265,43 +241,36 @@ def _hooks(model: nn.Module) -> Iterator[nn.Module]:
             yield hook
 
 
-def insert_adapters(
+def insert_hooks(
     model: nn.Module,
     layers: Mapping[str, QuantizedLayer],
     nodes: Mapping[str, str],
     adapters: Mapping[str, Adapter],
+    shifts: Mapping[str, Tensor],
 ) -> None:
-    """Put adapters beside their layers; all or, after an error, none.
+    """Put adapters and shifts beside their layers; if anything fails, none is put.
 
     Args:
         model: The quantized model.
         layers: Its layers by name.
         nodes: NNCF's operations by layer name.
         adapters: Adapters by layer name.
+        shifts: Constants [m] that are added to outputs, by layer name.
 
     Raises:
-        CoRaError: A layer is missing, does not fit, or already carries one.
+        ModelError: A layer is missing, does not fit, or already carries an adapter.
     """
     refuse_carriers(adapters.keys() & adapted(model).keys())
-    for name, adapter in adapters.items():
+    for name in {**adapters, **shifts}:
         layer = layers.get(name)
         weight, groups = (layer.weight, layer.operation.groups) if layer else (None, 1)
-        check_fit(name, adapter, weight, groups)
+        check_fit(name, weight, groups, adapters.get(name), shifts.get(name))
     branches = [CoRaBranch.of(layers[n], nodes[n], a) for n, a in adapters.items()]
     for branch in branches:
         branch.train(model.training)
         hook_input(model, branch.node, CoRaTap(branch.node))
         hook_output(model, branch.node, branch)
-
-
-def insert_shifts(
-    model: nn.Module,
-    layers: Mapping[str, QuantizedLayer],
-    nodes: Mapping[str, str],
-    values: Mapping[str, Tensor],
-) -> None:
-    """Add a constant a channel, [m], to the outputs of layers."""
-    for name, value in values.items():
+    for name, value in shifts.items():
         ones = [1] * layers[name].operation.dimensions
         hook = CoRaShift(name, nodes[name], [len(value), *ones])
         hook.shift.data.copy_(value.view(-1, *ones))
@@ -309,13 +278,12 @@ def insert_shifts(
         hook_output(model, hook.node, hook.to(weight.device, weight.dtype))
 
 
-def remove_hooks(model: nn.Module, kinds: tuple[type[nn.Module], ...] = OURS) -> None:
-    """Take hooks of some kinds out of a model."""
-    storage = get_hook_storage(model)
-    for place in (storage.pre_hooks, storage.post_hooks):
+def remove_hooks(model: nn.Module, types: tuple[type[nn.Module], ...] = OURS) -> None:
+    """Take hooks of some types out of a model."""
+    for place in hook_places(model):
         for key in list(place):
             hooks: Any = place[key]
-            for number in [n for n, h in hooks.items() if isinstance(h, kinds)]:
+            for number in [n for n, h in hooks.items() if isinstance(h, types)]:
                 del hooks[number]
             if not hooks:
                 del place[key]
@@ -334,14 +302,14 @@ def hook_output(
     hook: nn.Module,
     behind: tuple[type[nn.Module], ...] = OURS,
 ) -> RemovableHookHandle:
-    """Have a hook see what leaves an operation, before all hooks but some kinds.
+    """Have a hook see what leaves an operation, before all hooks but `behind`.
 
     What follows, such as a quantizer, works on what this hook returns. The toolkit's
     hooks keep their numbers, which are names in the state dict.
     """
-    storage = get_hook_storage(model)
-    handle = storage.register_post_function_hook(node, 0, hook)
-    hooks: Any = storage.post_hooks[handle.key]
+    handle = get_hook_storage(model).register_post_function_hook(node, 0, hook)
+    _, places = hook_places(model)
+    hooks: Any = places[handle.key]
     for number, other in list(hooks.items()):
         if other is not hook and not isinstance(other, behind):
             del hooks[number]
@@ -370,6 +338,22 @@ def _weight_quantizer(shape: Sequence[int], bits: int) -> nn.Module:
     return quantizer.requires_grad_(False)
 
 
+class _Padding(Operation):
+    """An operation whose convolution itself pads, as the layers that NNCF hooks do."""
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Apply the bias-free operation with `weight` to `x`."""
+        if not self.dimensions:
+            return F.linear(x, weight)
+        padding: Any = self.padding
+        if padding != "same":
+            padding = tuple(before for before, _ in padding)
+        output: Tensor = _CONVOLUTION[self.dimensions](
+            x, weight, None, self.stride, padding, self.dilation, self.groups
+        )
+        return output
+
+
 def _operation(fields: Mapping[str, Any]) -> Operation:
     """An operation from its fields, whose tuples may have become lists."""
     values = dict(fields)
@@ -377,4 +361,4 @@ def _operation(fields: Mapping[str, Any]) -> Operation:
         values["padding"] = tuple(tuple(sides) for sides in values["padding"])
     for key in ("stride", "dilation"):
         values[key] = tuple(values[key])
-    return Operation(**values)
+    return _Padding(**values)

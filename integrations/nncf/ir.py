@@ -1,16 +1,16 @@
-"""Mends what OpenVINO's converter writes and its CPU plugin cannot compile."""
+"""Rewrites converted OpenVINO models that its CPU plugin cannot compile."""
 
 import openvino
 from openvino import opset13
 
 
 def divide_factors(model: openvino.Model) -> None:
-    """Let the factors of products of constants, shared bases, be divided by levels.
+    """Write the scales in products of constants (shared bases) as divisions.
 
     Integers times a scale are a weight that OpenVINO (2026.4) keeps for a kernel, even
     where the other factor is constant, too; in bfloat16, which it chooses itself where
     the processor has it, that kernel's compiler divides by zero and ends the process.
-    What is divided, it computes when it loads the file.
+    A division it computes when it loads the file.
     """
     constants: set[str] = set()
     for node in model.get_ordered_ops():

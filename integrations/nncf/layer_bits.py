@@ -6,14 +6,10 @@ from typing import Any
 from nncf import Dataset
 from nncf.common.graph.graph import NNCFGraph, NNCFNode
 from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
-from nncf.torch.function_hook import get_hook_storage
-from nncf.torch.graph import operator_metatypes as om
-from nncf.torch.model_graph_manager import get_const_data_on_port
 from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
-from cora_plugin.adapters.adapter import is_depthwise
-from cora_plugin.config.checks import mapping
+from cora_plugin.adapters.form import is_depthwise
 from cora_plugin.integrations.nncf.bits import check_bits, set_bits
 from cora_plugin.integrations.nncf.layers import (
     DIMENSIONS,
@@ -21,8 +17,11 @@ from cora_plugin.integrations.nncf.layers import (
     layer_names,
     operation_of,
 )
+from cora_plugin.integrations.nncf.private import get_const_data_on_port, hooks_of
+from cora_plugin.integrations.nncf.private import operator_metatypes as om
 from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.layer import by_layer
+from cora_plugin.typed import check
 
 Neighbours = Callable[[NNCFNode], list[NNCFNode]]
 
@@ -48,7 +47,8 @@ class LayerBits(TorchStep):
             check_bits("first_last_bits", first_last)
         if depthwise is not None:
             check_bits("depthwise_bits", depthwise)
-        for pattern, bits in mapping("layer_bits", layers or {}).items():
+        check(layers or {}, Mapping[str, Any], ("layer_bits",))
+        for pattern, bits in (layers or {}).items():
             check_bits(f"layer_bits: {pattern}", bits)
         self.first_last = first_last
         self.depthwise = depthwise
@@ -90,7 +90,7 @@ def _is_layer(node: NNCFNode) -> bool:
 def _is_depthwise(node: NNCFNode, weight: Tensor) -> bool:
     if node.node_type not in DIMENSIONS:
         return False
-    return is_depthwise(tuple(weight.shape), operation_of(node))
+    return is_depthwise(tuple(weight.shape), operation_of(node).groups)
 
 
 def _weights(
@@ -99,18 +99,18 @@ def _weights(
     """A layer's weight quantizers and what they quantize."""
     found = []
     for port in node.layer_attributes.constant_port_ids:
-        for hook in _hooks(get_hook_storage(net).pre_hooks, node, port):
+        for hook in _quantizers(net, "pre_hooks", node, port):
             weight = get_const_data_on_port(net, graph, node, port)
             found.append((hook, weight))
     return found
 
 
-def _hooks(place: nn.ModuleDict, node: NNCFNode, port: int) -> list[BaseQuantizer]:
+def _quantizers(
+    net: nn.Module, place: str, node: NNCFNode, port: int
+) -> list[BaseQuantizer]:
     """The quantizers in one place of the model."""
-    key = f"{node.node_name.replace('.', ':')}__{port}"
-    if key not in place:
-        return []
-    return [hook for hook in place[key].children() if isinstance(hook, BaseQuantizer)]
+    hooks = hooks_of(net, place, node.node_name, port)
+    return [hook for hook in hooks if isinstance(hook, BaseQuantizer)]
 
 
 def _ends(graph: NNCFGraph) -> list[NNCFNode]:
@@ -153,7 +153,6 @@ def _input_quantizer(
     net: nn.Module, graph: NNCFGraph, layer: NNCFNode
 ) -> BaseQuantizer | None:
     """The quantizer of a layer's input, if no other layer reads what it quantizes."""
-    storage = get_hook_storage(net)
     edges = graph.get_input_edges(layer)
     nodes = [e.from_node for e in edges if e.input_port_id == 0]
     while len(nodes) == 1 and nodes[0].node_type not in om.QUANTIZE_NODE_TYPES:
@@ -165,9 +164,9 @@ def _input_quantizer(
     readers = _reached(nodes[0], graph.get_next_nodes, _is_layer)
     if [node for node in readers if _is_layer(node)] != [layer]:
         return None
-    own = _hooks(storage.pre_hooks, layer, 0)
+    own = _quantizers(net, "pre_hooks", layer, 0)
     if own:
         return own[0]
     producers = _computed_inputs(graph, nodes[0])
-    behind = [_hooks(storage.post_hooks, producer, 0) for producer in producers]
+    behind = [_quantizers(net, "post_hooks", each, 0) for each in producers]
     return behind[0][0] if len(behind) == 1 and behind[0] else None

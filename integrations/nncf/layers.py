@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from nncf.torch.function_hook import get_hook_storage, is_wrapped
-from nncf.torch.function_hook.hook_storage import decode_hook_name
-from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
-from nncf.torch.graph import operator_metatypes as om
-from nncf.torch.model_graph_manager import get_const_node
 from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer
 from torch import Tensor, nn
 
 from cora_plugin.adapters import Operation
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.host import given_weight
+from cora_plugin.integrations.nncf.private import (
+    build_nncf_graph,
+    decode_hook_name,
+    get_const_node,
+    get_hook_storage,
+    is_wrapped,
+)
+from cora_plugin.integrations.nncf.private import operator_metatypes as om
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import QuantizedLayer
 
@@ -49,18 +52,18 @@ def check_model(model: Any) -> None:
     """Refuse what is not a torch model quantized by NNCF, and say what is.
 
     Raises:
-        CoRaError: The model is of another backend, or not quantized.
+        ModelError: The model is of another backend, or not quantized.
     """
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    found = f"{type(model).__module__}.{type(model).__qualname__}"
     if not isinstance(model, nn.Module) or isinstance(model, torch.fx.GraphModule):
-        raise CoRaError(
-            f"the model is a {kind}; of NNCF's backends, the adapters support PyTorch "
+        raise ModelError(
+            f"the model is a {found}; of NNCF's backends, the adapters support PyTorch "
             "(torch.nn.Module) only, not OpenVINO, ONNX or TorchFX: quantize the "
             "torch.nn.Module and export it afterwards"
         )
     if not is_wrapped(model):
-        raise CoRaError(
-            f"the model ({kind}) was not quantized by NNCF; pass what nncf.quantize "
+        raise ModelError(
+            f"the model ({found}) was not quantized by NNCF; pass what nncf.quantize "
             "returned"
         )
 
@@ -78,7 +81,7 @@ def read_layers(
         reference: Where the float weights are, if not in the model.
 
     Raises:
-        CoRaError: The reference does not fit the model.
+        ModelError: The reference does not fit the model.
     """
     hooks = _quantizer_hooks(model)
     seen: dict[BaseQuantizer, tuple[Tensor, Tensor]] = {}
@@ -188,8 +191,8 @@ def _quantizer_hooks(model: nn.Module) -> dict[tuple[str, int], BaseQuantizer]:
     found = {}
     storage = get_hook_storage(model)
     for hook_name, hook in storage.named_hooks(remove_duplicate=False):
-        kind, node, port = decode_hook_name(hook_name)
-        if kind == "pre_hooks" and isinstance(hook, BaseQuantizer):
+        place, node, port = decode_hook_name(hook_name)
+        if place == "pre_hooks" and isinstance(hook, BaseQuantizer):
             found[node, port] = hook
     return found
 

@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper
+import onnx_ir as ir
 
-from cora_plugin.integrations.onnx.graph import Graph
+from cora_plugin.integrations.onnx.graph import INT4, UINT4, Graph, array_of, known
 
 TYPES = {
-    (4, True): TensorProto.INT4,
-    (4, False): TensorProto.UINT4,
-    (8, True): TensorProto.INT8,
-    (8, False): TensorProto.UINT8,
+    (4, True): INT4,
+    (4, False): UINT4,
+    (8, True): np.dtype(np.int8),
+    (8, False): np.dtype(np.uint8),
 }
 """Integer types by width and signedness."""
 
@@ -67,7 +66,7 @@ class Grid:
         )
 
     @property
-    def type(self) -> int:
+    def type(self) -> np.dtype[Any]:
         """The integer type of ONNX."""
         return TYPES[self.width, self.signed]
 
@@ -88,33 +87,32 @@ class Grid:
 
 def fake_quantize_to_qdq(graph: Graph) -> None:
     """Rewrite every FakeQuantize of a graph."""
-    for node in list(graph.nodes):
+    for node in graph.nodes:
         if node.op_type == "FakeQuantize":
-            graph.supersede(node, _rewrite(node, graph))
+            graph.replace(node, _rewritten(node, graph))
 
 
-def _rewrite(node: onnx.NodeProto, graph: Graph) -> onnx.NodeProto:
-    """The DequantizeLinear of a FakeQuantize."""
-    source, output = node.input[0], node.output[0]
-    low, high = (np.asarray(graph.value(name), np.float64) for name in node.input[1:3])
-    grid = Grid.of(low, high, helper.get_node_attr_value(node, "levels"))
+def _rewritten(node: ir.Node, graph: Graph) -> ir.Value:
+    """The output of the DequantizeLinear that takes a FakeQuantize's place."""
+    source, output = node.inputs[0], node.outputs[0].name
+    low, high = (known(value).astype(np.float64) for value in node.inputs[1:3])
+    grid = Grid.of(low, high, node.attributes["levels"].as_int())
     scale = graph.constant(f"{output}_scale", grid.scale)
-    zero = graph.integers(f"{output}_zero_point", grid.zero_point, grid.type)
+    zero = graph.constant(f"{output}_zero_point", grid.zero_point, grid.type)
     axis: dict[str, Any] = {} if grid.axis is None else {"axis": grid.axis}
-    values = graph.value(source)
+    values = array_of(source)
     if values is not None:
         integers = grid.integers(values.astype(np.float64))
-        levels = graph.integers(f"{output}_quantized", integers, grid.type)
+        levels = graph.constant(f"{output}_quantized", integers, grid.type)
     else:
         if not grid.whole:
-            for kind, bound in (("Max", low), ("Min", high)):
+            for operator, bound in (("Max", low), ("Min", high)):
                 value = bound.reshape(()) if bound.size == 1 else bound
-                limit = graph.constant(f"{output}_{kind.lower()}", value)
-                source = graph.node(kind, [source, limit], f"{output}_clipped")
+                limit = graph.constant(f"{output}_{operator.lower()}", value)
+                source = graph.node(operator, [source, limit], f"{output}_clipped")
         levels = graph.node(
             "QuantizeLinear", [source, scale, zero], f"{output}_quantized", **axis
         )
-    restored = graph.node(
+    return graph.node(
         "DequantizeLinear", [levels, scale, zero], f"{output}_restored", **axis
     )
-    return graph.maker(restored)

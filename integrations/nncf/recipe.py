@@ -17,10 +17,11 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.integrations.nncf.bits import allow_bits, check_bits
 from cora_plugin.integrations.nncf.extension import load_extension
-from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters, register
+from cora_plugin.integrations.nncf.options import NNCFOptions
+from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
 
 ACTIVATION_RANGES = {
     "default": RangeEstimatorParameters(),
@@ -30,22 +31,18 @@ ACTIVATION_RANGES = {
 }
 """NNCF's estimators of activation ranges."""
 
-CLIPPED = 0.003
-"""Better at W4A8 than none, with bias correction and with adapters: see the table of
-NNCF in benchmarks/README.md."""
-
 
 def quantize_ptq(
     model: nn.Module,
     calib_loader: Iterable[Any],
-    weight_bits: int = 4,
-    act_bits: int = 8,
-    depthwise_bits: int | None = 8,
-    first_last_bits: int | None = 8,
-    layer_bits: Mapping[str, int] | None = None,
+    weight_bits: int = NNCFOptions.weight_bits,
+    act_bits: int = NNCFOptions.act_bits,
+    depthwise_bits: int | None = NNCFOptions.depthwise_bits,
+    first_last_bits: int | None = NNCFOptions.first_last_bits,
+    layer_bits: Mapping[str, int] | None = NNCFOptions.layer_bits,
     bias_correction: bool = False,
-    weight_quantile: float | None = CLIPPED,
-    act_range: str = "default",
+    weight_quantile: float | None = NNCFOptions.weight_quantile,
+    act_range: str = NNCFOptions.act_range,
     cora: Any = None,
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet by `nncf.quantize`.
@@ -77,9 +74,11 @@ def quantize_ptq(
     check_bits("act_bits", act_bits)
     if act_range not in ACTIVATION_RANGES:
         known = ", ".join(ACTIVATION_RANGES)
-        raise CoRaError(f"act_range: {act_range!r} is unknown; use one of {known}")
+        raise ConfigError(
+            ("act_range",), f"{act_range!r} is unknown; use one of {known}"
+        )
     if isinstance(model, nn.Sequential):
-        raise CoRaError(
+        raise ModelError(
             "the model is a bare nn.Sequential, which would call the module that NNCF "
             "adds to it as a layer; wrap it in a module of your own"
         )
@@ -101,7 +100,7 @@ def quantize_ptq(
         overflow_fix=nncf.OverflowFix.DISABLE,
     )
     dataset = nncf.Dataset(calib_loader, _images)
-    with register(), allow_bits(weight_bits, act_bits):
+    with allow_bits(weight_bits, act_bits):
         quantized: nn.Module = nncf.quantize(
             model,
             dataset,

@@ -1,14 +1,10 @@
-"""The flag: `nncf.quantize` reads it once `register()` was called."""
+"""The flag that `nncf.quantize` reads: typed parameters, and `register()`."""
 
-import functools
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import nncf.quantization.algorithms.post_training.algorithm as post_training
-import nncf.torch.function_hook.quantization.quantize_model as torch_backend
 from nncf import Dataset
 from nncf.common.utils.backend import BackendType, get_backend
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
@@ -19,30 +15,26 @@ from nncf.quantization.algorithms.fast_bias_correction.algorithm import (
 from nncf.quantization.algorithms.min_max.algorithm import MinMaxQuantization
 from nncf.quantization.algorithms.pipeline import Pipeline
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.nncf import private
 from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
 from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
 
-_READ_FIRST = "smooth_quant_alphas"
-"""The field that NNCF reads first when it builds its pipeline …"""
-
-_PIPELINE = post_training.create_ptq_pipeline.__module__
-"""… and the module that does."""
-
 
 @dataclass
 class CoRaQuantizationParameters(AdvancedQuantizationParameters):
-    """NNCF's advanced parameters with the plugin's flag; register() comes first.
+    """NNCF's advanced parameters with the plugin's flag.
 
-    >>> register()
     >>> nncf.quantize(
     ...     model,
     ...     dataset,
     ...     advanced_parameters=CoRaQuantizationParameters(cora="budget=0.05"),
     ... )
+
+    `nncf.quantize` reads them as they are, whether or not `register()` was called.
 
     Args:
         cora: A `CoRaConfig` or anything that `CoRaConfig.of` reads; None: no adapters.
@@ -57,23 +49,9 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
     depthwise_bits: int | None = None
     layer_bits: Mapping[str, int] | None = None
 
-    def __getattribute__(self, name: str) -> Any:
-        """The field; NNCF's own pipeline, which would ignore ours, is refused."""
-        value = super().__getattribute__(name)
-        if name != _READ_FIRST or _registered() or not _wanted(self):
-            return value
-        # Whoever else reads it, such as repr() and dataclasses.replace(), may.
-        if sys._getframe(1).f_globals.get("__name__") == _PIPELINE:
-            raise CoRaError(
-                "CoRaQuantizationParameters: NNCF does not know of them yet and would "
-                "leave the adapters out; call "
-                "cora_plugin.integrations.nncf.register() before nncf.quantize"
-            )
-        return value
-
 
 class register:  # noqa: N801, a function in its use
-    """Have `nncf.quantize` read the flag, typed or among its `backend_params`.
+    """Have `nncf.quantize` read the flag among NNCF's own `backend_params`, too.
 
     >>> register()  # for good, or until unregister()
     >>> with register():  # for a block
@@ -85,68 +63,72 @@ class register:  # noqa: N801, a function in its use
     ...         ),
     ...     )
 
-    Calls without the flag go on as before. To register twice is to register once.
+    Calls without the flag behave as before. A second call changes nothing.
     """
 
+    _active = False
+
     def __init__(self) -> None:
-        self._was_registered = _registered()
-        if not self._was_registered:
-            for module, name, reading_the_flag in _REPLACED:
-                setattr(module, name, reading_the_flag(getattr(module, name)))
+        self._was_active = register._active
+        register._active = True
 
     def __enter__(self) -> "register":
-        """It is done already."""
+        """Nothing: the call has registered."""
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Go back to what was before."""
-        if not self._was_registered:
-            unregister()
+        """Undo the registration, unless there was one before."""
+        register._active = self._was_active
 
 
 def unregister() -> None:
-    """Undo `register()`."""
-    if _registered():
-        for module, name, _ in _REPLACED:
-            setattr(module, name, getattr(module, name).__wrapped__)
-
-
-def _registered() -> bool:
-    return getattr(post_training.create_ptq_pipeline, "reads_cora_flag", False)
-
-
-def _wanted(parameters: CoRaQuantizationParameters) -> bool:
-    return _flag(parameters) is not None or bool(_bits(parameters))
+    """Undo `register()`; `CoRaQuantizationParameters` are still read."""
+    register._active = False
 
 
 def _bits(parameters: Any) -> dict[str, Any]:
     """The bit widths that are set, as arguments of `LayerBits`."""
+    if not isinstance(parameters, CoRaQuantizationParameters):
+        return {}
     given = {
-        "first_last": getattr(parameters, "first_last_bits", None),
-        "depthwise": getattr(parameters, "depthwise_bits", None),
-        "layers": getattr(parameters, "layer_bits", None),
+        "first_last": parameters.first_last_bits,
+        "depthwise": parameters.depthwise_bits,
+        "layers": parameters.layer_bits,
     }
     return {name: bits for name, bits in given.items() if bits is not None}
 
 
 def _flag(parameters: Any) -> Any:
-    """The flag's value, None where it is not set."""
-    value = getattr(parameters, "cora", None)
+    """The flag's value, None where it is not set.
+
+    Raises:
+        ConfigError: It is set where NNCF alone would ignore it, without `register()`.
+    """
+    typed = isinstance(parameters, CoRaQuantizationParameters)
+    value = parameters.cora if typed else None
     if value is None:
         given: Mapping[str, Any] = getattr(parameters, "backend_params", None) or {}
         value = given.get("cora")
-    return None if value is False else value
+    if value is None or value is False:
+        return None
+    if not typed and not register._active:
+        raise ConfigError(
+            ("backend_params",),
+            '"cora" is read after register() only, else NNCF would ignore it; call '
+            "cora_plugin.integrations.nncf.register() before nncf.quantize, or pass "
+            "CoRaQuantizationParameters(cora=…)",
+        )
+    return value
 
 
 def _with_our_steps(original: Any) -> Any:
     """`create_ptq_pipeline` with the plugin's steps where the flag asks for them."""
 
-    @functools.wraps(original)
     def create_ptq_pipeline(*args: Any, **kwargs: Any) -> Pipeline:
         pipeline = original(*args, **kwargs)
         parameters: Any = kwargs.get("advanced_parameters")
@@ -175,14 +157,12 @@ def _with_our_steps(original: Any) -> Any:
             steps.append([CoRaAlgorithm(CoRaConfig.of(flag), subset_size, corrected)])
         return CoRaPipeline(steps)
 
-    create_ptq_pipeline.reads_cora_flag = True  # type: ignore[attr-defined]
     return create_ptq_pipeline
 
 
 def _with_images_only(original: Any) -> Any:
     """The PyTorch backend's `quantize`, with checked data where the flag is set."""
 
-    @functools.wraps(original)
     def quantize_impl(*args: Any, **kwargs: Any) -> Any:
         if _flag(kwargs.get("advanced_parameters")) is not None:
             dataset = kwargs["calibration_dataset"]
@@ -192,11 +172,10 @@ def _with_images_only(original: Any) -> Any:
     return quantize_impl
 
 
-_REPLACED = (
-    (post_training, "create_ptq_pipeline", _with_our_steps),
-    (torch_backend, "quantize_impl", _with_images_only),
-)
-"""Functions of NNCF, where they are looked up at each call, and what replaces them."""
+# Once and for good: parameters may come from anywhere, from a copy or a pickle, too.
+# Without the flag both do what NNCF does.
+private.wrap_pipeline(_with_our_steps)
+private.wrap_torch_quantize(_with_images_only)
 
 
 class CoRaPipeline(Pipeline):
@@ -213,11 +192,12 @@ class CoRaPipeline(Pipeline):
         """Run the steps.
 
         Raises:
-            CoRaError: The backend is not PyTorch, or a bit width is refused.
+            ModelError: The backend is not PyTorch.
+            ConfigError: A bit width is refused.
         """
         backend = get_backend(model)
         if backend is not BackendType.TORCH:
-            raise CoRaError(
+            raise ModelError(
                 f"cora: the model is of NNCF's {backend.name} backend; supported is "
                 "TORCH: quantize the torch.nn.Module and export it afterwards"
             )
@@ -231,10 +211,10 @@ class CoRaPipeline(Pipeline):
                 model, dataset, graph, start_step_index, step_index_to_statistics
             )
         except ValueError as error:
-            if "HW capabilities" not in str(error):
+            if not private.is_width_refused(error):
                 raise
-            raise CoRaError(
-                "num_bits: NNCF's hardware tables do not list this bit width; call "
-                "nncf.quantize within cora_plugin.integrations.nncf.allow_bits(4) (or "
-                "any of 2 to 8)"
+            raise ConfigError(
+                ("num_bits",),
+                "NNCF's hardware tables do not list this bit width; call nncf.quantize "
+                "within cora_plugin.integrations.nncf.allow_bits(4) (or any of 2 to 8)",
             ) from error

@@ -1,4 +1,4 @@
-"""What every step that the plugin adds to NNCF's pipeline has in common."""
+"""The base class of the steps that the plugin adds to NNCF's pipeline."""
 
 from abc import abstractmethod
 from typing import Any

@@ -1,4 +1,4 @@
-"""Changes to a model that last for a block and are undone on every way out of it."""
+"""Other parameter values for the length of a block."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

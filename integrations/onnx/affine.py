@@ -1,47 +1,51 @@
-"""Merges what follows a layer a channel, an offset or a batch norm, into the layer."""
+"""Merges the offset or batch norm that follows a layer into the layer."""
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from cora_plugin.integrations.onnx.fold import Layer, layer_of
-from cora_plugin.integrations.onnx.graph import Array, Graph, attributes
+from cora_plugin.integrations.onnx.graph import (
+    Array,
+    Graph,
+    array_of,
+    producer,
+    read_once,
+)
 
 
 def absorb_affine(graph: Graph) -> None:
-    """Let layers add the offsets and do the batch norms that follow them."""
-    for node in list(graph.nodes):
-        found = _affine(graph, node)
+    """Merge the offsets and batch norms that follow layers into them."""
+    for node in graph.nodes:
+        found = _affine(node)
         if found is not None:
             layer, factor, offset = found
             if factor is not None:
                 _scale_weight(graph, layer, factor)
             _set_bias(graph, layer, offset)
-            graph.supersede(node, layer.node)
+            graph.replace(node, layer.output)
 
 
-def _affine(
-    graph: Graph, node: onnx.NodeProto
-) -> tuple[Layer, Array | None, Array] | None:
+def _affine(node: ir.Node) -> tuple[Layer, Array | None, Array] | None:
     """The layer before a node, the factors [m] of its weight, and its new bias [m]."""
     if node.op_type == "BatchNormalization":
-        if attributes(node).get("training_mode", 0):
+        if node.attributes.get_int("training_mode", 0):
             return None
-        source, *parameters = node.input
-        values = [graph.value(name) for name in parameters]
+        source, *parameters = node.inputs
+        values = [array_of(value) for value in parameters]
     elif node.op_type == "Add":
-        constant = [graph.is_constant(name) for name in node.input]
+        constant = [array_of(value) is not None for value in node.inputs]
         if sum(constant) != 1:
             return None
-        source, offset = node.input if constant[1] else list(node.input)[::-1]
-        values = [graph.value(offset)]
+        source, offset = node.inputs if constant[1] else node.inputs[::-1]
+        values = [array_of(offset)]
     else:
         return None
-    layer = layer_of(graph, graph.producer(source))
-    if layer is None or layer.node.op_type == "MatMul" or not graph.read_once(source):
+    layer = layer_of(producer(source))
+    if layer is None or layer.node.op_type == "MatMul" or not read_once(source):
         return None
     if any(value is None for value in values):
         return None
-    present = None if layer.bias is None else graph.value(layer.bias)
+    present = array_of(layer.bias)
     if layer.bias is not None and present is None:
         return None
     channels = layer.shape[layer.axis]
@@ -49,7 +53,7 @@ def _affine(
     if node.op_type == "Add":
         return _with_offset(layer, np.asarray(values[0], np.float64), bias)
     scale, shift, mean, variance = (np.asarray(v, np.float64) for v in values)
-    factor = scale / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    factor = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     return layer, factor, (bias - mean) * factor + shift
 
 
@@ -70,33 +74,32 @@ def scale_channels(
 ) -> None:
     """Multiply a layer's output channels by factors [m], its bias only if asked to."""
     _scale_weight(graph, layer, factor)
-    present = None if layer.bias is None else graph.value(layer.bias)
+    present = array_of(layer.bias)
     if bias and present is not None:
         _set_bias(graph, layer, np.float64(present).reshape(-1) * factor)
 
 
 def _scale_weight(graph: Graph, layer: Layer, factor: Array) -> None:
     """Stored integers stay as they are where their scales can change."""
-    node = graph.producer(layer.weight)
-    name = f"{layer.weight}_scaled"
+    node = layer.weight.producer()
+    name = f"{layer.weight.name}_scaled"
     shape = [1] * len(layer.shape)
     shape[layer.axis] = -1
     if node is not None and node.op_type == "DequantizeLinear":
-        scale = graph.value(node.input[1])
-        axis = attributes(node).get("axis", 1) % len(layer.shape)
+        scale = array_of(node.inputs[1])
+        axis = node.attributes.get_int("axis", 1) % len(layer.shape)
         if scale is not None and scale.ndim == 1 and axis == layer.axis:
-            inputs = list(node.input)
+            inputs = list(node.inputs)
             inputs[1] = graph.constant(f"{name}_scale", scale * factor)
-            layer.node.input[1] = graph.node(
-                "DequantizeLinear", inputs, name, axis=layer.axis
-            )
+            scaled = graph.node("DequantizeLinear", inputs, name, axis=axis)
+            layer.node.replace_input_with(1, scaled)
             return
     factors = graph.constant(f"{name}_factor", factor.reshape(shape))
-    layer.node.input[1] = graph.node("Mul", [layer.weight, factors], name)
+    scaled = graph.node("Mul", [layer.weight, factors], name)
+    layer.node.replace_input_with(1, scaled)
 
 
 def _set_bias(graph: Graph, layer: Layer, bias: Array) -> None:
-    name = graph.constant(f"{layer.node.output[0]}_offset", bias)
-    inputs = [*list(layer.node.input)[:2], name]
-    del layer.node.input[:]
-    layer.node.input.extend(inputs)
+    layer.node.resize_inputs(3)
+    offset = graph.constant(f"{layer.output.name}_offset", bias)
+    layer.node.replace_input_with(2, offset)

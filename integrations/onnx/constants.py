@@ -1,46 +1,50 @@
-"""Lets runtimes compute once, when they load a file, what comes of constants alone."""
+"""Has runtimes compute what depends on constants alone once, when they load a file."""
 
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
-from cora_plugin.integrations.onnx.graph import Graph, attributes
+from cora_plugin.integrations.onnx.graph import (
+    Graph,
+    array_of,
+    known,
+    operand,
+    redirect,
+)
 from cora_plugin.integrations.onnx.moving import MOVING
 
 
 def constants_by_arithmetic(graph: Graph) -> None:
-    """Let arithmetic dequantize what other constants are computed from.
+    """Dequantize by arithmetic where other constants are computed from the result.
 
     A runtime keeps every DequantizeLinear for its kernels and computes none at load.
     OpenVINO (2026.4) makes a kernel of the product of two, too: it takes a transposed
     left factor for one that is not, and in bfloat16, which it chooses itself where the
     processor has it, its compiler divides by zero and ends the process.
     """
-    for node in list(graph.nodes):
-        if node.op_type != "DequantizeLinear" or not graph.is_constant(node.output[0]):
+    for node in graph.nodes:
+        output = node.outputs[0]
+        if node.op_type != "DequantizeLinear" or output.const_value is None:
             continue
-        readers = graph.readers(node.output[0])
-        inner = [reader for reader in readers if _computes(graph, reader)]
+        inner = [reader for reader in output.consumers() if _computes(reader)]
         if inner:
-            graph.redirect(node.output[0], _dequantized(graph, node), inner)
+            redirect(output, _dequantized(graph, node), inner)
 
 
-def _computes(graph: Graph, node: onnx.NodeProto) -> bool:
+def _computes(node: ir.Node) -> bool:
     """Whether a node makes another constant, or moves one to a node that does."""
-    if not graph.is_constant(node.output[0]):
+    output = node.outputs[0]
+    if output.const_value is None:
         return False
-    return node.op_type not in MOVING or any(
-        _computes(graph, reader) for reader in graph.readers(node.output[0])
-    )
+    return node.op_type not in MOVING or any(map(_computes, output.consumers()))
 
 
-def _dequantized(graph: Graph, node: onnx.NodeProto) -> str:
-    values, scale = graph.known(node.input[0]), graph.known(node.input[1])
-    name = f"{node.output[0]}_f"
+def _dequantized(graph: Graph, node: ir.Node) -> ir.Value:
+    values, scale = known(node.inputs[0]), known(node.inputs[1])
+    name = f"{node.outputs[0].name}_f"
     shape = [1] * values.ndim
     if scale.size > 1:
-        shape[attributes(node).get("axis", 1)] = -1
-    result = graph.node("Cast", [node.input[0]], name, to=TensorProto.FLOAT)
-    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
+        shape[node.attributes.get_int("axis", 1)] = -1
+    result = graph.node("Cast", node.inputs[:1], name, to=ir.DataType.FLOAT)
+    zero = array_of(operand(node, 2))
     if zero is not None and zero.any():
         offset = graph.constant(f"{name}_zero", zero.reshape(shape))
         result = graph.node("Sub", [result, offset], name)

@@ -5,11 +5,19 @@ computed from constants, which runtimes do once, when they load the file.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import onnx
+import numpy as np
+import onnx_ir as ir
 
-from cora_plugin.integrations.onnx.graph import Graph, attributes
+from cora_plugin.integrations.onnx.graph import (
+    Graph,
+    array_of,
+    operand,
+    producer,
+    read_once,
+    same_value,
+)
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Operators with a weight, their second input."""
@@ -22,30 +30,35 @@ REPEATED = ("Clip", "DequantizeLinear", "Max", "Min", "Pad", "QuantizeLinear")
 class Layer:
     """A layer of the graph whose weight is constant."""
 
-    node: onnx.NodeProto
+    node: ir.Node
     shape: tuple[int, ...]
 
     @property
-    def source(self) -> str:
+    def source(self) -> ir.Value | None:
         """What it is applied to."""
-        return str(self.node.input[0])
+        return self.node.inputs[0]
 
     @property
-    def weight(self) -> str:
+    def weight(self) -> ir.Value:
         """Its weight."""
-        return str(self.node.input[1])
+        return cast("ir.Value", self.node.inputs[1])
 
     @property
-    def bias(self) -> str | None:
+    def bias(self) -> ir.Value | None:
         """Its bias."""
-        return self.node.input[2] if len(self.node.input) > 2 else None
+        return operand(self.node, 2)
+
+    @property
+    def output(self) -> ir.Value:
+        """What it computes."""
+        return self.node.outputs[0]
 
     @property
     def axis(self) -> int:
         """The weight's axis of output channels."""
         if self.node.op_type == "Conv":
             return 0
-        return 0 if attributes(self.node).get("transB", 0) else 1
+        return 0 if self.node.attributes.get_int("transB", 0) else 1
 
     @property
     def operation(self) -> dict[str, Any]:
@@ -53,12 +66,12 @@ class Layer:
         found: dict[str, Any] = {"op": self.node.op_type}
         if self.node.op_type == "Conv":
             size = len(self.shape) - 2
-            found |= {"group": 1, "strides": [1] * size, "dilations": [1] * size}
-            found |= {"pads": [0] * 2 * size, "auto_pad": b"NOTSET"}
-            found |= {"kernel_shape": list(self.shape[2:])}
+            found |= {"group": 1, "strides": (1,) * size, "dilations": (1,) * size}
+            found |= {"pads": (0,) * 2 * size, "auto_pad": "NOTSET"}
+            found |= {"kernel_shape": self.shape[2:]}
         elif self.node.op_type == "Gemm":
             found |= {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-        return found | attributes(self.node)
+        return found | {a.name: a.value for a in self.node.attributes.values()}
 
     @property
     def mixes_channels(self) -> bool:
@@ -67,17 +80,17 @@ class Layer:
             return True
         operation = self.operation
         operation.pop("group")
-        plain = Layer(onnx.helper.make_node("Conv", [], []), self.shape).operation
+        plain = Layer(ir.node("Conv", []), self.shape).operation
         plain.pop("group")
         return operation == plain and all(n == 1 for n in self.shape[2:])
 
 
-def layer_of(graph: Graph, node: onnx.NodeProto | None) -> Layer | None:
+def layer_of(node: ir.Node | None) -> Layer | None:
     """The layer that a node is, if it is one and its weight alone is constant."""
     if node is None or node.op_type not in LAYERS or node.domain:
         return None
-    weight = graph.value(node.input[1])
-    if graph.is_constant(node.output[0]):
+    weight = array_of(node.inputs[1])
+    if node.outputs[0].const_value is not None:
         return None
     if weight is None or weight.ndim < 2:
         return None
@@ -92,36 +105,34 @@ def fold_branches(graph: Graph) -> None:
     A branch is a layer without a bias, or two of which the second mixes channels,
     applied to what its layer is applied to, in the same way, and added to its output.
     """
-    for node in list(graph.nodes):
+    for node in graph.nodes:
         if node.op_type == "Add":
             _fold(graph, node)
 
 
-def _fold(graph: Graph, add: onnx.NodeProto) -> None:
-    for main, share in (list(add.input), list(add.input)[::-1]):
-        layer = layer_of(graph, graph.producer(main))
-        last = layer_of(graph, graph.producer(share))
-        if layer is None or last is None or main == share:
+def _fold(graph: Graph, add: ir.Node) -> None:
+    for main, share in (add.inputs, add.inputs[::-1]):
+        layer, last = layer_of(producer(main)), layer_of(producer(share))
+        if layer is None or last is None or main is share:
             continue
-        if not (graph.read_once(main) and graph.read_once(share)):
+        if not (read_once(main) and read_once(share)):
             continue
         branch = _branch_weight(graph, layer, last)
         if branch is None:
             continue
-        name = f"{add.output[0]}_weight"
-        layer.node.input[1] = graph.node("Add", [layer.weight, branch], name)
-        graph.supersede(add, layer.node)
+        name = f"{add.outputs[0].name}_weight"
+        total = graph.node("Add", [layer.weight, branch], name)
+        layer.node.replace_input_with(1, total)
+        graph.replace(add, layer.output)
         return
 
 
-def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> str | None:
+def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> ir.Value | None:
     """The weight that a branch amounts to; None if it is not one beside the layer."""
     if last.bias is not None:
         return None
-    first = layer_of(graph, graph.producer(last.source))
-    if first is not None and (
-        first.bias is not None or not graph.read_once(last.source)
-    ):
+    first = layer_of(producer(last.source))
+    if first is not None and (first.bias is not None or not read_once(last.source)):
         first = None
     if layer.node.op_type == "Conv":
         return _branch_kernel(graph, layer, first, last)
@@ -130,8 +141,8 @@ def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> str | None:
 
 def _branch_kernel(
     graph: Graph, layer: Layer, first: Layer | None, last: Layer
-) -> str | None:
-    if layer.shape == last.shape and _parallel(graph, layer, last):
+) -> ir.Value | None:
+    if layer.shape == last.shape and _parallel(layer, last):
         return last.weight
     if first is None or last.node.op_type != "Conv" or not last.mixes_channels:
         return None
@@ -140,24 +151,24 @@ def _branch_kernel(
         first.shape == (groups * rank, *layer.shape[1:])
         and last.shape[0] == layer.shape[0]
         and last.operation["group"] == groups
-        and _parallel(graph, layer, first)
+        and _parallel(layer, first)
     ):
         return None
     # [g, r, k] and [g, m/g, r]
     a = _reshape(graph, first.weight, (groups, rank, -1))
     b = _reshape(graph, last.weight, (groups, layer.shape[0] // groups, rank))
-    product = graph.node("MatMul", [b, a], f"{layer.weight}_branch")
+    product = graph.node("MatMul", [b, a], f"{layer.weight.name}_branch")
     return _reshape(graph, product, layer.shape)
 
 
 def _branch_matrix(
     graph: Graph, layer: Layer, first: Layer | None, last: Layer
-) -> str | None:
+) -> ir.Value | None:
     """The same of matrix products, y = x W with W [n, m], by Gemm or MatMul."""
     parts = [last] if first is None else [first, last]
     if not all(_is_product(part) for part in (layer, *parts)):
         return None
-    if not _same(graph, layer.source, parts[0].source):
+    if not _same(layer.source, parts[0].source):
         return None
     sides = [part.shape[::-1] if part.axis == 0 else part.shape for part in parts]
     whole = layer.shape[::-1] if layer.axis == 0 else layer.shape
@@ -165,11 +176,10 @@ def _branch_matrix(
         return None
     weight = _columns(graph, parts[0])
     for part in parts[1:]:
-        weight = graph.node(
-            "MatMul", [weight, _columns(graph, part)], f"{layer.weight}_branch"
-        )
+        name = f"{layer.weight.name}_branch"
+        weight = graph.node("MatMul", [weight, _columns(graph, part)], name)
     if layer.axis == 0:
-        weight = graph.node("Transpose", [weight], f"{weight}_rows", perm=[1, 0])
+        weight = graph.node("Transpose", [weight], f"{weight.name}_rows", perm=[1, 0])
     return weight
 
 
@@ -180,38 +190,35 @@ def _is_product(layer: Layer) -> bool:
     return (operation.get("alpha", 1), operation.get("transA", 0)) == (1, 0)
 
 
-def _columns(graph: Graph, layer: Layer) -> str:
+def _columns(graph: Graph, layer: Layer) -> ir.Value:
     if layer.axis == 1:
         return layer.weight
-    name = f"{layer.weight}_columns"
+    name = f"{layer.weight.name}_columns"
     return graph.node("Transpose", [layer.weight], name, perm=[1, 0])
 
 
-def _reshape(graph: Graph, name: str, shape: tuple[int, ...]) -> str:
-    wanted = graph.constant(f"{name}_shape", shape, "int64")
-    return graph.node("Reshape", [name, wanted], f"{name}_reshaped")
+def _reshape(graph: Graph, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    wanted = graph.constant(f"{value.name}_shape", shape, np.int64)
+    return graph.node("Reshape", [value, wanted], f"{value.name}_reshaped")
 
 
-def _parallel(graph: Graph, layer: Layer, other: Layer) -> bool:
+def _parallel(layer: Layer, other: Layer) -> bool:
     """Whether two layers do the same to the same input, but for their weights."""
-    return layer.operation == other.operation and _same(
-        graph, layer.source, other.source
-    )
+    same = layer.operation == other.operation
+    return same and _same(layer.source, other.source)
 
 
-def _same(graph: Graph, left: str, right: str) -> bool:
+def _same(left: ir.Value | None, right: ir.Value | None) -> bool:
     """Whether two values are one, or made of one in the same way."""
-    if left == right or graph.same_value(left, right):
+    if left is right or same_value(left, right):
         return True
-    one, other = graph.producer(left), graph.producer(right)
+    one, other = producer(left), producer(right)
     return (
         one is not None
         and other is not None
         and one.op_type == other.op_type
         and one.op_type in REPEATED
-        and attributes(one) == attributes(other)
-        and len(one.input) == len(other.input)
-        and all(
-            _same(graph, *pair) for pair in zip(one.input, other.input, strict=True)
-        )
+        and one.attributes == other.attributes
+        and len(one.inputs) == len(other.inputs)
+        and all(map(_same, one.inputs, other.inputs))
     )

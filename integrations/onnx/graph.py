@@ -1,24 +1,30 @@
-"""An editor for ONNX graphs: what is constant, who reads what, new nodes, an end."""
+"""Edits ONNX graphs, on onnx-ir: what is constant, new nodes, and a valid end."""
 
-from collections import Counter
 from collections.abc import Iterable
-from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import (
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    TopologicalSortPass,
+)
 
 OPSET = 21
 """The first whose DequantizeLinear and Cast take 4-bit integers."""
 
-TRACED_OPSET = 20
-"""The last that torch's tracing exporter writes; from it to 21 operators only widen."""
-
 IR_VERSION = 10
 """The first that knows 4-bit integers."""
+
+INT4 = ir.DataType.INT4.numpy()
+UINT4 = ir.DataType.UINT4.numpy()
 
 Array = npt.NDArray[Any]
 
@@ -26,96 +32,74 @@ Array = npt.NDArray[Any]
 class Graph:
     """A model's graph while it is edited; `finish` gives it back.
 
-    Nodes may be added in any order. Subgraphs are left alone.
+    Values that depend on no input of the graph have a `const_value`, which `array_of`
+    reads. Nodes may be added in any order. Subgraphs are left alone.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
-        self.nodes = list(model.graph.node)
-        self.initializers = {t.name: t for t in model.graph.initializer}
-        self.outputs = {output.name for output in model.graph.output}
-        self._makers: dict[str, onnx.NodeProto] = {
-            name: node for node in self.nodes for name in node.output
-        }
-        self._names = {i.name for i in model.graph.input}
-        self._names |= self._makers.keys() | self.initializers.keys()
-        self._values: dict[str, Array | None] = {}
+        self._model = ir.from_proto(model)
+        self._graph = self._model.graph
+        self._graph.opset_imports[""] = OPSET
+        self._names = {value.name for value in self._graph.inputs}
+        self._names |= self._graph.initializers.keys()
+        for node in self._graph:
+            self._names |= {value.name for value in node.outputs}
+            self._compute(node)
 
-    def producer(self, name: str) -> onnx.NodeProto | None:
-        """The node that computes a value; None for inputs and initializers."""
-        return self._makers.get(name)
+    @property
+    def nodes(self) -> list[ir.Node]:
+        """The nodes at this moment."""
+        return list(self._graph)
 
-    def maker(self, name: str) -> onnx.NodeProto:
-        """The node that computes a value, which is known to have one."""
-        node: onnx.NodeProto = self._makers[name]
-        return node
+    def constant(
+        self, name: str, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32
+    ) -> ir.Value:
+        """Add an initializer; `INT4` and `UINT4` are stored two a byte."""
+        tensor = ir.Tensor(np.asarray(value).astype(dtype), name=self._fresh(name))
+        added = ir.Value(name=tensor.name, const_value=tensor)
+        self._graph.register_initializer(added)
+        return added
 
-    def readers(self, name: str) -> list[onnx.NodeProto]:
-        """The nodes that read a value."""
-        return [node for node in self.nodes if name in node.input]
+    def node(
+        self,
+        operator: str,
+        inputs: Iterable[ir.Value | None],
+        output: str,
+        **attributes: Any,
+    ) -> ir.Value:
+        """Add a node with one output; returns the output."""
+        added = ir.Value(name=self._fresh(output))
+        # Nodes without a name get one, which takes space.
+        node = ir.node(operator, list(inputs), attributes, outputs=[added], name="")
+        self._graph.append(node)
+        self._compute(node)
+        return added
 
-    def read_once(self, name: str) -> bool:
-        """Whether one node reads a value, and nothing outside of the graph."""
-        return name not in self.outputs and len(self.readers(name)) == 1
-
-    def value(self, name: str) -> Array | None:
-        """A value that depends on no input of the graph, else None."""
-        # With a stack of our own: a network is deeper than Python's.
-        wanted = [name]
-        while wanted:
-            node = self._makers.get(wanted[-1])
-            inputs = (
-                [] if wanted[-1] in self.initializers or node is None else node.input
-            )
-            missing = [key for key in inputs if key and key not in self._values]
-            hopeless = any(self._values.get(key, key) is None for key in inputs)
-            if wanted[-1] in self._values:
-                wanted.pop()
-            elif missing and not hopeless:
-                wanted.append(missing[0])
-            else:
-                found = None if hopeless else self._evaluate(wanted[-1])
-                self._values[wanted.pop()] = found
-        return self._values[name]
-
-    def known(self, name: str) -> Array:
-        """A value that is known to be constant."""
-        value = self.value(name)
-        if value is None:
-            raise KeyError(name)
-        return value
-
-    def same_value(self, left: str, right: str) -> bool:
-        """Whether two values are constants, and equal."""
-        one, other = self.value(left), self.value(right)
-        return one is not None and other is not None and np.array_equal(one, other)
-
-    def is_constant(self, name: str) -> bool:
-        """Whether a value depends on no input of the graph."""
-        return self.value(name) is not None
-
-    def _evaluate(self, name: str) -> Array | None:
-        if name in self.initializers:
-            return numpy_helper.to_array(self.initializers[name])
-        node = self.producer(name)
-        if node is None or node.domain or node.op_type.startswith(("Random", "Bern")):
-            return None
-        if any(attribute.HasField("g") for attribute in node.attribute):
-            return None
-        feeds = {key: self._values[key] for key in node.input if key}
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [helper.make_value_info(key, onnx.TypeProto()) for key in feeds],
-            [helper.make_value_info(key, onnx.TypeProto()) for key in node.output],
+    def replace(self, old: ir.Node, new: ir.Value) -> None:
+        """Drop a node with one output, whose name and readers go to another value."""
+        ir.convenience.replace_nodes_and_values(
+            self._graph, old, [old], [], old.outputs, [new]
         )
-        # The types of the values are those of the fed arrays.
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
-        results: list[Array] = ReferenceEvaluator(model).run(None, feeds)  # type: ignore[assignment]
-        self._values.update(zip(node.output, results, strict=True))
-        return self._values[name]
+        for reader in new.consumers():
+            self._compute(reader)
 
-    def fresh(self, name: str) -> str:
+    def prune(self) -> None:
+        """Drop the nodes that no output depends on, which would count as readers."""
+        # Sorted, for what drops them goes through the nodes once, from the last one.
+        Sequential(TopologicalSortPass(), RemoveUnusedNodesPass())(self._model)
+
+    def finish(self) -> onnx.ModelProto:
+        """The edited model: only what is needed, equal constants once, checked."""
+        self.prune()
+        of_any_size = DeduplicateInitializersPass(size_limit=2**31)
+        Sequential(of_any_size, RemoveUnusedOpsetsPass())(self._model)
+        model = ir.to_proto(self._model)
+        model.ir_version = max(model.ir_version, IR_VERSION)
+        del model.graph.value_info[:]  # of the traced graph
+        onnx.checker.check_model(model)
+        return model
+
+    def _fresh(self, name: str) -> str:
         """A name like `name` that the graph does not have yet."""
         found, count = name, 1
         while found in self._names:
@@ -124,128 +108,79 @@ class Graph:
         self._names.add(found)
         return found
 
-    def constant(self, name: str, value: Any, dtype: Any = np.float32) -> str:
-        """Add an initializer; returns its name."""
-        found = self.fresh(name)
-        array = np.asarray(value, dtype)
-        self.initializers[found] = numpy_helper.from_array(array, found)
-        return found
-
-    def integers(self, name: str, values: Array, kind: int) -> str:
-        """Add an initializer of an integer type, packed at 4 bits; returns its name."""
-        found = self.fresh(name)
-        self.initializers[found] = integer_tensor(found, values, kind)
-        return found
-
-    def node(
-        self, kind: str, inputs: Iterable[str], output: str, **attributes: Any
-    ) -> str:
-        """Add a node with one output; returns the output's name."""
-        found = self.fresh(output)
-        node = helper.make_node(kind, list(inputs), [found], **attributes)
-        self.nodes.append(node)
-        self._makers[found] = node
-        return found
-
-    def redirect(self, old: str, new: str, readers: Iterable[onnx.NodeProto]) -> None:
-        """Let nodes read `new` where they read `old`."""
-        for node in readers:
-            for index, name in enumerate(node.input):
-                if name == old:
-                    node.input[index] = new
-
-    def supersede(self, old: onnx.NodeProto, new: onnx.NodeProto) -> None:
-        """Drop a node with one output and let another compute that value."""
-        self.nodes.remove(old)
-        del self._makers[new.output[0]]
-        new.output[0] = old.output[0]
-        self._makers[new.output[0]] = new
-        # What was not constant may be so now.
-        self._values = {k: v for k, v in self._values.items() if v is not None}
-
-    def prune(self) -> None:
-        """Drop the nodes that no output depends on, which would count as readers."""
-        needed: set[str] = set()
-        ahead = list(self.outputs)
+    def _compute(self, node: ir.Node) -> None:
+        """Compute what a node and its readers make of constants alone."""
+        ahead = [node]
         while ahead:
-            name = ahead.pop()
-            if name not in needed:
-                needed.add(name)
-                node = self.producer(name)
-                ahead.extend([] if node is None else _reads(node))
-        self.nodes = [node for node in self.nodes if needed & set(node.output)]
-        self.initializers = {k: t for k, t in self.initializers.items() if k in needed}
-
-    def finish(self) -> onnx.ModelProto:
-        """Write the edited graph back: only what is needed, in order, checked."""
-        self.prune()
-        self._share_constants()
-        makers = {name: i for i, node in enumerate(self.nodes) for name in node.output}
-        order = TopologicalSorter(
-            {
-                index: sorted({makers[name] for name in _reads(node) if name in makers})
-                for index, node in enumerate(self.nodes)
-            }
-        )
-        graph = self.model.graph
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self.nodes[index] for index in order.static_order())
-        graph.initializer.extend(self.initializers.values())
-        domains = {node.domain for node in self.nodes} - {"", "ai.onnx"}
-        others = [o for o in self.model.opset_import if o.domain in domains]
-        del self.model.opset_import[:]
-        self.model.opset_import.append(helper.make_opsetid("", OPSET))
-        self.model.opset_import.extend(others)
-        self.model.ir_version = max(self.model.ir_version, IR_VERSION)
-        onnx.checker.check_model(self.model)
-        return self.model
-
-    def _share_constants(self) -> None:
-        """Store equal constants once, the zero points of all layers for one."""
-        first: dict[bytes, str] = {}
-        shared = {}
-        for name, tensor in self.initializers.items():
-            bare = TensorProto()
-            bare.CopyFrom(tensor)
-            bare.name = ""
-            same = first.setdefault(bare.SerializeToString(), name)
-            if same != name and name not in self.outputs:
-                shared[name] = same
-        for node in self.nodes:
-            for index, name in enumerate(node.input):
-                node.input[index] = shared.get(name, name)
-        self.initializers = {
-            k: t for k, t in self.initializers.items() if k not in shared
-        }
+            node = ahead.pop()
+            if not _is_computable(node):
+                continue
+            proto = ir.serde.serialize_node(node)
+            function = onnx.FunctionProto(
+                node=[proto],
+                input=proto.input,
+                output=proto.output,
+                opset_import=[helper.make_opsetid("", OPSET)],
+            )
+            feeds = dict(zip(proto.input, map(array_of, node.inputs), strict=True))
+            results = ReferenceEvaluator(function).run(None, feeds, {})
+            for value, result in zip(node.outputs, results, strict=True):
+                value.const_value = ir.Tensor(result)
+            ahead += node.successors()
 
 
-def integer_tensor(name: str, values: Array, kind: int) -> TensorProto:
-    """A tensor of an integer type; 4-bit integers two a byte, the first low."""
-    flat = np.asarray(values).reshape(-1).astype(np.int64)
-    if kind in (TensorProto.INT4, TensorProto.UINT4):
-        nibbles = (flat & 0xF).astype(np.uint8)
-        nibbles = np.append(nibbles, np.zeros(len(nibbles) % 2, np.uint8))
-        raw = (nibbles[::2] | (nibbles[1::2] << 4)).tobytes()
-    else:
-        raw = flat.astype(helper.tensor_dtype_to_np_dtype(kind)).tobytes()
-    return helper.make_tensor(name, kind, np.shape(values), raw, raw=True)
+def _is_computable(node: ir.Node) -> bool:
+    """Whether a node has constant inputs alone, and outputs that are not known yet."""
+    if node.domain or node.op_type.startswith(("Random", "Bern")):
+        return False
+    if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        return False
+    return node.outputs[0].const_value is None and all(
+        value is None or value.const_value is not None for value in node.inputs
+    )
 
 
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """A node's attributes by name."""
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+def array_of(value: ir.Value | None) -> Array | None:
+    """A value that depends on no input of the graph, else None."""
+    if value is None or value.const_value is None:
+        return None
+    return value.const_value.numpy()
 
 
-def operators(model: onnx.ModelProto) -> Counter[str]:
-    """How often each operator occurs."""
-    return Counter(node.op_type for node in model.graph.node)
+def known(value: ir.Value | None) -> Array:
+    """A value that is known to be constant."""
+    array = array_of(value)
+    if array is None:
+        raise ValueError(f"{value} is no constant")
+    return array
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """The values that a node reads, its subgraphs' included."""
-    found = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                found |= _reads(inner)
-    return found
+def same_value(left: ir.Value | None, right: ir.Value | None) -> bool:
+    """Whether two values are constants, and equal."""
+    one, other = array_of(left), array_of(right)
+    return one is not None and other is not None and np.array_equal(one, other)
+
+
+def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """An input of a node; None if it is left out."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def producer(value: ir.Value | None) -> ir.Node | None:
+    """The node that computes a value; None for inputs and initializers."""
+    return None if value is None else value.producer()
+
+
+def read_once(value: ir.Value | None) -> bool:
+    """Whether one node reads a value, and nothing outside of the graph."""
+    if value is None or value.is_graph_output():
+        return False
+    return len(value.consumers()) == 1
+
+
+def redirect(old: ir.Value, new: ir.Value, readers: Iterable[ir.Node]) -> None:
+    """Let nodes read `new` where they read `old`."""
+    chosen = set(readers)
+    for reader, index in old.uses():
+        if reader in chosen:
+            reader.replace_input_with(index, new)

@@ -7,12 +7,20 @@ they load the file; the file itself keeps the packed weights and the adapters' f
 """
 
 import numpy as np
-from onnx import TensorProto
+import onnx_ir as ir
 
 from cora_plugin.integrations.onnx.affine import absorb_affine
 from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
 from cora_plugin.integrations.onnx.fold import Layer, fold_branches, layer_of
-from cora_plugin.integrations.onnx.graph import Array, Graph, attributes
+from cora_plugin.integrations.onnx.graph import (
+    INT4,
+    Array,
+    Graph,
+    array_of,
+    known,
+    operand,
+    producer,
+)
 from cora_plugin.integrations.onnx.moving import (
     round_after_moving,
     round_before_moving,
@@ -53,19 +61,19 @@ def for_int8_kernels(graph: Graph) -> None:
 
 
 def _integer_weights(graph: Graph) -> None:
-    for node in list(graph.nodes):
-        layer = layer_of(graph, node)
+    for node in graph.nodes:
+        layer = layer_of(node)
         if layer is not None:
             _weight_and_bias(graph, layer)
 
 
 def _weight_and_bias(graph: Graph, layer: Layer) -> None:
     """Give a layer with quantized input an 8-bit weight and an int32 bias."""
-    step = _step(graph, layer.source)
+    step = _step(layer.source)
     if step is None:
         return
-    weight = _channels(graph.value(layer.weight), layer.axis)  # [m, k]
-    bias = None if layer.bias is None else graph.value(layer.bias)
+    weight = _channels(known(layer.weight), layer.axis)  # [m, k]
+    bias = array_of(layer.bias)
     smallest = np.full(len(weight), np.finfo(np.float32).tiny)
     # Where channels have steps of their own, no int32 bias is in steps of the products.
     if step.size > 1:
@@ -73,7 +81,7 @@ def _weight_and_bias(graph: Graph, layer: Layer) -> None:
     if bias is not None:
         # A channel with tiny weights beside a large bias would overflow the int32.
         smallest = np.maximum(smallest, np.abs(bias.reshape(-1)) / (BIAS_TOP * step))
-    stored = _stored_scale(graph, layer)
+    stored = _stored_scale(layer)
     scale = np.abs(weight).max(1) / TOP if stored is None else np.abs(stored)
     scale = np.maximum(scale, smallest).astype(np.float32)
     if stored is None or (scale != stored).any():
@@ -85,76 +93,73 @@ def _weight_and_bias(graph: Graph, layer: Layer) -> None:
 
 
 def _round_weight(graph: Graph, layer: Layer, scale: Array) -> None:
-    name = f"{layer.node.output[0]}_int8"
+    name = f"{layer.output.name}_int8"
     parameters = [
         graph.constant(f"{name}_scale", scale),
         graph.constant(f"{name}_zero", np.zeros(len(scale)), np.int8),
     ]
     axis = layer.axis
     levels = graph.node("QuantizeLinear", [layer.weight, *parameters], name, axis=axis)
-    layer.node.input[1] = graph.node(
+    weight = graph.node(
         "DequantizeLinear", [levels, *parameters], f"{name}_weight", axis=axis
     )
+    layer.node.replace_input_with(1, weight)
 
 
 def _widen_weight(graph: Graph, layer: Layer) -> None:
     """Let a Cast make 8-bit integers of 4-bit ones, for kernels take no others."""
-    node = graph.producer(layer.weight)
-    if node is None or graph.initializers[node.input[0]].data_type != TensorProto.INT4:
+    node = layer.weight.producer()
+    if node is None or known(node.inputs[0]).dtype != INT4:
         return
-    levels, scale = list(node.input)[:2]
-    name = f"{layer.node.output[0]}_int8"
-    wide = graph.node("Cast", [levels], name, to=TensorProto.INT8)
-    zero = np.zeros(graph.known(scale).shape)
-    layer.node.input[1] = graph.node(
-        "DequantizeLinear",
-        [wide, scale, graph.constant(f"{name}_zero", zero, np.int8)],
-        f"{name}_weight",
-        **attributes(node),
+    levels, scale = node.inputs[:2]
+    name = f"{layer.output.name}_int8"
+    wide = graph.node("Cast", [levels], name, to=ir.DataType.INT8)
+    zero = graph.constant(f"{name}_zero", np.zeros(known(scale).shape), np.int8)
+    weight = graph.node(
+        "DequantizeLinear", [wide, scale, zero], f"{name}_weight", **node.attributes
     )
+    layer.node.replace_input_with(1, weight)
 
 
 def _int32_bias(graph: Graph, layer: Layer, bias: Array, scale: Array) -> None:
-    name = f"{layer.node.output[0]}_bias"
+    name = f"{layer.output.name}_bias"
     levels = np.round(bias.astype(np.float64) / scale)
-    layer.node.input[2] = graph.node(
-        "DequantizeLinear",
-        [
-            graph.constant(f"{name}_int32", levels, np.int32),
-            graph.constant(f"{name}_scale", scale),
-            graph.constant(f"{name}_zero", np.zeros(len(scale)), np.int32),
-        ],
-        f"{name}_float",
-        axis=0,
-    )
+    inputs = [
+        graph.constant(f"{name}_int32", levels, np.int32),
+        graph.constant(f"{name}_scale", scale),
+        graph.constant(f"{name}_zero", np.zeros(len(scale)), np.int32),
+    ]
+    restored = graph.node("DequantizeLinear", inputs, f"{name}_float", axis=0)
+    layer.node.replace_input_with(2, restored)
 
 
-def _stored_scale(graph: Graph, layer: Layer) -> Array | None:
+def _stored_scale(layer: Layer) -> Array | None:
     """The scales [m] of a weight that is stored as signed integers around zero."""
-    node = graph.producer(layer.weight)
+    node = layer.weight.producer()
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    stored = graph.initializers.get(node.input[0])
-    scale = graph.value(node.input[1])
-    zero = graph.value(node.input[2]) if len(node.input) > 2 else None
-    if stored is None or scale is None or (zero is not None and zero.any()):
+    stored, scale = node.inputs[0], array_of(node.inputs[1])
+    zero = array_of(operand(node, 2))
+    if scale is None or (zero is not None and zero.any()):
         return None
-    if stored.data_type not in (TensorProto.INT4, TensorProto.INT8):
+    if stored is None or not stored.is_initializer():
         return None
-    axis = attributes(node).get("axis", 1) % len(layer.shape)
+    if known(stored).dtype not in (INT4, np.int8):
+        return None
+    axis = node.attributes.get_int("axis", 1) % len(layer.shape)
     if scale.size > 1 and (scale.ndim != 1 or axis != layer.axis):
         return None
     return np.broadcast_to(scale.reshape(-1), layer.shape[layer.axis])
 
 
-def _step(graph: Graph, name: str) -> Array | None:
+def _step(value: ir.Value | None) -> Array | None:
     """The step of a quantized activation, [] or one a channel."""
-    node = graph.producer(name)
+    node = producer(value)
     if node is None or node.op_type != "DequantizeLinear":
         return None
-    return graph.value(node.input[1])
+    return array_of(node.inputs[1])
 
 
-def _channels(weight: Array | None, axis: int) -> Array:
+def _channels(weight: Array, axis: int) -> Array:
     moved = np.moveaxis(np.asarray(weight, np.float64), axis, 0)
     return moved.reshape(len(moved), -1)

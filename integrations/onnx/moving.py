@@ -5,17 +5,25 @@ it. An operator between, such as a Concat, hands values on as they are: rounding
 more beside it changes none of them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-import onnx
+import onnx_ir as ir
 
 from cora_plugin.integrations.onnx.fold import LAYERS
-from cora_plugin.integrations.onnx.graph import Graph, attributes
+from cora_plugin.integrations.onnx.graph import (
+    Graph,
+    known,
+    producer,
+    redirect,
+    same_value,
+)
 from cora_plugin.integrations.onnx.padding import is_zero_padding
 
 MOVING = ("Concat", "Flatten", "MaxPool", "Reshape", "Transpose")
 """Operators that hand values on as they are, beside padding with zeros."""
 
-COPYING = (b"reflect", b"edge", b"wrap")
+COPYING = ("reflect", "edge", "wrap")
 """Modes of a Pad that repeats values."""
 
 
@@ -24,27 +32,25 @@ def round_before_moving(graph: Graph) -> None:
 
     That changes no value, and lets the layer before it end in a QuantizeLinear.
     """
-    ahead = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    ahead: list[ir.Node | None] = [
+        node for node in graph.nodes if node.op_type == "QuantizeLinear"
+    ]
     while ahead:
         rounding = ahead.pop()
-        moving = graph.producer(rounding.input[0])
-        if moving is None or not _moves(graph, moving):
+        moving = None if rounding is None else producer(rounding.inputs[0])
+        if rounding is None or moving is None or not _moves(moving):
             continue
-        readers = graph.readers(moving.output[0])
-        if moving.output[0] in graph.outputs:
+        moved, parameters = moving.outputs[0], rounding.inputs[1:]
+        if moved.is_graph_output():
             continue
-        if not all(rounds_alike(graph, rounding, reader) for reader in readers):
+        if not all(rounds_alike(rounding, reader) for reader in moved.consumers()):
             continue
-        count = len(moving.input) if moving.op_type == "Concat" else 1
-        for index in range(count):
-            source = moving.input[index]
-            name = f"{source}_rounded"
-            parameters = list(rounding.input[1:])
+        for index, source in enumerate(_moved(moving)):
+            name = f"{source.name if source else ''}_rounded"
             levels = graph.node("QuantizeLinear", [source, *parameters], name)
-            ahead.append(graph.maker(levels))
-            moving.input[index] = graph.node(
-                "DequantizeLinear", [levels, *parameters], name
-            )
+            ahead.append(levels.producer())
+            after = graph.node("DequantizeLinear", [levels, *parameters], name)
+            moving.replace_input_with(index, after)
 
 
 def round_after_moving(graph: Graph) -> None:
@@ -53,56 +59,54 @@ def round_after_moving(graph: Graph) -> None:
     That changes no value either, and lets the layer behind begin with a
     DequantizeLinear.
     """
-    for node in list(graph.nodes):
-        if not _moves(graph, node) or graph.is_constant(node.output[0]):
+    for node in graph.nodes:
+        output = node.outputs[0]
+        if not _moves(node) or output.const_value is not None:
             continue
-        count = len(node.input) if node.op_type == "Concat" else 1
-        rounded = [graph.producer(name) for name in list(node.input)[:count]]
+        rounded = [producer(value) for value in _moved(node)]
         readers = [
             reader
-            for reader in graph.readers(node.output[0])
-            if reader.op_type in LAYERS or _moves(graph, reader)
+            for reader in output.consumers()
+            if reader.op_type in LAYERS or _moves(reader)
         ]
         first = rounded[0]
         if first is None or not readers:
             continue
-        if not all(_restores_alike(graph, first, source) for source in rounded):
+        if not all(_restores_alike(first, source) for source in rounded):
             continue
-        name = f"{node.output[0]}_rounded"
-        parameters = list(first.input)[1:]
-        levels = graph.node("QuantizeLinear", [node.output[0], *parameters], name)
+        name, parameters = f"{output.name}_rounded", first.inputs[1:]
+        levels = graph.node("QuantizeLinear", [output, *parameters], name)
         after = graph.node("DequantizeLinear", [levels, *parameters], name)
-        graph.redirect(node.output[0], after, readers)
+        redirect(output, after, readers)
 
 
-def _moves(graph: Graph, node: onnx.NodeProto) -> bool:
-    if node.op_type == "Pad" and attributes(node).get("mode", b"constant") in COPYING:
+def _moves(node: ir.Node) -> bool:
+    if node.op_type == "Pad" and node.attributes.get_string("mode") in COPYING:
         return True
-    return node.op_type in MOVING or is_zero_padding(graph, node)
+    return node.op_type in MOVING or is_zero_padding(node)
 
 
-def rounds_alike(graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+def _moved(node: ir.Node) -> Sequence[ir.Value | None]:
+    """The inputs whose values a node hands on."""
+    return node.inputs if node.op_type == "Concat" else node.inputs[:1]
+
+
+def rounds_alike(one: ir.Node, other: ir.Node) -> bool:
     """Whether a node quantizes as a QuantizeLinear does."""
-    return other.op_type == "QuantizeLinear" and _same_step(graph, one, other)
+    return other.op_type == "QuantizeLinear" and _same_step(one, other)
 
 
-def _restores_alike(
-    graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto | None
-) -> bool:
-    return (
-        other is not None
-        and other.op_type == "DequantizeLinear"
-        and _same_step(graph, one, other)
-    )
+def _restores_alike(one: ir.Node, other: ir.Node | None) -> bool:
+    if other is None or other.op_type != "DequantizeLinear":
+        return False
+    return _same_step(one, other)
 
 
-def _same_step(graph: Graph, one: onnx.NodeProto, other: onnx.NodeProto) -> bool:
+def _same_step(one: ir.Node, other: ir.Node) -> bool:
     """Whether two nodes quantize by one scale and one zero point, equal ones."""
-    if len(one.input) != len(other.input) or attributes(one) != attributes(other):
+    if len(one.inputs) != len(other.inputs) or one.attributes != other.attributes:
         return False
     return all(
-        (value := graph.value(a)) is not None
-        and np.size(value) == 1
-        and graph.same_value(a, b)
-        for a, b in zip(list(one.input)[1:], list(other.input)[1:], strict=True)
+        same_value(a, b) and np.size(known(a)) == 1
+        for a, b in zip(one.inputs[1:], other.inputs[1:], strict=True)
     )

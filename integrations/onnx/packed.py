@@ -1,16 +1,21 @@
 """Weights of 4 bits and fewer as packed 4-bit integers."""
 
 import numpy as np
-import onnx
-from onnx import TensorProto
+import onnx_ir as ir
 
-from cora_plugin.integrations.onnx.graph import Array, Graph
+from cora_plugin.integrations.onnx.graph import (
+    INT4,
+    UINT4,
+    Array,
+    Graph,
+    array_of,
+    known,
+    operand,
+    producer,
+)
 
-RANGES = {
-    (TensorProto.INT8, TensorProto.INT4): (-8, 7),
-    (TensorProto.UINT8, TensorProto.UINT4): (0, 15),
-}
-"""What fits a 4-bit type, by the 8-bit type that is stored and the 4-bit one."""
+NARROW = {np.dtype(np.int8): (INT4, -8, 7), np.dtype(np.uint8): (UINT4, 0, 15)}
+"""The 4-bit type and what fits it, by the 8-bit type that is stored."""
 
 
 def pack_weights(graph: Graph) -> None:
@@ -20,47 +25,41 @@ def pack_weights(graph: Graph) -> None:
     tells their width. 4 bits and fewer become INT4 or UINT4, the others stay as they
     are; the Clip goes, for stored integers are within its bounds.
     """
-    for node in list(graph.nodes):
-        if node.op_type != "DequantizeLinear":
+    for node in graph.nodes:
+        clip = producer(operand(node, 0))
+        if node.op_type != "DequantizeLinear" or clip is None or clip.op_type != "Clip":
             continue
-        clip = graph.producer(node.input[0])
-        if clip is None or clip.op_type != "Clip":
-            continue
-        values = graph.value(clip.output[0])
+        values = array_of(clip.outputs[0])
         if values is None:
             continue
-        low, high = _bounds(graph, clip, values)
-        zero = graph.value(node.input[2]) if len(node.input) > 2 else None
-        stored = graph.initializers.get(clip.input[0])
-        wide = TensorProto.UINT8 if values.dtype == np.uint8 else TensorProto.INT8
-        kind = next(
-            (
-                narrow
-                for (name, narrow), (least, most) in RANGES.items()
-                if name == wide
-                and least <= low
-                and high <= most
-                and (zero is None or (least <= zero.min() and zero.max() <= most))
-            ),
-            wide,
-        )
-        if kind == wide and stored is not None:
-            if np.array_equal(values, graph.known(clip.input[0])):
-                node.input[0] = clip.input[0]
+        zero, stored = array_of(operand(node, 2)), clip.inputs[0]
+        dtype = _type(_bounds(clip, values), values, zero)
+        if dtype == values.dtype and stored is not None and stored.is_initializer():
+            if np.array_equal(values, known(stored)):
+                node.replace_input_with(0, stored)
                 continue
-        node.input[0] = graph.integers(f"{node.output[0]}_q", values, kind)
-        if kind != wide and zero is not None:
+        name = node.outputs[0].name
+        node.replace_input_with(0, graph.constant(f"{name}_q", values, dtype))
+        if dtype != values.dtype and zero is not None:
             if zero.any():
-                node.input[2] = graph.integers(f"{node.output[0]}_z", zero, kind)
+                node.replace_input_with(2, graph.constant(f"{name}_z", zero, dtype))
             else:
-                del node.input[2:]  # zero is the default
+                node.resize_inputs(2)  # zero is the default
 
 
-def _bounds(graph: Graph, clip: onnx.NodeProto, values: Array) -> tuple[int, int]:
+def _type(bounds: tuple[int, int], values: Array, zero: Array | None) -> np.dtype:
+    """The type that a weight and its zero points fit."""
+    if values.dtype not in NARROW:
+        return values.dtype
+    narrow, lowest, highest = NARROW[values.dtype]
+    ends = [*bounds, *([] if zero is None else [zero.min(), zero.max()])]
+    return narrow if lowest <= min(ends) and max(ends) <= highest else values.dtype
+
+
+def _bounds(clip: ir.Node, values: Array) -> tuple[int, int]:
     limits = np.iinfo(values.dtype)
-    found = [limits.min, limits.max]
-    for index, name in enumerate(clip.input[1:]):
-        bound = graph.value(name) if name else None
-        if bound is not None:
-            found[index] = int(bound)
-    return found[0], found[1]
+    low, high = array_of(operand(clip, 1)), array_of(operand(clip, 2))
+    return (
+        limits.min if low is None else int(low),
+        limits.max if high is None else int(high),
+    )

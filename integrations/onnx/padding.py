@@ -1,10 +1,9 @@
-"""Lets convolutions do the zero padding that exporters write as an operator."""
+"""Moves zero padding that exporters write as an operator into convolutions."""
 
 import numpy as np
-import onnx
-from onnx import helper
+import onnx_ir as ir
 
-from cora_plugin.integrations.onnx.graph import Graph, attributes
+from cora_plugin.integrations.onnx.graph import Graph, array_of, operand
 
 
 def absorb_padding(graph: Graph) -> None:
@@ -12,70 +11,64 @@ def absorb_padding(graph: Graph) -> None:
 
     Zero is a level of every quantizer, so a Pad may change places with quantization.
     """
-    for pad in [node for node in graph.nodes if node.op_type == "Pad"]:
-        amounts = _spatial_zeros(graph, pad)
-        if amounts is None:
+    for pad in graph.nodes:
+        source, amounts = operand(pad, 0), _spatial_zeros(pad)
+        if source is None or amounts is None:
             continue
-        output = pad.output[0]
-        readers = graph.readers(output)
+        output = pad.outputs[0]
         convolutions = [
             layer
-            for reader in readers
-            for layer in (
-                [reader] if reader.op_type == "Conv" else _behind(graph, reader)
-            )
+            for reader in output.consumers()
+            for layer in ([reader] if reader.op_type == "Conv" else _behind(reader))
         ]
-        if output in graph.outputs or not all(map(_takes_padding, convolutions)):
+        if output.is_graph_output() or not all(map(_takes_padding, convolutions)):
             continue
         if not convolutions:
             continue
         for node in convolutions:
             _add_padding(node, amounts)
-        graph.redirect(output, pad.input[0], readers)
+        output.replace_all_uses_with(source)
 
 
-def is_zero_padding(graph: Graph, node: onnx.NodeProto) -> bool:
+def is_zero_padding(node: ir.Node) -> bool:
     """Whether a node pads, and with zeros."""
-    if node.op_type != "Pad" or attributes(node).get("mode", b"constant") != (
-        b"constant"
-    ):
+    mode = node.attributes.get_string("mode", "constant")
+    if node.op_type != "Pad" or mode != "constant":
         return False
-    if len(node.input) < 3 or not node.input[2]:
+    if operand(node, 2) is None:
         return True
-    filling = graph.value(node.input[2])
+    filling = array_of(operand(node, 2))
     return filling is not None and not filling.any()
 
 
-def _behind(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _behind(node: ir.Node) -> list[ir.Node]:
     """The readers of a value that is quantized by one step everywhere.
 
     Any reader that is no convolution keeps the Pad where it is.
     """
-    if node.op_type != "QuantizeLinear" or node.output[0] in graph.outputs:
+    if node.op_type != "QuantizeLinear" or node.outputs[0].is_graph_output():
         return [node]
-    scale = graph.value(node.input[1])
-    found = []
-    for reader in graph.readers(node.output[0]):
+    scale = array_of(node.inputs[1])
+    found: list[ir.Node] = []
+    for reader in node.outputs[0].consumers():
         if reader.op_type != "DequantizeLinear" or scale is None or scale.size > 1:
             return [node]
-        if reader.output[0] in graph.outputs:
+        if reader.outputs[0].is_graph_output():
             return [node]
-        found += graph.readers(reader.output[0])
+        found += reader.outputs[0].consumers()
     return found
 
 
-def _takes_padding(node: onnx.NodeProto) -> bool:
+def _takes_padding(node: ir.Node) -> bool:
     if node.op_type != "Conv":
         return False
-    return attributes(node).get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    return node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
 
 
-def _spatial_zeros(graph: Graph, pad: onnx.NodeProto) -> list[int] | None:
+def _spatial_zeros(node: ir.Node) -> list[int] | None:
     """How many zeros a Pad puts before and after each spatial dimension."""
-    amounts = graph.value(pad.input[1])
-    if amounts is None or not is_zero_padding(graph, pad):
-        return None
-    if len(pad.input) > 3 and pad.input[3]:
+    amounts = array_of(operand(node, 1))
+    if amounts is None or not is_zero_padding(node) or operand(node, 3) is not None:
         return None
     before, after = amounts.reshape(2, -1)
     if before[:2].any() or after[:2].any() or (amounts < 0).any():
@@ -83,9 +76,8 @@ def _spatial_zeros(graph: Graph, pad: onnx.NodeProto) -> list[int] | None:
     return [int(n) for n in np.concatenate([before[2:], after[2:]])]
 
 
-def _add_padding(node: onnx.NodeProto, amounts: list[int]) -> None:
-    present = attributes(node).get("pads", [0] * len(amounts))
-    kept = [a for a in node.attribute if a.name not in ("pads", "auto_pad")]
+def _add_padding(node: ir.Node, amounts: list[int]) -> None:
+    present = node.attributes.get_ints("pads", [0] * len(amounts))
     pads = [a + b for a, b in zip(present, amounts, strict=True)]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute("pads", pads)])
+    node.attributes.pop("auto_pad", None)
+    node.attributes.add(ir.AttrInt64s("pads", pads))

@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from cora_plugin.adapters import (
     Adapter,
     Branch,
+    Form,
     Kind,
     Operation,
     QuantizedTensor,
+    Term,
     make_adapter,
     truncate,
 )
-from cora_plugin.adapters.adapter import full_rank, is_depthwise, residual_matrices
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.factor import Weighting
+from cora_plugin.adapters.form import full_rank, is_depthwise, residual_matrices
 
 properties = settings(deadline=None, max_examples=60)
 
@@ -74,22 +76,20 @@ def run(adapter: Adapter, operation: Operation, x: Tensor) -> Tensor:
 
 def factored(weight: Tensor, operation: Operation, a: Tensor, b: Tensor) -> Adapter:
     """An adapter of given factors [g, r, k] and [g, m/g, r], stored in float."""
-    shape, rank = tuple(weight.shape), a.shape[1]
-    if is_depthwise(shape, operation):
-        kind, a, b = Kind.SHARED_BASIS, a[0], b[0]
-    else:
-        kind = Kind.LOW_RANK
-        a = a.reshape(-1, *shape[1:])
-        b = b.reshape(shape[0], rank, *[1] * operation.dimensions)
-    stored = (QuantizedTensor(t, None, 32) for t in (a, b))
-    return Adapter(kind, rank, *stored, shape, operation.groups)
+    shape, groups = tuple(weight.shape), operation.groups
+    kind = Kind.SHARED_BASIS if is_depthwise(shape, groups) else Kind.LOW_RANK
+    form = Form(kind, a.shape[1], 32, shape, groups)
+    values = form.values(weight, a, b).items()
+    # Not by `Form.quantize`, which would round to float32.
+    stored = {name: QuantizedTensor(value, None, 32) for name, value in values}
+    return Adapter((Term(form, stored),))
 
 
 @properties
 @given(layers, st.data())
 def test_the_branch_is_the_operation_with_the_merged_kernel(layer, data):
     operation, weight, x = layer
-    rank = data.draw(st.integers(1, full_rank(tuple(weight.shape), operation)))
+    rank = data.draw(st.integers(1, full_rank(tuple(weight.shape), operation.groups)))
     bits = data.draw(st.sampled_from([2, 4, 8, 32]))
     adapter = make_adapter(weight, operation, rank, Weighting(), bits)
     expected = operation(x, adapter.merged().double())
@@ -141,7 +141,7 @@ def test_padding_is_before_and_after_each_axis_in_order():
 def test_full_rank_kept_whole_restores_the_float_layer(layer):
     operation, weight, x = layer
     quantized = (weight * 2).round() / 2
-    rank = full_rank(tuple(weight.shape), operation)
+    rank = full_rank(tuple(weight.shape), operation.groups)
     adapter = make_adapter(weight - quantized, operation, rank, Weighting(), 32)
     restored = operation(x, quantized) + run(adapter, operation, x)
     torch.testing.assert_close(restored, operation(x, weight), rtol=1e-4, atol=1e-4)
@@ -152,8 +152,8 @@ def test_full_rank_kept_whole_restores_the_float_layer(layer):
 def test_factors_of_full_rank_restore_the_float_layer(layer):
     operation, weight, x = layer
     quantized = (weight * 2).round() / 2
-    matrices = residual_matrices(weight - quantized, operation)
-    rank = full_rank(tuple(weight.shape), operation)
+    matrices = residual_matrices(weight - quantized, operation.groups)
+    rank = full_rank(tuple(weight.shape), operation.groups)
     a, b = truncate(matrices, rank, Weighting())
     torch.testing.assert_close(b @ a, matrices)
     adapter = factored(weight, operation, a, b)
@@ -165,7 +165,7 @@ def test_factors_of_full_rank_restore_the_float_layer(layer):
 @given(layers, st.data())
 def test_a_higher_rank_leaves_no_larger_residual(layer, data):
     operation, weight, _ = layer
-    most = full_rank(tuple(weight.shape), operation)
+    most = full_rank(tuple(weight.shape), operation.groups)
     low = data.draw(st.integers(1, most))
     high = data.draw(st.integers(low, most))
     errors = [
@@ -181,12 +181,14 @@ def test_each_kind_is_taken_where_it_is_the_smallest():
     kinds = {
         Kind.LOW_RANK: make_adapter(randn(32, 16, 3, 3), plain, 4, Weighting()),
         Kind.SHARED_BASIS: make_adapter(randn(64, 1, 3, 3), depthwise, 3, Weighting()),
-        Kind.FULL: make_adapter(randn(32, 16, 3, 3), plain, 32, Weighting()),
+        Kind.WHOLE: make_adapter(randn(32, 16, 3, 3), plain, 32, Weighting()),
     }
     for kind, adapter in kinds.items():
         assert adapter.kind is kind
-        assert adapter.parameters < math.prod(adapter.weight_shape) or kind is Kind.FULL
-    assert kinds[Kind.FULL].parameters == 32 * 16 * 9
+        assert (
+            adapter.parameters < math.prod(adapter.weight_shape) or kind is Kind.WHOLE
+        )
+    assert kinds[Kind.WHOLE].parameters == 32 * 16 * 9
 
 
 def test_the_branch_moves_with_its_module():

@@ -84,14 +84,15 @@ def test_second_factors_have_a_single_scale_and_whole_columns(groups, bits):
     residual = torch.randn(24, 12 // groups, 3, 3, dtype=torch.float64)
     residual[:6] *= 1e-3
     adapter = make_adapter(residual, operation, 3, Weighting(), bits)
-    assert adapter.b.scale.shape == (1, 1, 1, 1)
-    assert adapter.a.scale.shape == (3 * groups, 1, 1, 1)
+    a, b = adapter.tensors["a"], adapter.tensors["b"]
+    assert b.scale.shape == (1, 1, 1, 1)
+    assert a.scale.shape == (3 * groups, 1, 1, 1)
     # Every rank's column uses all levels, whatever its share of the error.
-    columns = adapter.b.values.reshape(groups, -1, 3).abs().amax(1)
+    columns = b.values.reshape(groups, -1, 3).abs().amax(1)
     assert (columns == 2 ** (bits - 1) - 1).all()
-    again = quantize(adapter.b.dequantize(), bits, channels=False)
-    assert torch.equal(again.values, adapter.b.values)
-    scales = 32 * (adapter.a.scale.numel() + 1)
+    again = quantize(b.dequantize(), bits, channels=False)
+    assert torch.equal(again.values, b.values)
+    scales = 32 * (a.scale.numel() + 1)
     assert adapter.stored_bits == bits * adapter.parameters + scales
     plain = make_adapter(residual, operation, 3, Weighting(), 32).merged()
     error = (adapter.merged() - plain).norm() / plain.norm()

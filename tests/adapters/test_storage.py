@@ -1,9 +1,11 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from cora_plugin.adapters import (
     make_adapter,
     save_adapters,
 )
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.adapters.fingerprint import Fingerprint
 
@@ -158,7 +160,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_corrupt_file_is_refused(content, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CoRaError, match=r"a\.safetensors: not a readable"):
+    with pytest.raises(FileError, match=r"a\.safetensors: not a readable"):
         load_adapters(path)
 
 
@@ -166,45 +168,74 @@ def test_a_corrupt_file_is_refused(content, tmp_path):
 def test_a_truncated_file_is_refused(share, file):
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CoRaError, match=r"adapters\.safetensors: not a readable"):
+    with pytest.raises(FileError, match=r"adapters\.safetensors: not a readable"):
         load_adapters(file)
 
 
 def test_a_foreign_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"conv.weight": torch.ones(3)}, path)
-    with pytest.raises(CoRaError, match="pass a file that save_adapters wrote"):
+    with pytest.raises(FileError, match="pass a file that save_adapters wrote"):
         load_adapters(path)
     save_file({"conv.weight": torch.ones(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(CoRaError, match="pass a file that save_adapters wrote"):
+    with pytest.raises(FileError, match="pass a file that save_adapters wrote"):
         load_adapters(path)
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_file_of_an_earlier_format_is_refused_with_the_way_out(version, file):
     rewrite(file, format=f"cora-plugin adapters {version}")
-    with pytest.raises(CoRaError, match=r"earlier version.*apply CoRa again and save"):
+    with pytest.raises(FileError, match=r"earlier version.*apply CoRa again and save"):
         load_adapters(file)
 
 
 def test_another_version_of_the_format_is_refused(file):
     rewrite(file, format="cora-plugin adapters 99")
-    with pytest.raises(CoRaError, match="adapters 99"):
+    with pytest.raises(FileError, match="adapters 99"):
         load_adapters(file)
 
 
-@pytest.mark.parametrize("layers", ["not json", "[]", "3", '{"head": 3}', '{"a": {}}'])
-def test_a_header_that_is_not_of_adapters_is_refused(layers, file):
-    rewrite(file, layers=layers)
-    with pytest.raises(CoRaError, match="header and tensors disagree"):
-        load_adapters(file)
+@pytest.fixture
+def earlier(tmp_path):
+    """A file of version 0.1."""
+    path = tmp_path / "adapters.safetensors"
+    shutil.copy(Path(__file__).parent / "format-3.safetensors", path)
+    return path
 
 
-@pytest.mark.parametrize("shifts", ["not json", "[]", "3", '{"head": "nine"}'])
-def test_a_header_that_is_not_of_shifts_is_refused(shifts, file):
-    rewrite(file, shifts=shifts)
-    with pytest.raises(CoRaError, match="header and tensors disagree"):
-        load_adapters(file)
+def test_a_file_of_version_0_1_is_read(earlier):
+    adapters, shifts, notes = load_adapters(earlier)
+    expected = {
+        "features.0.conv": ("low-rank 2", 8, 864, [1.3068931, 1.1695230, -0.0633621]),
+        "depthwise": ("shared-basis 2", 4, 296, [-0.2811684, 0.2811684, 0.2811684]),
+        "small": ("whole 2 bits", 2, 176, [-1.2632468, 1.2632468, 0]),
+        "head": ("low-rank 1", 32, 480, [0.9124212, 1.1318023, 1.0460948]),
+    }
+    assert list(adapters) == list(expected)
+    for name, (title, bits, stored, weights) in expected.items():
+        adapter = adapters[name]
+        assert str(adapter) == title
+        assert [form.bits for form in adapter.forms] == [bits]
+        assert adapter.stored_bits == adapter.cost().bits == stored
+        found = adapter.merged().flatten()[:3]
+        torch.testing.assert_close(found, torch.tensor(weights), atol=1e-6, rtol=1e-6)
+    assert adapters["features.0.conv"].weight_shape == (8, 2, 3, 3)
+    assert adapters["features.0.conv"].groups == 2
+    levels = [[-1, 1, 0, 0, 0, 0], [-1, 0, 0, 0, 1, 0]]
+    assert adapters["small"].tensors["a"].values[:2].tolist() == levels
+    made_for = adapters["head"].fingerprint
+    assert made_for.bits == 4 and made_for.steps[0] == -35.8145
+    assert torch.equal(shifts["stem"], torch.arange(3.0))
+    assert notes == {"written by": "0.1.0"}
+
+
+def test_what_version_0_1_wrote_is_written_anew(earlier, tmp_path):
+    adapters, shifts, notes = load_adapters(earlier)
+    save_adapters(tmp_path / "new.safetensors", adapters, shifts, notes)
+    again, _, _ = load_adapters(tmp_path / "new.safetensors")
+    for name, adapter in adapters.items():
+        assert again[name].forms == adapter.forms
+        assert torch.equal(again[name].merged(), adapter.merged())
 
 
 @pytest.mark.parametrize(
@@ -215,20 +246,56 @@ def test_a_header_that_is_not_of_shifts_is_refused(shifts, file):
         ("kind", "shared-basis"),
         ("rank", 2),
         ("rank", "three"),
-        ("rank", 3.0),
+        ("rank", 1.0),
         ("rank", 0),
-        ("rank", -1),
+        ("weight_shape", [9, 31]),
+        ("weight_shape", 9),
+        ("groups", 2),
+        ("bits", {"a": 32}),
+        ("bits", {"b": 32}),
+        ("bits", {"a": 8, "b": 8}),
+        ("bits", {"a": 32, "b": 16}),
+        ("bits", [32, 32]),
+        ("bits", {"a": "many", "b": 32}),
+        ("fingerprint", 7),
+    ],
+)
+def test_a_header_of_version_0_1_is_checked_as_strictly(field, value, earlier):
+    layers = layers_in(earlier)
+    layers["head"][field] = value
+    rewrite(earlier, layers=layers)
+    with pytest.raises(FileError, match=r"header and tensors disagree.*head"):
+        load_adapters(earlier)
+
+
+@pytest.mark.parametrize("layers", ["not json", "[]", "3", '{"head": 3}', '{"a": {}}'])
+def test_a_header_that_is_not_of_adapters_is_refused(layers, file):
+    rewrite(file, layers=layers)
+    with pytest.raises(FileError, match="header and tensors disagree"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize("shifts", ["not json", "[]", "3", '{"head": "nine"}'])
+def test_a_header_that_is_not_of_shifts_is_refused(shifts, file):
+    rewrite(file, shifts=shifts)
+    with pytest.raises(FileError, match="header and tensors disagree"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
         ("weight_shape", [9, 31]),
         ("weight_shape", [30, 9]),
         ("weight_shape", 9),
         ("weight_shape", [9]),
         ("groups", 2),
         ("groups", 0),
-        ("bits", {"a": 32}),
-        ("bits", {"a": 8, "b": 8}),
-        ("bits", {"a": 32, "b": 16}),
-        ("bits", [32, 32]),
-        ("bits", {"a": "many", "b": 32}),
+        ("terms", []),
+        ("terms", 3),
+        ("terms", "low-rank"),
+        ("terms", [{"kind": "low-rank", "rank": 3}]),
+        ("terms", 2 * [{"kind": "low-rank", "rank": 3, "bits": 32}]),
         ("fingerprint", 7),
         ("fingerprint", {"bits": 4}),
     ],
@@ -237,7 +304,35 @@ def test_a_header_that_contradicts_its_tensors_is_refused(field, value, file):
     layers = layers_in(file)
     layers["head"][field] = value
     rewrite(file, layers=layers)
-    with pytest.raises(CoRaError, match=r"header and tensors disagree.*head"):
+    with pytest.raises(FileError, match=r"header and tensors disagree.*head"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", "round"),
+        ("kind", "whole"),
+        ("kind", "full"),
+        ("kind", "shared-basis"),
+        ("rank", 2),
+        ("rank", "three"),
+        ("rank", 3.0),
+        ("rank", True),
+        ("rank", 0),
+        ("rank", -1),
+        ("bits", 8),
+        ("bits", 16),
+        ("bits", 1),
+        ("bits", "many"),
+        ("bits", {"a": 32, "b": 32}),
+    ],
+)
+def test_a_term_that_contradicts_its_tensors_is_refused(field, value, file):
+    layers = layers_in(file)
+    layers["head"]["terms"][0][field] = value
+    rewrite(file, layers=layers)
+    with pytest.raises(FileError, match=r"header and tensors disagree.*head"):
         load_adapters(file)
 
 
@@ -265,7 +360,7 @@ def test_a_header_that_contradicts_its_tensors_is_refused(field, value, file):
 def test_tensors_that_do_not_fit_the_header_are_refused(key, tensor, file):
     rewrite(file, {key: tensor})
     name = key.split("/")[0]
-    with pytest.raises(CoRaError, match=f"header and tensors disagree.*{name}"):
+    with pytest.raises(FileError, match=f"header and tensors disagree.*{name}"):
         load_adapters(file)
 
 

@@ -1,5 +1,7 @@
 """Alternation keeps the best iterate, and the host's quantization of what is left."""
 
+import dataclasses
+
 import pytest
 import torch
 from plain_host import PlainHost
@@ -9,6 +11,7 @@ from cora_plugin import CoRa, CoRaError
 from cora_plugin.adapters import make_adapter
 from cora_plugin.adapters.factor import Weighting, weighted_error
 from cora_plugin.fitting import alternate
+from cora_plugin.layer import Correction
 
 
 def error(layer, adapter):
@@ -25,19 +28,15 @@ def test_the_error_falls_and_the_main_weight_is_the_hosts():
         if e.full_rank > 4
     }
     before = {e.name: e for e in host.layers}
-    found, weights, layers = alternate(host, host.layers, adapters, metrics, 3)
-    assert set(found) == set(adapters)
-    assert weights
-    assert [layer.name for layer in layers] == [layer.name for layer in host.layers]
-    quantized = host.requantize(weights)
-    for layer in layers:
-        was = before[layer.name]
-        if layer.name in weights:
-            assert torch.equal(layer.dequantized, quantized[layer.name])
-            assert error(layer, found[layer.name]) < error(was, adapters[layer.name])
-        else:
-            assert torch.equal(layer.dequantized, was.dequantized)
-        assert torch.equal(layer.weight, was.weight)
+    found = alternate(host, host.layers, adapters, metrics, 3)
+    assert set(found.adapters) == set(adapters)
+    assert found.weights.keys() == found.dequantized.keys() != set()
+    quantized = host.quantize(found.weights)
+    for name, dequantized in found.dequantized.items():
+        assert torch.equal(dequantized, quantized[name])
+        layer = dataclasses.replace(before[name], dequantized=dequantized)
+        stood = error(before[name], adapters[name])
+        assert error(layer, found.adapters[name]) < stood
 
 
 def test_it_is_a_guarded_step():
@@ -49,13 +48,13 @@ def test_it_is_a_guarded_step():
     assert step.kept == (step.after.kl < step.before.kl)
     changed = [n for n, v in host.model.state_dict().items() if (v != before[n]).any()]
     assert bool(changed) == step.kept
-    host.remove()
+    host.correct(Correction())
     assert all(torch.equal(v, before[n]) for n, v in host.model.state_dict().items())
 
 
 def test_a_host_that_refuses_is_left_as_it_was():
     class Fixed(PlainHost):
-        def requantize(self, values):
+        def quantize(self, weights, bits=None):
             raise CoRaError("alternations: not here")
 
     host = Fixed(net())

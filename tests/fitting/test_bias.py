@@ -11,6 +11,7 @@ from cora_plugin.adapters.factor import Weighting
 from cora_plugin.adapters.operation import patches
 from cora_plugin.fitting import Walk, cascaded_shifts, own_shifts
 from cora_plugin.fitting.bias import OutputMatch
+from cora_plugin.outputs import only
 
 
 @pytest.mark.parametrize("index", range(5))
@@ -71,9 +72,9 @@ def test_a_network_that_is_merely_quieter_stays_as_it_is():
     assert len(shifts) == 5
     with torch.no_grad():
         plain = host.float_net(data[0])
-        with host.weights(quiet, shifts):
+        with host.acting(quiet, shifts):
             torch.testing.assert_close(
-                host.run(data[0]), 0.7**5 * plain, atol=1e-6, rtol=1e-3
+                only(host.run(data[0])), 0.7**5 * plain, atol=1e-6, rtol=1e-3
             )
 
 

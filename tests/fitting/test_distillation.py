@@ -19,7 +19,7 @@ def test_it_brings_a_network_nearer(scope, bits):
     CoRa(config).apply(plain, batches())
     host = PlainHost(net(), bits=2)
     fit = {"iterations": 60, "scope": scope, "lr": 0.01}
-    report = CoRa({**config, "fit": fit}).apply(host, batches())
+    report = CoRa({**config, "refine": fit}).apply(host, batches())
     assert report.steps[-1].name == "refinement"
     assert report.steps[-1].kept
     assert 0 < report.fit_iterations <= 60
@@ -51,15 +51,17 @@ def test_a_loss_that_is_not_finite_stops_it_and_leaves_the_model():
     host, test = PlainHost(net()), batches(1, seed=9)[0]
     before = distance(host, test)
     fit = {"iterations": 20, "lr": 1e30}
-    with pytest.raises(CoRaError, match=r"fit: the loss is (nan|inf) .*lower fit\.lr"):
-        CoRa({"budget": 0.2, "fit": fit}).apply(host, batches())
+    with pytest.raises(
+        CoRaError, match=r"refine: the loss is (nan|inf) .*lower refine\.lr"
+    ):
+        CoRa({"budget": 0.2, "refine": fit}).apply(host, batches())
     assert distance(host, test) == before
 
 
 def test_what_does_not_help_is_not_kept():
     host = PlainHost(net(), bits=4)
     fit = {"iterations": 12, "lr": 30.0, "every": 2, "patience": 2}
-    report = CoRa({"budget": 0.3, "fit": fit}).apply(host, batches())
+    report = CoRa({"budget": 0.3, "refine": fit}).apply(host, batches())
     assert not report.steps[-1].kept
     assert report.fit_iterations == 4
     assert report.after == [step.after for step in report.steps if step.kept][-1]

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from options import forms
 from plain_host import PlainHost
 from small_net import batches, distance, net
 from torch import nn
@@ -12,8 +13,9 @@ from cora_plugin import CoRa, CoRaConfig
 from cora_plugin.adapters.factor import metric_root
 from cora_plugin.fitting import Walk, regress
 from cora_plugin.fitting.regression import CrossMoments
+from cora_plugin.outputs import only
 
-CONFIG = CoRaConfig(metric="rrr", adapter_bits=32, positions=0, damping=0)
+CONFIG = CoRaConfig(adapter_bits=32, positions=0, damping=0)
 
 
 def two_layers():
@@ -50,15 +52,17 @@ def test_moments_are_those_of_both_networks(blocks):
 def test_full_rank_is_the_ridge_regression_of_the_whole_error():
     host, data = PlainHost(two_layers(), bits=3), torch.randn(4000, 8)
     name, ranks = "2", {"2": 6}
-    adapters, shifts = regress(Walk(host, host.layers, data, 0), ranks, {}, CONFIG)
+    adapters, shifts = regress(
+        Walk(host, host.layers, data, 0), forms(host, ranks), {}, CONFIG
+    )
     assert set(adapters) == {name}
     layer = host.layers[1]
     with torch.no_grad():
         u = host.float_net[:2](data).double()
         y = host.float_net(data).double()
-        with host.weights({}, {"0": shifts["0"]}):
+        with host.acting({}, {"0": shifts["0"]}):
             v = host.model[:2](data).double()
-            answer = host.run(data).double()
+            answer = only(host.run(data)).double()
     u, v = u - u.mean(0), v - v.mean(0)
     error = u @ layer.weight.double().T - v @ layer.dequantized.double().T
     # The ridge holds what v tells of the upstream error, not the residual.
@@ -83,13 +87,15 @@ def test_full_rank_is_the_ridge_regression_of_the_whole_error():
 
 
 def host_mean(host, data, shifts):
-    with torch.no_grad(), host.weights({}, {"0": shifts["0"]}):
+    with torch.no_grad(), host.acting({}, {"0": shifts["0"]}):
         return host.model[:2](data).double().mean(0)
 
 
 def test_without_an_upstream_error_it_is_the_residual():
     host, data = PlainHost(nn.Sequential(nn.Linear(8, 7)), bits=3), torch.randn(99, 8)
-    adapters, shifts = regress(Walk(host, host.layers, data, 0), {"0": 7}, {}, CONFIG)
+    adapters, shifts = regress(
+        Walk(host, host.layers, data, 0), forms(host, {"0": 7}), {}, CONFIG
+    )
     left = adapters["0"].merged() - host.layers[0].residual.float()
     assert left.abs().max() < 1e-6
     assert shifts["0"].abs().max() < 1e-5
@@ -106,19 +112,17 @@ def test_it_helps_where_activations_are_coarse(search):
     deep = nn.Sequential(*pairs[:-1])
     data, test = torch.randn(40, 16, 8), torch.randn(500, 8)
 
-    def applied(metric):
+    def applied(regression):
         host = PlainHost(deep, act_step=3.0)
-        report = CoRa({"budget": 0.3, "search": search, "metric": metric}).apply(
-            host, data
-        )
-        return host, report
+        config = {"budget": 0.3, "search": search, "regression": regression}
+        return host, CoRa(config).apply(host, data)
 
-    host, report = applied("rrr")
+    host, report = applied(True)
     assert [step.name for step in report.steps] == ["adapters", "regression"]
     assert report.steps[1].kept
     assert host.shifts
-    assert distance(host, test) < 0.7 * distance(applied("qera-exact")[0], test)
-    again, _ = applied("rrr")
+    assert distance(host, test) < 0.7 * distance(applied(False)[0], test)
+    again, _ = applied(True)
     assert distance(host, test) == distance(again, test)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from options import forms
 from plain_host import PlainHost
 from small_net import batches, net
 from torch import nn
@@ -126,10 +127,10 @@ def regressed(layer, u, v, images, rank, config):
 
 @pytest.mark.parametrize("rank", [0, 3])
 def test_one_pass_ends_where_a_pass_a_layer_does(rank):
-    config = CoRaConfig(metric="rrr", adapter_bits=32)
+    config = CoRaConfig(adapter_bits=32)
     host, images = PlainHost(net(), act_step=0.05), torch.cat(batches(3))
-    ranks = {layer.name: rank for layer in host.layers}
-    adapters, shifts = regress(Walk(host, host.layers, images, 0), ranks, {}, config)
+    terms = forms(host, {layer.name: rank for layer in host.layers})
+    adapters, shifts = regress(Walk(host, host.layers, images, 0), terms, {}, config)
     assert len(shifts) == len(host.layers)
     assert len(adapters) == (len(host.layers) if rank else 0)
     before, earlier = {}, {}
@@ -141,9 +142,9 @@ def test_one_pass_ends_where_a_pass_a_layer_does(rank):
             to.setdefault(name, []).append((x, y))
 
         with torch.no_grad():
-            with host.float_model(), host.observe(watch):
+            with host.acting(quantized=False), host.observe(watch):
                 host.run(images)
-            with host.weights(before, earlier), host.observe(watch):
+            with host.acting(before, earlier), host.observe(watch):
                 host.run(images)
             (x, y), (other_x, _) = seen[name]
             columns = patches(x, layer.operation, layer.kernel, dtype=torch.float64)
@@ -175,5 +176,5 @@ def test_the_quantized_network_runs_once():
     walk = Walk(host, host.layers, images, 16)
     host.model[0].register_forward_hook(lambda *_: ran.append("quantized"))
     host.float_net[0].register_forward_hook(lambda *_: ran.append("float"))
-    regress(walk, {}, {}, CoRaConfig(metric="rrr"))
+    regress(walk, {}, {}, CoRaConfig())
     assert ran == ["quantized"]

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
     apply_gptq,
 )
-from host_checks import LAYERS, factored, float_weights, kl, run, whole
+from host_checks import kl, run
 from torch import Tensor, nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, load_adapters
@@ -26,6 +27,9 @@ from cora_plugin.integrations.brevitas import (
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import read_correction
 from cora_plugin.layer import Correction
+from cora_plugin.outputs import only
+from cora_plugin.testing import LAYERS
+from cora_plugin.testing.checks import factored, float_weights, whole
 
 BACKENDS = ["layerwise", "fx"]
 
@@ -71,7 +75,7 @@ def output_of(layer, module, x: Tensor, weight: Tensor) -> Tensor:
 
 def test_every_layer_is_handed_over_with_both_weights(model):
     layers = {layer.name: layer for layer in BrevitasHost(model).layers}
-    assert list(layers) == LAYERS
+    assert list(layers) == list(LAYERS)
     for name, layer in layers.items():
         module = model.get_submodule(name)
         assert torch.equal(layer.weight, module.weight)
@@ -98,7 +102,7 @@ def test_the_operation_and_the_quantized_weight_make_the_hosts_own_output(
 
     with torch.no_grad(), host.prepared(), host.observe(compare):
         host.run(unseen)
-    assert seen == LAYERS
+    assert seen == list(LAYERS)
 
 
 def test_with_float_weights_the_layers_see_quantized_inputs(exact, unseen):
@@ -115,13 +119,13 @@ def test_with_float_weights_the_layers_see_quantized_inputs(exact, unseen):
 
     with torch.no_grad(), host.prepared(), float_weights(host), host.observe(compare):
         host.run(unseen)
-    assert seen == LAYERS
+    assert seen == list(LAYERS)
 
 
 def test_the_float_model_is_the_float_network(model, float_net, unseen):
     host = BrevitasHost(model)
-    with torch.no_grad(), host.prepared(), host.float_model():
-        output = host.run(unseen)
+    with torch.no_grad(), host.prepared(), host.acting(quantized=False):
+        output = only(host.run(unseen))
     torch.testing.assert_close(output, run(float_net, unseen), rtol=1e-3, atol=1e-4)
 
 
@@ -129,7 +133,7 @@ def test_preparing_a_host_does_not_change_its_outputs(model, unseen):
     before = run(model, unseen)
     host = BrevitasHost(model)
     with torch.no_grad(), host.prepared():
-        inside = host.run(unseen)
+        inside = only(host.run(unseen))
     assert torch.equal(run(model, unseen), before)
     assert torch.equal(inside, before)
 
@@ -165,7 +169,7 @@ def test_full_rank_restores_every_float_layer(exact, unseen, build):
     host = BrevitasHost(exact)
     with host.prepared():
         adapters = build(host)
-    host.insert(Correction(adapters))
+    host.correct(Correction(adapters))
     arguments = arguments_of(exact, unseen)
     with torch.no_grad(), float_weights(BrevitasHost(plain)):
         for name in LAYERS:
@@ -195,7 +199,7 @@ def test_full_ranks_asked_for_restore_the_network_with_float_weights(
 def kl_of_weights(plain, output, x):
     host = BrevitasHost(plain)
     with torch.no_grad(), host.prepared(), float_weights(host):
-        return kl(host.run(x), output)
+        return kl(only(host.run(x)), output)
 
 
 def test_rank_zero_leaves_a_layer_as_it_is(model, batches, unseen):
@@ -272,7 +276,7 @@ def test_the_branch_gives_what_the_merged_weight_would(model, batches, unseen):
     for name, adapter in adapters.items():
         layer = layers[name]
         with torch.no_grad():
-            share = model.get_submodule(name).cora(seen[name])
+            (share,) = model.get_submodule(name).cora(seen[name])
         expected = layer.operation(seen[name], adapter.merged())
         torch.testing.assert_close(share, expected, rtol=1e-4, atol=1e-5)
 
@@ -515,20 +519,15 @@ def test_adapters_are_off_where_brevitas_runs_its_float_reference(
 class NegatedAdapters(BrevitasHost):
     """Plants adapters that double the residuals instead of removing them."""
 
-    def insert(self, correction):
+    def correct(self, correction):
         planted = {}
         for name, adapter in correction.adapters.items():
-            a = adapter.a
+            (term,) = adapter.terms
+            a = term.tensors["a"]
             negated = QuantizedTensor(-a.values, a.scale, a.bits)
-            planted[name] = Adapter(
-                adapter.kind,
-                adapter.rank,
-                negated,
-                adapter.b,
-                adapter.weight_shape,
-                adapter.groups,
-            )
-        super().insert(Correction(planted))
+            term = replace(term, tensors={**term.tensors, "a": negated})
+            planted[name] = Adapter((term,))
+        super().correct(Correction(planted))
 
 
 def test_a_step_that_does_harm_is_rolled_back_and_reported(model, batches, unseen):

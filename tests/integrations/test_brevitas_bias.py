@@ -8,11 +8,11 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
     apply_gptq,
 )
-from host_checks import assert_same_state
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.brevitas import apply_cora, snapshot
 from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
+from cora_plugin.testing.checks import assert_same_state
 
 HELPS = {"metric": "svd", "budget": 0.02, "bias_correction": "off"}
 HARMS = {"budget": 0.3}

@@ -10,6 +10,7 @@ import random
 import re
 import shlex
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import brevitas.config
@@ -25,6 +26,7 @@ from PIL import Image
 
 from cora_plugin import CoRaError
 from cora_plugin.cli import main
+from cora_plugin.config import RefineConfig
 from cora_plugin.document import Document
 from cora_plugin.integrations.brevitas import (
     apply_cora,
@@ -204,6 +206,9 @@ def test_the_template_of_brevitas_is_read(tmp_path):
         assert flags.get_default(name) == value, name
 
 
+R = asdict(RefineConfig(iterations=3, lr=0.01))
+
+
 @pytest.mark.parametrize(
     ("yaml", "flags", "expected"),
     [
@@ -218,6 +223,9 @@ def test_the_template_of_brevitas_is_read(tmp_path):
         ("cora: budget=0.2 macs", [], {"budget": "0.2 macs"}),
         ("", ["--cora-ranks", "{'features.*': 2}"], {"ranks": {"features.*": 2}}),
         ("", ["--cora-damping", "1e-3"], {"damping": 1e-3}),
+        ("", ["--cora-metric=svd"], {"metric": "svd", "regression": False}),
+        ("cora: regression=true", ["--cora-metric=svd"], {"regression": True}),
+        ("cora: {refine: {lr: 1e-2}}", ["--cora-refine-iterations=3"], {"refine": R}),
     ],
 )
 def test_settings_of_cora(yaml, flags, expected, tmp_path):
@@ -230,6 +238,20 @@ def test_settings_of_cora(yaml, flags, expected, tmp_path):
         assert config is None
     else:
         assert expected.items() <= config.to_dict().items()
+
+
+def test_old_flags_of_settings_warn():
+    with pytest.warns(FutureWarning, match="write refine"):
+        config = _config(parser().parse_args(["--cora-fit-iterations=3"]))
+    assert config.refine.iterations == 3
+
+
+def test_an_impossible_setting_is_named_with_its_flag():
+    options = parser().parse_args(["--cora", "seed=1", "--cora-butterworth-lr=0"])
+    with pytest.raises(
+        CoRaError, match=r"^--cora-butterworth-lr: butterworth\.lr: 0 is"
+    ):
+        _config(options)
 
 
 def test_nested_settings_of_cora():

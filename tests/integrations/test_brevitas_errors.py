@@ -244,7 +244,7 @@ def test_a_model_without_one_tensor_of_logits_is_refused(prototypes, batches):
         def forward(self, x):
             return self.output(self.net(x))
 
-    for output in (lambda y: (y, y), lambda y: {"logits": y}, lambda y: y.sum()):
+    for output in (lambda y: (y, y), lambda y: {"a": y, "b": y}, lambda y: y.sum()):
         refuse(Pair(output).eval(), batches_of(batches), 0.1, "the model's output is")
 
 

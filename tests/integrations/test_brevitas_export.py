@@ -10,7 +10,6 @@ import brevitas.nn as qnn
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from brevitas.quant import Int8WeightPerChannelFloat, SignedBinaryWeightPerTensorConst
@@ -22,6 +21,7 @@ from brevitas.quant_tensor import QuantTensor
 from brevitas_examples.imagenet_classification.ptq.learned_round_utils import (
     apply_learned_round,
 )
+from onnx_files import onnx_output, openvino_output
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
@@ -29,6 +29,7 @@ from torch import nn
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import (
+    BrevitasHost,
     apply_cora,
     export_onnx_qcdq,
     export_qonnx,
@@ -36,7 +37,8 @@ from cora_plugin.integrations.brevitas import (
     remove_cora,
 )
 from cora_plugin.integrations.brevitas.insert import insert_correction, read_correction
-from cora_plugin.integrations.onnx.graph import operators
+from cora_plugin.layer import Correction
+from cora_plugin.testing.checks import series
 
 
 class Shallow(nn.Module):
@@ -57,17 +59,6 @@ def torch_output(model, x):
     with torch.no_grad():
         y = model(x)
     return (y.value if isinstance(y, QuantTensor) else y).numpy()
-
-
-def onnx_output(path, x):
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (name,) = [each.name for each in session.get_inputs()]
-    return session.run(None, {name: x.numpy()})[0]
-
-
-def openvino_output(path, x, mode="ACCURACY"):
-    core = openvino.Core()
-    return core.compile_model(path, "CPU", {"EXECUTION_MODE_HINT": mode})(x.numpy())[0]
 
 
 def qonnx_output(path, x):
@@ -154,9 +145,48 @@ def test_adapters_of_every_kind_are_exported(
     model = quantize(net=Shallow(24).eval(), weight_quant_type="asym")
     ranks = {"conv": 24, "second": 3, "head": 3}
     report = apply_cora(batches, model, {"ranks": ranks, "budget": 1})
-    assert [row.kind for row in report.layers] == ["full", "shared-basis", "low-rank"]
+    assert [row.kind for row in report.layers] == ["whole", "shared-basis", "low-rank"]
     export(model, unseen, tmp_path / "model")
     assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
+
+
+SERIES = [((2, 8), 2), (4, 2), ((2, 8), (3, 4))]
+"""Steps of `series`: a rank and a whole term, two whole ones, a rank and another."""
+
+
+@pytest.mark.parametrize("steps", SERIES)
+@pytest.mark.parametrize("groups", [1, 2, 24])
+@every_format
+def test_adapters_of_two_terms_are_exported(
+    quantize, unseen, tmp_path, export, output, groups, steps
+):
+    torch.manual_seed(1)
+    model = quantize(net=Shallow(groups).eval())
+    plain = torch_output(model, unseen)
+    insert_correction(model, Correction(series(BrevitasHost(model), *steps)))
+    expected = torch_output(model, unseen)
+    assert np.abs(expected - plain).max() > 0.01 * np.ptp(expected)
+    export(model, unseen, tmp_path / "model")
+    assert_parity(output(tmp_path / "model", unseen), expected)
+
+
+@pytest.mark.parametrize("steps", SERIES)
+@pytest.mark.parametrize("groups", [1, 2, 24])
+def test_adapters_of_two_terms_cost_no_kernel(
+    quantize, unseen, tmp_path, groups, steps
+):
+    torch.manual_seed(1)
+    model = quantize(net=Shallow(groups).eval())
+    path = tmp_path / "model.onnx"
+    export_onnx_qcdq(model, unseen, path, int8_kernels=True)
+    kinds = optimized_operators(path, tmp_path)
+    insert_correction(model, Correction(series(BrevitasHost(model), *steps)))
+    expected = torch_output(model, unseen)
+    export_onnx_qcdq(model, unseen, path, int8_kernels=True)
+    assert optimized_operators(path, tmp_path) == kinds
+    # Weights are rounded to 8 bits once more.
+    got = onnx_output(path, unseen)
+    assert np.abs(got - expected).max() < 0.05 * np.ptp(expected)
 
 
 @every_format
@@ -386,6 +416,16 @@ def test_a_missing_package_is_named(prototypes, unseen, tmp_path, export, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_packed_weights_need_one_package_more(
+    prototypes, unseen, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    export_onnx_qcdq(prototypes["layerwise"], unseen, tmp_path / "plain.onnx")
+    with pytest.raises(CoRaError, match=r"need onnx_ir; .*pip install onnx_ir"):
+        export_onnx_qcdq(prototypes["layerwise"], unseen, tmp_path / "x", packed=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["plain.onnx"]
+
+
 def test_packed_weights_give_the_same_answers(shallow, unseen, tmp_path):
     model, report = shallow
     plain, packed = tmp_path / "plain.onnx", tmp_path / "packed.onnx"
@@ -435,7 +475,8 @@ def optimized_operators(path, folder):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimized.onnx")
     onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return operators(onnx.load(folder / "optimized.onnx"))
+    graph = onnx.load(folder / "optimized.onnx").graph
+    return Counter(node.op_type for node in graph.node)
 
 
 def test_adapters_and_shifts_cost_no_kernel(shallow, unseen, tmp_path):

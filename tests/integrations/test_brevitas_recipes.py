@@ -25,6 +25,7 @@ from cora_plugin.integrations.brevitas import (
     remove_cora,
     save_cora,
 )
+from cora_plugin.outputs import only
 
 
 @torch.no_grad()
@@ -131,8 +132,10 @@ def test_adapters_stand_on_the_recipe(model, batches, float_net, unseen, tmp_pat
     host = BrevitasHost(plain)
     layers = host.layers
     assert len(layers) == 7 and not host.skipped
-    with torch.no_grad(), host.prepared(), host.float_model():
-        assert kl(reference, host.run(unseen)) < 1e-6  # every W is the float net's
+    with torch.no_grad(), host.prepared(), host.acting(quantized=False):
+        assert (
+            kl(reference, only(host.run(unseen))) < 1e-6
+        )  # every W is the float net's
     for layer in layers:
         quantized = plain.get_submodule(layer.name).quant_weight().value
         assert torch.equal(layer.dequantized, quantized)

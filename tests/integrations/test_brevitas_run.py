@@ -14,9 +14,10 @@ from small_recipe import images, net, photos, written
 
 from cora_plugin.cli import main
 from cora_plugin.guard import Guard
-from cora_plugin.integrations.brevitas import PTQ, load_cora
+from cora_plugin.integrations.brevitas import load_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
-from cora_plugin.recipe.toolkits import formats
+from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
+from cora_plugin.integrations.toolkit import declared
 from cora_plugin.report import Step
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
@@ -278,7 +279,7 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
 
 def test_every_option_is_explained():
     docs = (RECIPES / "README.md").read_text()
-    names = [*PTQ.hints, *formats("brevitas")]
+    names = [*declared(TOOLKIT.options), *TOOLKIT.exports]
     assert [name for name in names if f"`{name}`" not in docs] == []
 
 

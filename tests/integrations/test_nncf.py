@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 from importlib.util import find_spec
 
 import nncf
@@ -17,17 +18,20 @@ from nncf.quantization.advanced_parameters import (
     AdvancedQuantizationParameters,
     QuantizationParameters,
 )
+from nncf.quantization.algorithms.post_training.algorithm import (
+    PostTrainingQuantization,
+)
 from nncf.torch import get_config, load_from_config
 from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, steps
-from cora_plugin.adapters import Adapter, Kind, QuantizedTensor
+from cora_plugin.adapters import Adapter, Form, Kind
 from cora_plugin.integrations.nncf import (
-    PTQ,
     CoRaAlgorithm,
     CoRaQuantizationParameters,
+    LayerBits,
     NNCFHost,
     allow_bits,
     apply_cora,
@@ -48,6 +52,8 @@ from cora_plugin.integrations.nncf.insert import (
     CoRaShift,
     CoRaTap,
 )
+from cora_plugin.integrations.nncf.toolkit import TOOLKIT
+from cora_plugin.outputs import only
 
 CONFIG = {"budget": 0.3}
 
@@ -135,6 +141,16 @@ def odd(batches):
         )
 
 
+def pipeline_of(flag):
+    """The algorithms that `nncf.quantize` would run with these parameters."""
+    algorithm = PostTrainingQuantization(advanced_parameters=flag)
+    return [step for steps in algorithm._pipeline.pipeline_steps for step in steps]
+
+
+def adapts(flag):
+    return any(isinstance(step, CoRaAlgorithm) for step in pipeline_of(flag))
+
+
 def quantizers(model):
     return {
         name: module
@@ -174,33 +190,81 @@ class TestFlag:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
     def test_register_is_idempotent_and_reversible(self):
-        import nncf.quantization.algorithms.post_training.algorithm as post_training
-        import nncf.torch.function_hook.quantization.quantize_model as torch_backend
+        flag = parameters(8, backend_params={"cora": {"budget": 0.3}})
 
-        def now():
-            return post_training.create_ptq_pipeline, torch_backend.quantize_impl
+        def read():
+            """Whether the pipeline that NNCF builds has our step."""
+            try:
+                return adapts(flag)
+            except CoRaError as error:
+                assert "register() before nncf.quantize" in str(error)
+                return False
 
-        original = now()
+        assert not read()
         register()
-        patched = now()
-        assert not set(patched) & set(original)
+        assert read()
         with register():
-            assert now() == patched
-        assert now() == patched
+            assert read()
+        assert read()
         unregister()
-        assert now() == original
+        assert not read()
         unregister()
-        assert now() == original
+        assert not read()
+        with register():
+            assert read()
         with pytest.raises(ZeroDivisionError), register():
             _ = 1 / 0
-        assert now() == original
+        assert not read()
 
-    def test_typed_without_registration_fails(self, float_net, dataset):
-        flag = CoRaQuantizationParameters(cora={"budget": 0.3})
-        with pytest.raises(CoRaError, match=r"register\(\) before nncf\.quantize"):
+    def test_an_unread_flag_is_refused(self, float_net, dataset):
+        flag = parameters(8, backend_params={"cora": {"budget": 0.3}})
+        match = r'^backend_params: "cora" .*register\(\) before nncf\.quantize'
+        with pytest.raises(CoRaError, match=match):
             nncf.quantize(float_net, dataset, advanced_parameters=flag)
+        off = parameters(8, backend_params={"cora": False, "other": 1})
+        assert not adapts(off)
 
-    def test_typed_parameters_can_be_looked_at_before_registration(self):
+    @pytest.mark.parametrize(
+        "way",
+        [
+            lambda flag: flag,
+            copy.copy,
+            copy.deepcopy,
+            dataclasses.replace,
+            lambda flag: pickle.loads(pickle.dumps(flag)),
+            lambda flag: pickle.loads(pickle.dumps(flag, protocol=0)),
+        ],
+    )
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"cora": {"budget": 0.3}},
+            {"backend_params": {"cora": "budget=0.3"}},
+            {"depthwise_bits": 4},
+        ],
+    )
+    def test_typed_parameters_need_no_registration(self, way, fields):
+        flag = CoRaQuantizationParameters(**fields)
+        with register():
+            made_within = CoRaQuantizationParameters(**fields)
+        unregister()
+        for each in (flag, made_within):
+            steps = {type(step) for step in pipeline_of(way(each))}
+            assert (LayerBits in steps) == ("depthwise_bits" in fields)
+            assert (CoRaAlgorithm in steps) == ("depthwise_bits" not in fields)
+
+    def test_typed_parameters_adapt_without_registration(self, float_net, dataset):
+        flag = CoRaQuantizationParameters(cora={"budget": 0.3})
+        model = nncf.quantize(float_net, dataset, advanced_parameters=flag)
+        assert model.cora_report.steps[0].name == "adapters"
+
+    def test_a_flag_that_is_set_later_is_read(self):
+        flag = CoRaQuantizationParameters()
+        assert not adapts(flag)
+        flag.cora = "budget=0.3"
+        assert adapts(flag)
+
+    def test_typed_parameters_can_be_looked_at(self):
         flag = CoRaQuantizationParameters(cora="budget=0.3", depthwise_bits=8)
         assert "cora='budget=0.3'" in repr(flag)
         other = dataclasses.replace(flag, depthwise_bits=4)
@@ -276,9 +340,9 @@ class TestFlag:
 
 
 class TestApply:
-    @pytest.mark.parametrize("metric", ["qera-exact", "rrr"])
+    @pytest.mark.parametrize("regression", [False, True])
     def test_reference_gives_back_corrected_biases(
-        self, metric, float_net, dataset, unseen
+        self, regression, float_net, dataset, unseen
     ):
         with allow_bits(4):
             model = nncf.quantize(
@@ -292,14 +356,14 @@ class TestApply:
             )
         assert not torch.equal(model.head.bias, float_net.head.bias)
         host = NNCFHost(model, unseen, float_net)
-        with torch.no_grad(), host.prepared(), host.float_model():
-            assert torch.equal(host.run(unseen), float_net(unseen))
+        with torch.no_grad(), host.prepared(), host.acting(quantized=False):
+            assert torch.equal(only(host.run(unseen)), float_net(unseen))
         before = kl(run(float_net, unseen), run(model, unseen))
         corrected = model.head.bias.clone()
-        config = {**CONFIG, "metric": metric}
+        config = {**CONFIG, "regression": regression}
         report = apply_cora(model, dataset, config, reference=float_net)
         kept = {step.name: step.kept for step in report.steps}
-        if metric == "qera-exact":
+        if not regression:
             assert list(kept) == ["adapters", "float biases", "bias correction"]
         else:  # It was found with float biases, and brings them with it.
             assert list(kept)[:2] == ["adapters", "regression"]
@@ -543,18 +607,14 @@ class TestInsertion:
         seen = {}
         with torch.no_grad(), host.prepared():
             with (
-                host.weights({e.name: e.weight for e in host.layers}),
+                host.acting({e.name: e.weight for e in host.layers}),
                 host.observe(lambda name, x, y: seen.update({name: (x, y)})),
             ):
                 host.run(unseen)
         for layer in host.layers:
-            adapter = Adapter(
-                Kind.FULL,
-                layer.full_rank,
-                QuantizedTensor(layer.residual.float(), None, 32),
-                None,
-                tuple(layer.weight.shape),
-                layer.operation.groups,
+            adapter = Adapter.of(
+                [Form.whole(32, tuple(layer.weight.shape), layer.operation.groups)],
+                {"a": layer.residual},
             )
             node = host.reading.nodes[layer.name]
             branch = CoRaBranch.of(layer, node, adapter)
@@ -588,6 +648,37 @@ class TestInsertion:
             config,
             allowed_modules=("nncf.*", "cora_plugin.*"),
         )
+        other.load_state_dict(adapted_net.state_dict())
+        assert torch.equal(run(other, unseen), run(adapted_net, unseen))
+
+    def test_configurations_of_version_0_1_are_read(
+        self, adapted_net, float_net, unseen
+    ):
+        config = json.loads(json.dumps(get_config(adapted_net)))
+        branches = 0
+
+        def as_it_was(value):
+            nonlocal branches
+            if isinstance(value, list):
+                return [as_it_was(each) for each in value]
+            if not isinstance(value, dict):
+                return value
+            value = {key: as_it_was(each) for key, each in value.items()}
+            if "terms" in value:
+                branches += 1
+                ((term,), shape) = value.pop("terms"), value["weight_shape"]
+                groups = value["operation"]["groups"]
+                form = Form.read(term, tuple(shape), groups)
+                kind = "full" if form.kind is Kind.WHOLE else str(form.kind)
+                value |= {**term, "kind": kind, "shapes": form.shapes}
+            return value
+
+        other = load_from_config(
+            copy.deepcopy(float_net),
+            json.loads(json.dumps(as_it_was(config))),
+            allowed_modules=("nncf.*", "cora_plugin.*"),
+        )
+        assert branches >= 3
         other.load_state_dict(adapted_net.state_dict())
         assert torch.equal(run(other, unseen), run(adapted_net, unseen))
 
@@ -672,7 +763,7 @@ class TestFusedQuantizers:
         assert others == {quantizer for quantizer, _ in fused_quantizers(model)}
         before = run(model, unseen)
         with torch.no_grad(), host.prepared():
-            assert torch.equal(host.run(unseen), before)
+            assert torch.equal(only(host.run(unseen)), before)
         assert torch.equal(run(model, unseen), before)
 
 
@@ -680,10 +771,10 @@ class TestExtension:
     def test_compiled_once_for_a_folder(self, tmp_path, monkeypatch):
         load_extension()
         assert is_compiled()
-        assert PTQ.first_use() == ()
+        assert TOOLKIT.first_use() == ()
         monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
         assert not is_compiled()
-        ((notice, work),) = PTQ.first_use()
+        ((notice, work),) = TOOLKIT.first_use()
         assert "C++ extension" in notice
         assert work is load_extension
 

@@ -13,9 +13,11 @@ import openvino
 import pytest
 import torch
 from onnx import TensorProto
+from onnx_files import onnx_output, openvino_output, operators
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.nncf import (
+    NNCFHost,
     apply_cora,
     export_onnx,
     export_openvino,
@@ -23,6 +25,8 @@ from cora_plugin.integrations.nncf import (
     quantize_ptq,
 )
 from cora_plugin.integrations.nncf.qdq import Grid
+from cora_plugin.layer import Correction
+from cora_plugin.testing.checks import series
 
 RANKS = {"reflect": 2, "depthwise": 4, "pointwise": 4, "head": 3}
 CONFIG = {"budget": 0.9, "ranks": RANKS}
@@ -50,16 +54,6 @@ def low(float_net, batches):
 @torch.no_grad()
 def run(model, x):
     return model(x).numpy()
-
-
-def run_openvino(path, x, mode="ACCURACY"):
-    core = openvino.Core()
-    return core.compile_model(path, "CPU", {"EXECUTION_MODE_HINT": mode})(x.numpy())[0]
-
-
-def run_onnx(path, x):
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": x.numpy()})[0]
 
 
 def assert_close(output, expected, effect):
@@ -92,7 +86,7 @@ def test_openvino_computes_the_same(adapted, unseen, tmp_path):
     model, effect = adapted
     path = tmp_path / "net.xml"
     export_openvino(model, unseen[:2], path, compress_to_fp16=False)
-    assert_close(run_openvino(path, unseen), run(model, unseen), effect)
+    assert_close(openvino_output(path, unseen), run(model, unseen), effect)
 
 
 def test_weights_beyond_a_clipped_range_are_the_models(
@@ -109,7 +103,7 @@ def test_weights_beyond_a_clipped_range_are_the_models(
             assert levels.min() == -7 and levels.max() == 7
             checked += 1
     assert checked == 6
-    difference = np.abs(run_openvino(path, unseen) - run(model, unseen))
+    difference = np.abs(openvino_output(path, unseen) - run(model, unseen))
     assert difference.mean() < 0.01 * np.abs(run(model, unseen)).mean()
 
 
@@ -118,8 +112,8 @@ def test_onnx_computes_the_same(adapted, unseen, tmp_path):
     path = tmp_path / "net.onnx"
     export_onnx(model, unseen[:2], path)
     expected = run(model, unseen)
-    assert_close(run_onnx(path, unseen), expected, effect)
-    assert_close(run_openvino(path, unseen), expected, effect)
+    assert_close(onnx_output(path, unseen), expected, effect)
+    assert_close(openvino_output(path, unseen), expected, effect)
 
 
 @pytest.mark.parametrize("export", [export_openvino, export_onnx])
@@ -128,7 +122,7 @@ def test_openvino_runs_in_the_precision_it_chooses(export, adapted, unseen, tmp_
     model, effect = adapted
     path = tmp_path / ("net.xml" if export is export_openvino else "net.onnx")
     export(model, unseen[:2], path)
-    output = run_openvino(path, unseen, "PERFORMANCE")
+    output = openvino_output(path, unseen, "PERFORMANCE")
     assert_near(output, run(model, unseen), effect)
 
 
@@ -147,7 +141,7 @@ def test_ir_stores_packed_integers(low, unseen, tmp_path):
     assert stored[9, 4] == stored[16, 4] == {"i8"}  # its factors
     assert stored[4, 16, 1, 1] == stored[32, 4, 1, 1] == {"i8"}  # pointwise's
     assert stored[3, 32] == stored[10, 3] == {"i8"}  # head's
-    same = run_openvino(path, unseen).argmax(1) == run(low, unseen).argmax(1)
+    same = openvino_output(path, unseen).argmax(1) == run(low, unseen).argmax(1)
     assert same.mean() > 0.95
 
 
@@ -186,15 +180,43 @@ def test_adapters_of_four_bits_are_packed(float_net, batches, unseen, tmp_path):
         for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer
     }
     assert kinds[4, 9] == kinds[16, 4] == TensorProto.INT4  # depthwise's factors
-    assert_close(run_onnx(tmp_path / "net.onnx", unseen), expected, effect)
+    assert_close(onnx_output(tmp_path / "net.onnx", unseen), expected, effect)
     export_openvino(model, unseen[:2], tmp_path / "net.xml", compress_to_fp16=False)
     assert integers(tmp_path / "net.xml")[16, 4] == {"i4"}
-    assert_close(run_openvino(tmp_path / "net.xml", unseen), expected, effect)
+    assert_close(openvino_output(tmp_path / "net.xml", unseen), expected, effect)
+
+
+@pytest.mark.parametrize("steps", [((2, 8), 2), (4, 2), ((2, 8), (2, 4))])
+def test_adapters_of_two_terms_are_exported(
+    steps, float_net, batches, unseen, tmp_path
+):
+    model = quantize_ptq(float_net, batches, depthwise_bits=None, first_last_bits=None)
+    plain = run(model, unseen)
+    before = {}
+    for how in (False, True):
+        export_onnx(model, unseen[:2], tmp_path / "net.onnx", int8_kernels=how)
+        before[how] = operators(onnx.load(tmp_path / "net.onnx"))
+    host = NNCFHost(model, unseen)
+    host.correct(Correction(series(host, *steps)))
+    expected = run(model, unseen)
+    effect = np.abs(expected - plain).mean()
+    export_onnx(model, unseen[:2], tmp_path / "net.onnx")
+    found = operators(onnx.load(tmp_path / "net.onnx"))
+    assert found["Conv"] > before[False]["Conv"]
+    assert_close(onnx_output(tmp_path / "net.onnx", unseen), expected, effect)
+    export_openvino(model, unseen[:2], tmp_path / "net.xml", compress_to_fp16=False)
+    assert_close(openvino_output(tmp_path / "net.xml", unseen), expected, effect)
+    program = export_program(model, unseen)
+    assert_close(run(program.module(), unseen), expected, effect)
+    export_onnx(model, unseen[:2], tmp_path / "net.onnx", int8_kernels=True)
+    found = operators(onnx.load(tmp_path / "net.onnx"))
+    assert found["Conv"] == before[True]["Conv"]
+    assert_near(onnx_output(tmp_path / "net.onnx", unseen), expected, effect)
 
 
 def test_onnx_takes_any_batch_size(low, unseen, tmp_path):
     export_onnx(low, unseen[:2], tmp_path / "net.onnx")
-    outputs = [run_onnx(tmp_path / "net.onnx", unseen[:n]) for n in (1, 5)]
+    outputs = [onnx_output(tmp_path / "net.onnx", unseen[:n]) for n in (1, 5)]
     np.testing.assert_allclose(outputs[0], outputs[1][:1], rtol=1e-4, atol=1e-5)
 
 
@@ -241,7 +263,10 @@ def test_int8_kernels_compute_nearly_the_same(adapted, unseen, tmp_path):
     export_onnx(model, unseen[:2], path, int8_kernels=True)
     export_openvino(model, unseen[:2], tmp_path / "net.xml", int8_kernels=True)
     # Weights are rounded to 8 bits once more.
-    for output in run_onnx(path, unseen), run_openvino(tmp_path / "net.xml", unseen):
+    for output in (
+        onnx_output(path, unseen),
+        openvino_output(tmp_path / "net.xml", unseen),
+    ):
         assert_near(output, run(model, unseen), effect)
 
 
@@ -280,8 +305,11 @@ def test_a_full_disk(suffix, low, unseen, tmp_path):
 
 
 def test_missing_packages(low, unseen, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    with pytest.raises(CoRaError, match=r"needs onnx_ir.*pip install onnx_ir"):
+        export_onnx(low, unseen[:2], tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(CoRaError, match=r"needs onnx.*pip install onnx"):
+    with pytest.raises(CoRaError, match=r"needs onnx,.*pip install onnx$"):
         export_onnx(low, unseen[:2], tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(CoRaError, match=r"pip install openvino"):

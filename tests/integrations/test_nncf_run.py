@@ -11,8 +11,8 @@ import pytest
 from small_recipe import images, photos, written
 
 from cora_plugin.cli import main
-from cora_plugin.integrations.nncf import PTQ
-from cora_plugin.recipe.toolkits import formats
+from cora_plugin.integrations.nncf.toolkit import TOOLKIT
+from cora_plugin.integrations.toolkit import declared
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
@@ -102,7 +102,7 @@ def test_a_ready_recipe_runs(name, tmp_path, monkeypatch):
 
 def test_every_option_is_explained():
     docs = (RECIPES / "README.md").read_text()
-    names = [*PTQ.hints, *formats("nncf")]
+    names = [*declared(TOOLKIT.options), *TOOLKIT.exports]
     assert [name for name in names if f"`{name}`" not in docs] == []
 
 

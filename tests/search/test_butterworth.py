@@ -4,22 +4,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from options import candidate, costs, ranks
 from plain_host import PlainHost
 from torch import nn
 
 from cora_plugin import CoRa, CoRaError
 from cora_plugin.adapters import Factors, Operation
 from cora_plugin.adapters.factor import Weighting, metric_root
-from cora_plugin.divergence import divergence
 from cora_plugin.layer import QuantizedLayer
-from cora_plugin.search import Candidate
-from cora_plugin.search.butterworth import hold
+from cora_plugin.objective import KL, measure
+from cora_plugin.outputs import only
+from cora_plugin.search.butterworth import round_up
 from cora_plugin.search.relaxation import (
     Relaxation,
-    cross_entropy,
     kernel,
     log_response,
     penalty,
+    softened,
 )
 
 
@@ -61,14 +62,13 @@ def test_the_kernel_falls_from_one_and_has_a_gradient_whatever_its_order(
 # The loss.
 
 
-def test_the_distance_on_hand_made_numbers():
-    # p = (3/4, 1/4); q = (1/2, 1/2), whatever the temperature.
-    reference, output = real([[math.log(3), 0.0]]), real([[0.0, 0.0]])
-    assert cross_entropy(output, reference, 1.0) == pytest.approx(math.log(2))
-    # At temperature 1/2 the target is (9/10, 1/10), the output (4/5, 1/5).
-    output = real([[math.log(2), 0.0]])
-    expected = -0.9 * math.log(0.8) - 0.1 * math.log(0.2)
-    assert cross_entropy(output, reference, 0.5) == pytest.approx(expected)
+def test_the_softened_distance_on_hand_made_numbers():
+    # p = (3/4, 1/4), at temperature 1/2 (9/10, 1/10); q = (2/3, 1/3) and (4/5, 1/5).
+    reference, output = {"": real([[math.log(3), 0.0]])}, {"": real([[math.log(2), 0]])}
+    for temperature, p, q in ((1.0, 0.75, 2 / 3), (0.5, 0.9, 0.8)):
+        pair = (softened(each, temperature) for each in (reference, output))
+        expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+        assert KL().distance(*pair).tolist() == pytest.approx([expected])
 
 
 def test_the_penalty_on_hand_made_numbers():
@@ -141,16 +141,20 @@ def choices(draw):
     candidates, wanted = [], {}
     for index in range(draw(st.integers(1, 5))):
         full = draw(st.integers(1, 40))
-        ranks = (0, *sorted(draw(st.sets(st.integers(1, full))) | {full}))
+        rungs = (0, *sorted(draw(st.sets(st.integers(1, full))) | {full}))
         price = draw(st.integers(0, 30))
         name = f"layer{index}"
-        candidates.append(Candidate(name, ranks, tuple(price * r for r in ranks)))
+        candidates.append(candidate(name, rungs, [price * r for r in rungs]))
         wanted[name] = full * draw(st.floats(1 / full, 1))
     return candidates, wanted
 
 
-def cost(candidates, ranks):
-    return sum(c.costs[c.ranks.index(ranks[c.name])] for c in candidates)
+def cost(candidates, chosen):
+    return sum(costs(c)[c.ranks.index(chosen[c.name])] for c in candidates)
+
+
+def hold(candidates, wanted, budget):
+    return ranks(round_up(candidates, wanted, budget))
 
 
 @given(choices(), st.floats(0, 3000))
@@ -175,8 +179,8 @@ def test_the_order_of_the_layers_does_not_matter(made, budget):
 
 
 def test_cutoffs_that_overshoot_shrink_in_proportion():
-    ranks = tuple(range(11))
-    layers = [Candidate(name, ranks, ranks) for name in "ab"]
+    rungs = tuple(range(11))
+    layers = [candidate(name, rungs, rungs) for name in "ab"]
     assert hold(layers, {"a": 8.0, "b": 4.0}, 6) == {"a": 4, "b": 2}
     assert hold(layers, {"a": 8.0, "b": 4.0}, 12) == {"a": 8, "b": 4}
 
@@ -234,7 +238,7 @@ def batches():
 def kl(host, seed=3):
     x = images(512, seed)
     with torch.no_grad():
-        return divergence(host.float_net(x), host.run(x)).kl
+        return measure(KL(), {"": host.float_net(x)}, host.run(x)).kl
 
 
 def learning(**settings):
@@ -320,11 +324,11 @@ class Interrupted(PlainHost):
 def test_an_interruption_leaves_the_model_as_it_was(trained, batches):
     host = Interrupted(trained)
     with torch.no_grad():
-        before = host.run(batches[0])
+        before = only(host.run(batches[0]))
     with pytest.raises(KeyboardInterrupt):
         CoRa(learning()).apply(host, batches)
     assert host.tries == 3
     assert host.branches == host.given == {}
     host.tries = 4
     with torch.no_grad():
-        assert torch.equal(host.run(batches[0]), before)
+        assert torch.equal(only(host.run(batches[0])), before)

@@ -6,6 +6,7 @@ from plain_host import PlainHost
 from small_net import batches, net
 
 from cora_plugin import CoRa, CoRaError
+from cora_plugin.outputs import only
 
 
 class Interrupted(PlainHost):
@@ -13,12 +14,12 @@ class Interrupted(PlainHost):
 
     left = 25
 
-    def weights(self, values, shifts=None):
-        if any(value.requires_grad for value in values.values()):
+    def acting(self, weights=None, shifts=None, quantized=True):
+        if any(value.requires_grad for value in (weights or {}).values()):
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
-        return super().weights(values, shifts)
+        return super().acting(weights, shifts, quantized)
 
 
 def config(path, **changes):
@@ -30,7 +31,7 @@ def config(path, **changes):
 def test_an_interrupted_search_ends_where_it_would_have(tmp_path, adapter_lr):
     changes = {"adapter_lr": adapter_lr}
     whole = CoRa(config(None, **changes)).apply(PlainHost(net()), batches())
-    path, host = str(tmp_path / "search.safetensors"), Interrupted(net())
+    path, host = str(tmp_path / "search.pt"), Interrupted(net())
     with pytest.raises(KeyboardInterrupt):
         CoRa(config(path, **changes)).apply(host, batches())
     assert not host.branches
@@ -42,7 +43,7 @@ def test_an_interrupted_search_ends_where_it_would_have(tmp_path, adapter_lr):
 
 
 def test_a_finished_search_is_not_repeated(tmp_path):
-    path = str(tmp_path / "search.safetensors")
+    path = str(tmp_path / "search.pt")
     first = CoRa(config(path)).apply(PlainHost(net()), batches())
     again = CoRa(config(path)).apply(PlainHost(net()), batches())
     assert again.search_iterations == 0
@@ -50,7 +51,7 @@ def test_a_finished_search_is_not_repeated(tmp_path):
 
 
 def test_a_search_can_be_given_more_iterations(tmp_path):
-    path = str(tmp_path / "search.safetensors")
+    path = str(tmp_path / "search.pt")
     CoRa(config(path, iterations=25)).apply(PlainHost(net()), batches())
     longer = CoRa(config(path)).apply(PlainHost(net()), batches())
     assert longer.search_iterations == 15
@@ -59,7 +60,7 @@ def test_a_search_can_be_given_more_iterations(tmp_path):
 
 
 def test_a_checkpoint_of_another_search_is_refused(tmp_path):
-    path = tmp_path / "search.safetensors"
+    path = tmp_path / "search.pt"
     CoRa(config(str(path))).apply(PlainHost(net()), batches())
     for changes, key in [({"lr": 0.02}, "lr"), ({"order": 2}, "order")]:
         with pytest.raises(CoRaError, match=f"is of a search with {key} "):
@@ -79,5 +80,7 @@ def test_adapters_can_be_trained_with_the_cutoffs():
         changes = {"adapter_lr": rate, "iterations": 60}
         CoRa(config(None, **changes)).apply(host, batches())
         with torch.no_grad():
-            found.append((host.float_net(images) - host.run(images)).square().mean())
+            found.append(
+                (host.float_net(images) - only(host.run(images))).square().mean()
+            )
     assert found[1] < found[0]

@@ -2,8 +2,13 @@ from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
+from options import candidate, costs, ranks
 
-from cora_plugin.search import Candidate, uniform
+from cora_plugin import search
+
+
+def uniform(candidates, budget):
+    return ranks(search.uniform(candidates, budget))
 
 
 @st.composite
@@ -12,14 +17,14 @@ def candidates(draw):
     for index in range(draw(st.integers(1, 5))):
         full = draw(st.integers(1, 60))
         inner = draw(st.sets(st.integers(1, full), max_size=8)) | {full}
-        ranks = (0, *sorted(inner))
+        rungs = (0, *sorted(inner))
         price = draw(st.integers(1, 50))
-        made.append(Candidate(f"layer{index}", ranks, tuple(price * r for r in ranks)))
+        made.append(candidate(f"layer{index}", rungs, [price * r for r in rungs]))
     return made
 
 
-def cost(candidates, ranks):
-    return sum(c.costs[c.ranks.index(ranks[c.name])] for c in candidates)
+def cost(candidates, chosen):
+    return sum(costs(c)[c.ranks.index(chosen[c.name])] for c in candidates)
 
 
 def rounded_down(candidates, fraction):
@@ -49,7 +54,7 @@ def test_the_order_of_the_layers_does_not_matter(candidates, budget):
 
 
 def test_layers_of_the_same_size_get_the_same_rank():
-    layers = [Candidate(n, (0, 1, 2, 3, 4), (0, 5, 10, 15, 20)) for n in "abc"]
+    layers = [candidate(n, (0, 1, 2, 3, 4), (0, 5, 10, 15, 20)) for n in "abc"]
     assert uniform(layers, 44) == {"a": 2, "b": 2, "c": 2}
 
 
@@ -59,6 +64,6 @@ def test_no_layer_to_choose_for_is_no_choice():
 
 def test_every_rank_of_a_layer_alone_can_be_bought():
     for full in range(1, 110):
-        ranks = tuple(range(full + 1))
-        for rank in ranks:
-            assert uniform([Candidate("a", ranks, ranks)], rank) == {"a": rank}
+        rungs = tuple(range(full + 1))
+        for rank in rungs:
+            assert uniform([candidate("a", rungs, rungs)], rank) == {"a": rank}

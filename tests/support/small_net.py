@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from cora_plugin.divergence import divergence
+from cora_plugin.objective import KL, measure
 
 
 def net():
@@ -30,4 +30,4 @@ def batches(count=6, seed=1):
 
 def distance(host, images):
     with torch.no_grad():
-        return divergence(host.float_net(images), host.run(images)).kl
+        return measure(KL(), {"": host.float_net(images)}, host.run(images)).kl

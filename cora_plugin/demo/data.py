@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cora_plugin.demo_files import package_folder
+from cora_plugin.demo.files import package_folder
 
 SKIMAGE_PHOTOS = (
     "astronaut.png",

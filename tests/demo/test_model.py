@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
-from torch import nn
 
-from cora_plugin.demo_files import package_folder
-from cora_plugin.demo_model import efficientnet_lite0, plain_norms, static_padding
+from cora_plugin.adapters.errors import FileError
+from cora_plugin.demo.files import package_folder
+from cora_plugin.demo.model import efficientnet_lite0
+from cora_plugin.recipe.plain import plain_norms, static_padding
 
 
 @pytest.fixture(scope="module")
@@ -65,43 +64,9 @@ def test_the_given_model_stays_as_it_was(lite0):
         assert torch.equal(value, before[name]), name
 
 
-side = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
-
-
-@given(side, side, st.integers(5, 14), st.integers(5, 14), st.booleans())
-@settings(deadline=None)
-@torch.no_grad()
-def test_static_padding_of_any_convolution(height, width, h, w, bias):
-    (kh, sh, dh), (kw, sw, dw) = height, width
-    conv = Conv2dSame(2, 4, (kh, kw), (sh, sw), dilation=(dh, dw), groups=2, bias=bias)
-    x = torch.randn(1, 2, h, w)
-    static = static_padding(nn.Sequential(conv), x)
-    assert Conv2dSame not in kinds(static)
-    torch.testing.assert_close(static(x), conv(x), rtol=1e-5, atol=1e-6)
-
-
-class Twice(nn.Module):
-    """One convolution, called on inputs of two sizes, and one that is never called."""
-
-    def __init__(self, unused):
-        super().__init__()
-        self.conv = Conv2dSame(3, 3, 3, 2)
-        if unused:
-            self.unused = Conv2dSame(3, 3, 3, 2)
-
-    def forward(self, x):
-        return self.conv(x) if hasattr(self, "unused") else self.conv(self.conv(x))
-
-
-@pytest.mark.parametrize(("unused", "name"), [(True, "unused"), (False, "conv")])
-def test_static_padding_names_a_layer_without_one_size(unused, name):
-    with pytest.raises(ValueError, match=rf"^{name}: .* exactly one"):
-        static_padding(Twice(unused), images(16))
-
-
 def test_foreign_weights_are_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "foreign.pth")
-    with pytest.raises(ValueError, match=r"foreign\.pth"):
+    with pytest.raises(FileError, match=r"foreign\.pth"):
         efficientnet_lite0(tmp_path / "foreign.pth")
 
 

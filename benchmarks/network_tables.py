@@ -1,0 +1,168 @@
+"""Tables of networks' accuracy: KL, top-1, bits.
+
+Two are arranged from runs of accuracy.py: `peers` has GPTQ beside layers of 8 bits,
+`rounding` GPFQ and Qronos.
+"""
+
+from figures import NAMES, bold, cell, find, markdown, need, read
+
+from cora_plugin.compare.experiment import RAISED
+from cora_plugin.compare.rows import FIGURES, NONE
+
+LITE0 = "accuracy-lite0-W4A8-brevitas", "accuracy-lite0-W4A8-nncf", "lite0-W4A8"
+
+BRINGS = (
+    ("Brevitas PTQ", LITE0[0], "ptq", NONE),
+    ("Brevitas PTQ + bias correction", LITE0[0], "ptq+bc", NONE),
+    ("Brevitas GPTQ + bias correction", LITE0[0], "gptq+bc", NONE),
+    (
+        "Brevitas PTQ, sensitive layers at 8 bits, bias correction",
+        LITE0[2],
+        None,
+        f"{RAISED}+bc",
+    ),
+    ("**Brevitas PTQ + CoRa**", LITE0[2], None, "default"),
+    (
+        "NNCF PTQ + bias correction, its best setting found",
+        LITE0[1],
+        "ptq+bc",
+        NONE,
+    ),
+    (
+        "NNCF PTQ, sensitive layers at 8 bits, bias correction",
+        LITE0[1],
+        "ptq+bc",
+        RAISED,
+    ),
+    ("**NNCF PTQ + CoRa**", LITE0[1], "ptq+bc", "default"),
+)
+"""Rows of the README's table: label, file, recipe, method."""
+
+
+def accuracy(name: str, methods: str = "") -> str:
+    """Every row of accuracy.py; or those without adapters and search.py's of 5 %.
+
+    Args:
+        name: Network, bit widths and toolkit.
+        methods: search.py's, separated by commas; behind the rows of plain PTQ.
+    """
+    rows = [dict(row) for row in read(f"accuracy-{name}")]
+    if methods:
+        rows = [row for row in rows if row["method"] == NONE]
+        plain = [row["recipe"] in ("float", "ptq", "ptq+bc") for row in rows]
+        search = name.rpartition("-")[0]
+        rows[sum(plain) : sum(plain)] = [
+            {**need(search, method), "recipe": "ptq", "method": method}
+            for method in methods.split(", ")
+        ]
+    figures = [heading for heading in FIGURES if heading != "iterations"]
+    return markdown(
+        ["toolkit", "recipe", "adapters", *figures],
+        (
+            [row["toolkit"], row["recipe"], row["method"]]
+            + [cell(row, heading) for heading in figures]
+            for row in rows
+        ),
+    )
+
+
+def peers(*names: str) -> str:
+    """GPTQ, alone and with layers of 8 bits, beside adapters; the least KL is bold."""
+    lines = []
+    for name in names:
+        network = NAMES[name.split("-")[0]]
+        for budget in ("", "0.2 bits", "0.5 bits"):
+            rows = {
+                (recipe, method): row
+                # Before the toolkit's bias correction first: of two equals it is bold.
+                for recipe in ("gptq", "gptq+bc", "ptq")
+                for method in ((RAISED, "default") if budget else (NONE,))
+                if (row := find(f"peers-{name}", method, budget, recipe))
+            }
+            best = min(rows, key=lambda key: rows[key]["kl"]) if budget else None
+            cells = {
+                key: bold(f"{row['kl']:.{row.get('kl_digits', 4)}f}", key == best)
+                for key, row in rows.items()
+            }
+            line = ["" if budget else network, f"+{budget.removesuffix(' bits') or 0}"]
+            for method in (NONE, RAISED, "default"):
+                after = cells.get(("gptq+bc", method))
+                line.append(f"{after} ({cells['gptq', method]})" if after else "")
+            lines.append([*line, cells.get(("ptq", "default"), "")])
+    heads = ["W4A8", "bits", "GPTQ", "GPTQ, sensitive layers at 8 bits"]
+    return markdown([*heads, "GPTQ + adapters", "PTQ + adapters"], lines)
+
+
+def rounding(name: str) -> str:
+    """GPFQ and Qronos, alone and with adapters: KL."""
+    rows = []
+    for recipe in ("gpfq", "qronos"):
+        wanted = ((NONE, "", recipe), (NONE, "", f"{recipe}+bc"))
+        wanted += tuple(("default", budget, recipe) for budget in ("0.05", "0.1"))
+        found = [need(f"rounding-{name}", *each) for each in wanted]
+        rows.append([NAMES[recipe], *(cell(row, "KL") for row in found)])
+    heads = ["recipe", "alone", "+ bias correction"]
+    return markdown([*heads, "+ adapters of 5 %", "+ adapters of 10 %"], rows)
+
+
+def learned(*names: str) -> str:
+    """KL with learned ranks and with spectral ones, before the same regression."""
+    budgets = ("0.02", "0.05", "0.1")
+    rows = []
+    for name in names:
+        cells = [NAMES[name.split("-")[0]] + " " + name.split("-")[1]]
+        for budget in budgets:
+            methods = ("rrr butterworth", "rrr spectral")
+            found = [need(name, method, budget)["kl"] for method in methods]
+            cells.append(", ".join(bold(f"{kl:.4f}", kl == min(found)) for kl in found))
+        rows.append(cells)
+    heads = [f"{float(budget):.0%}".replace("%", " %") for budget in budgets]
+    return markdown(["learned, spectral", *heads], rows)
+
+
+def butterworth(*names: str) -> str:
+    """KL by factors and ranks at 5 %, in brackets the seconds of the search alone."""
+    titles = {
+        "fashion": "Fashion ResNet-20",
+        "squeezenet": "SqueezeNet 1.1",
+        "lite0": "EfficientNet-Lite0",
+    }
+    plain = [cell(need(name, NONE), "KL") for name in names]
+    rows = [["quantized only", *plain]]
+    for metric in ("svd", "qera-exact", "rrr"):
+        for search in ("butterworth", "spectral"):
+            cells = [f"`{metric}`, {search}"]
+            for name in names:
+                row = need(name, f"{metric} {search}")
+                seconds = row["search_seconds"]
+                short = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1g}"
+                cells.append(f"{cell(row, 'KL')} ({short})")
+            rows.append(cells)
+    heads = [titles[name.split("-")[0]] for name in names]
+    return markdown(["factors, ranks", *heads], rows)
+
+
+def demo() -> str:
+    """The demo's table."""
+    heads = ["model", "top-1", "agreement", "KL to float", "bits/weight", "seconds"]
+    rows = [
+        [
+            row["label"],
+            *(cell(row, heading) for heading in ("top-1", "agreement")),
+            f"{row['kl']:.3f}",
+            *(cell(row, heading) for heading in ("bits", "seconds")),
+        ]
+        for row in read("demo")
+    ]
+    return markdown(heads, rows)
+
+
+def brings() -> str:
+    """What adapters bring on one network, beside its best peers."""
+    rows = []
+    for label, name, recipe, method in BRINGS:
+        row = need(name, method, recipe=recipe)
+        ours = label.startswith("**")
+        top, kl = cell(row, "top-1"), f"{row['kl']:.3f}"
+        rows.append([label, bold(top, ours), bold(kl, ours), cell(row, "bits")])
+    return markdown(["W4A8", "top-1", "KL to float", "bits/weight"], rows)

@@ -1,0 +1,198 @@
+"""One row of figures for each compared model, and the table of all rows.
+
+The demo, `cora-plugin run` and the benchmarks all judge by these figures.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from rich.table import Table
+from torch import Tensor
+
+from cora_plugin.config import CoRaConfig
+from cora_plugin.objective import KL, measure
+
+NONE = "none"
+"""The method of a model without adapters."""
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "svd uniform": {"search": "uniform", "metric": "svd"},
+    "lqer uniform": {"search": "uniform", "metric": "lqer"},
+    "qera-approx uniform": {"search": "uniform", "metric": "qera-approx"},
+    "qera-exact uniform": {"search": "uniform", "metric": "qera-exact"},
+    "rrr uniform": {"search": "uniform"},
+    "svd spectral": {"metric": "svd"},
+    "lqer spectral": {"metric": "lqer"},
+    "qera-approx spectral": {"metric": "qera-approx"},
+    "qera-exact spectral": {"metric": "qera-exact"},
+    "rrr spectral": {},
+    "8-bit adapters": {"adapter_bits": 8},
+    "no bias correction": {"metric": "qera-exact", "bias_correction": "off"},
+    "cascade": {"metric": "qera-exact", "bias_correction": "cascade"},
+    "alternation": {"metric": "qera-exact", "alternations": 3},
+    "fit model": {"refine": {"iterations": 100}},
+    "fit layer": {"refine": {"iterations": 100, "scope": "layer"}},
+    "svd butterworth": {"search": "butterworth", "metric": "svd"},
+    "lqer butterworth": {"search": "butterworth", "metric": "lqer"},
+    "qera-approx butterworth": {"search": "butterworth", "metric": "qera-approx"},
+    "qera-exact butterworth": {"search": "butterworth", "metric": "qera-exact"},
+    "rrr butterworth": {"search": "butterworth"},
+}
+"""Ways to choose and fit adapters: settings beside the budget; what is not said is the
+default."""
+
+SHORT: Mapping[str, str] = {
+    "default": "rrr spectral",
+    "butterworth": "svd butterworth",
+}
+"""Other names of methods."""
+
+
+def settings(method: str) -> dict[str, Any]:
+    """The settings of a method, by either of its names."""
+    found = METHODS[SHORT.get(method, method)]
+    # Where a metric is named, it is that one's closed form alone.
+    return {"regression": "metric" not in found, **found}
+
+
+def method_name(config: CoRaConfig) -> str:
+    """The name of a method by its settings: metric and search.
+
+    The default metric with the regression behind it is called "rrr".
+    """
+    metric: str = config.metric
+    if config.regression:
+        metric = "rrr" if metric == "qera-exact" else f"{metric} + regression"
+    return f"{metric} {config.search}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A model against the float network, and against the labels if there are any.
+
+    Attributes:
+        label: What was done, in a few words, for tables of one network.
+        model: The network.
+        toolkit: The name of the toolkit; "torch" for the float network.
+        weights: Bit widths of weights and activations, such as W4A8.
+        recipe: How it was quantized; "+bc" after bias correction.
+        method: How adapters were chosen, "none" without.
+        budget: What they may cost, as `CoRaConfig` reads it.
+        top1: Share of the images whose first class is a right one; None: no labels.
+        agreement: Share of the images with the float network's class.
+        kl: Mean KL divergence from the float network's softmax, in nats.
+        equivalent_bits: Bits a quantized weight, scales and adapters included; None:
+            not counted.
+        iterations: Those of a search or a refinement that learns.
+        seconds: Wall time of this row's own steps.
+        details: Whatever else a comparison knows.
+    """
+
+    label: str | None = None
+    model: str | None = None
+    toolkit: str | None = None
+    weights: str | None = None
+    recipe: str | None = None
+    method: str | None = None
+    budget: str | None = None
+    top1: float | None
+    agreement: float | None
+    kl: float
+    equivalent_bits: float | None = None
+    iterations: int | None = None
+    seconds: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without those that are None."""
+        values = asdict(self)
+        details = values.pop("details")
+        values = {name: v for name, v in values.items() if v is not None}
+        return {**values, **details}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Row":
+        """Read what `to_dict` has written."""
+        names = {each.name for each in fields(cls)} - {"details"}
+        known = {name: value for name, value in values.items() if name in names}
+        details = {name: v for name, v in values.items() if name not in names}
+        return cls(**{"top1": None, **known}, details=details)
+
+
+def top1(outputs: Tensor, labels: Sequence[Collection[int]] | Tensor) -> float:
+    """Share of the images whose first class is a right one.
+
+    Args:
+        outputs: [N, classes].
+        labels: The right class of each image [N], or all that are right for it.
+    """
+    right = [(n,) for n in labels.tolist()] if isinstance(labels, Tensor) else labels
+    pairs = zip(outputs.argmax(1).tolist(), right, strict=True)
+    return sum(guess in classes for guess, classes in pairs) / len(right)
+
+
+def judge(
+    reference: Tensor,
+    outputs: Tensor,
+    labels: Sequence[Collection[int]] | Tensor | None = None,
+    **about: Any,
+) -> Row:
+    """Compare a model's outputs with the float network's; returns its row.
+
+    Args:
+        reference: Outputs of the float network, [N, classes, …].
+        outputs: Those of the model.
+        labels: As `top1` takes them; None: not known.
+        **about: Further fields of the `Row`.
+    """
+    distance = measure(KL(), {"": reference}, {"": outputs})
+    return Row(
+        top1=None if labels is None else top1(outputs, labels),
+        agreement=distance.agreement,
+        kl=distance.kl,
+        **about,
+    )
+
+
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "top-1": ("top1", ".1%"),
+    "agreement": ("agreement", ".1%"),
+    "KL": ("kl", ".4f"),
+    "bits": ("equivalent_bits", ".2f"),
+    "iterations": ("iterations", "d"),
+    "seconds": ("seconds", ".0f"),
+}
+"""The columns of every table by their headings: field and format."""
+
+
+def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Table:
+    """A row a model: what it is called, then its figures.
+
+    Columns without a figure are left out.
+
+    Args:
+        rows: The rows.
+        names: Headings of what models are called by, each with the field of `Row`.
+        title: What stands above.
+    """
+    rows = list(rows)
+    columns = [
+        (name, [getattr(r, of) or "" for r in rows]) for name, of in names.items()
+    ]
+    figures = [
+        (heading, [_figure(getattr(row, name), form) for row in rows])
+        for heading, (name, form) in FIGURES.items()
+    ]
+    made = Table(*names, title=title or None)
+    figures = [(heading, cells) for heading, cells in figures if any(cells)]
+    for heading, _ in figures:
+        made.add_column(heading, justify="right")
+    for cells in zip(*(cells for _, cells in [*columns, *figures]), strict=True):
+        made.add_row(*cells)
+    return made
+
+
+def _figure(value: float | None, form: str) -> str:
+    # No iterations are nothing to show; any other zero is a figure.
+    return "" if value is None or (form == "d" and not value) else format(value, form)

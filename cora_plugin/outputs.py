@@ -1,0 +1,108 @@
+"""Runs a model on any batch, and names the tensors that it returns."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cora_plugin.adapters.errors import ModelError
+
+Batch = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""One tensor, positional arguments, or keyword arguments of a model."""
+
+Outputs = Mapping[str, Tensor]
+"""A model's output tensors by name, each [N, …]; a lone one is named ""."""
+
+
+def run(
+    model: nn.Module, batch: Batch, unpack: Callable[[Any], Any] = lambda value: value
+) -> dict[str, Tensor]:
+    """Call a model on its own device, in its own dtype, and name its outputs.
+
+    Args:
+        model: The model.
+        batch: Its arguments; tensors of integers keep their dtype.
+        unpack: Turns an output of the toolkit's own type into a tensor.
+
+    Raises:
+        ModelError: The model returns no tensor.
+    """
+    like = next(model.parameters())
+    arguments = _moved(batch, like)
+    if isinstance(arguments, Tensor):
+        answer = model(arguments)
+    elif isinstance(arguments, Mapping):
+        answer = model(**arguments)
+    else:
+        answer = model(*arguments)
+    return named(answer, unpack)
+
+
+def named(
+    answer: Any, unpack: Callable[[Any], Any] = lambda value: value
+) -> dict[str, Tensor]:
+    """The tensors in whatever a forward returns, by name.
+
+    A lone tensor, or a tuple of one, is named ""; elements of a tuple have their index
+    for a name, those of a mapping their key, and nested ones both, as in `boxes.0`.
+
+    Raises:
+        ModelError: There is no tensor in it.
+    """
+    found = dict(_leaves(answer, unpack, ()))
+    if not found:
+        raise ModelError(
+            f"the model's output is {type(answer).__name__}, without a tensor in it; "
+            "wrap the model so that its forward returns tensors"
+        )
+    return found
+
+
+def only(outputs: Outputs) -> Tensor:
+    """The output of a model that has one.
+
+    Raises:
+        ModelError: It has several.
+    """
+    if len(outputs) != 1:
+        raise ModelError(
+            f"the model's output is {len(outputs)} tensors ({', '.join(outputs)}), not "
+            "logits [N, classes, …]; wrap the model so that its forward returns one "
+            "tensor"
+        )
+    return next(iter(outputs.values()))
+
+
+def joined(parts: Sequence[Outputs]) -> dict[str, Tensor]:
+    """Outputs of several batches as those of one."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows(outputs: Outputs, index: Sequence[int]) -> dict[str, Tensor]:
+    """Some samples of outputs, by their index."""
+    return {name: value[list(index)] for name, value in outputs.items()}
+
+
+def _leaves(answer: Any, unpack: Callable[[Any], Any], path: tuple[str, ...]) -> Any:
+    value = unpack(answer)
+    if isinstance(value, Tensor):
+        yield ".".join(path), value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, unpack, (*path, str(key)))
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            inner = path if len(value) == 1 else (*path, str(index))
+            yield from _leaves(item, unpack, inner)
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        dtype = like.dtype if value.is_floating_point() else None
+        return value.to(like.device, dtype)
+    if isinstance(value, Mapping):
+        return {key: _moved(item, like) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(item, like) for item in value)
+    return value

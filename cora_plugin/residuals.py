@@ -1,0 +1,118 @@
+"""The residuals of layers: their spectra, their factors, and rows of the report."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from cora_plugin.adapters import Adapter, Factors
+from cora_plugin.adapters.factor import Weighting, removed_error, weighted_error
+from cora_plugin.config import CoRaConfig
+from cora_plugin.layer import QuantizedLayer
+from cora_plugin.report import LayerReport
+from cora_plugin.search import Treatment
+from cora_plugin.statistics import LayerStatistics
+
+
+class Residuals:
+    """The residuals of layers, each factored once: an adapter is a slice of them.
+
+    Args:
+        config: The settings.
+        layers: The layers as the host quantized them.
+        statistics: Of these layers, by name.
+    """
+
+    def __init__(
+        self,
+        config: CoRaConfig,
+        layers: Sequence[QuantizedLayer],
+        statistics: Mapping[str, LayerStatistics],
+    ) -> None:
+        self._config = config
+        self._statistics = statistics
+        self.layers = layers
+
+    @cached_property
+    def spectra(self) -> Mapping[str, tuple[float, ...]]:
+        """The error that each further rank of a layer would remove, by layer."""
+        return {
+            e.name: tuple(removed_error(e.matrices, self._observed(e)).tolist())
+            for e in self.layers
+        }
+
+    @cached_property
+    def factors(self) -> Mapping[str, Factors]:
+        """The residuals' factors, by layer."""
+        return {
+            e.name: Factors.of(e.residual, e.operation, self.metric(e), e.name)
+            for e in self.layers
+        }
+
+    @cached_property
+    def outputs(self) -> Mapping[str, int]:
+        """The number of output positions an image, by layer."""
+        return {name: each.outputs for name, each in self._statistics.items()}
+
+    @property
+    def sensitivities(self) -> Mapping[str, Tensor | None]:
+        """Curvatures of the loss at the outputs, where they were collected."""
+        return {name: each.sensitivity for name, each in self._statistics.items()}
+
+    def metric(self, layer: QuantizedLayer) -> Weighting:
+        """The metric that a layer's factors are optimal in."""
+        return self._statistics[layer.name].metric(layer, self._config)
+
+    def _observed(self, layer: QuantizedLayer) -> Weighting:
+        """The metric that errors are measured in."""
+        return self._statistics[layer.name].observed(layer, self._config)
+
+    def adapters(
+        self,
+        treatments: Mapping[str, Treatment],
+        trained: Mapping[str, Factors] | None = None,
+    ) -> dict[str, Adapter]:
+        """The adapters of treatments, by layer; none where there is no term.
+
+        Args:
+            treatments: By layer name.
+            trained: Factors that a search has trained, in place of these.
+        """
+        factors = {**self.factors, **(trained or {})}
+        return {
+            name: factors[name].adapter(form.rank, form.bits, name)
+            for name, treatment in treatments.items()
+            for form in treatment.forms
+        }
+
+    def row(self, layer: QuantizedLayer, adapter: Adapter | None) -> LayerReport:
+        """A layer's row of the report.
+
+        Args:
+            layer: The layer, with its present main weight.
+            adapter: Its adapter; None if it has none.
+        """
+        spectrum = self.spectra[layer.name]
+        before = after = sum(spectrum)
+        bits = layer.stored_bits
+        macs = 0
+        if adapter is not None:
+            left = layer.residual - adapter.merged().double()
+            matrices = layer.as_matrices(left)
+            after = weighted_error(matrices, self._observed(layer))
+            bits += adapter.stored_bits
+            macs = adapter.cost(self.outputs[layer.name]).macs
+        return LayerReport(
+            name=layer.name,
+            kind="none" if adapter is None else adapter.kinds,
+            rank=0 if adapter is None else adapter.rank,
+            full_rank=layer.full_rank,
+            weights=layer.weight.numel(),
+            parameters=0 if adapter is None else adapter.parameters,
+            adapter_bits=0 if adapter is None else adapter.stored_bits,
+            bits=bits / layer.weight.numel(),
+            macs=macs,
+            error_before=before,
+            error_after=after,
+            spectrum=spectrum,
+        )

@@ -1,0 +1,51 @@
+"""Options of Brevitas' PTQ and of its exports."""
+
+from dataclasses import dataclass
+
+from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.integrations.toolkit import Options, option
+
+ROUNDINGS = ("gptq", "gpfq", "qronos")
+"""Brevitas' algorithms that round weights layer by layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrevitasOptions(Options):
+    """Options of `quantize_ptq`, of rounding weights, and of bias correction.
+
+    Raises:
+        ConfigError: More than one way to round weights is asked for.
+    """
+
+    first_last_bits: int = option(
+        8, "bit width of the first and last layer, activations too"
+    )
+    equalize_iters: int = option(0, "iterations of weight equalization")
+    act_range: str = option(
+        "percentile", "how activation ranges are found: percentile or mse"
+    )
+    gptq: bool = option(False, "round weights by GPTQ")
+    gpfq: bool = option(False, "round weights by GPFQ")
+    qronos: bool = option(False, "round weights by Qronos")
+
+    def __post_init__(self) -> None:
+        if sum(getattr(self, name) for name in ROUNDINGS) > 1:
+            raise ConfigError(
+                (), "gptq, gpfq and qronos each round the weights; choose one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QCDQOptions:
+    """Options of `export_onnx_qcdq`."""
+
+    opset_version: int | None = option(None, "ONNX operator set; null: 17, packed 21")
+    packed: bool = option(False, "store weights of 4 bits and fewer as INT4 or UINT4")
+    int8_kernels: bool = option(False, "write a graph that runs in int8 kernels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QONNXOptions:
+    """Options of `export_qonnx`."""
+
+    opset_version: int = option(17, "ONNX operator set")

@@ -1,0 +1,145 @@
+"""Brevitas as a `Toolkit`: its PTQ flow, with adapters at their place."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cora_plugin.host import Host
+from cora_plugin.integrations.brevitas.algorithm import apply_cora, save_cora
+from cora_plugin.integrations.brevitas.bias import (
+    apply_cora_and_correct_biases,
+    correct_biases,
+)
+from cora_plugin.integrations.brevitas.export import (
+    export_onnx_qcdq,
+    export_qonnx,
+    export_torch_qcdq,
+)
+from cora_plugin.integrations.brevitas.host import BrevitasHost
+from cora_plugin.integrations.brevitas.layers import snapshot
+from cora_plugin.integrations.brevitas.options import (
+    BrevitasOptions,
+    QCDQOptions,
+    QONNXOptions,
+)
+from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+from cora_plugin.integrations.toolkit import ADAPTERS, Export, Quantized, Toolkit
+from cora_plugin.report import Report
+
+FREE_BATCH: Mapping[str, Any] = {
+    "input_names": ["input"],
+    "output_names": ["output"],
+    "dynamic_axes": {"input": {0: "batch"}, "output": {0: "batch"}},
+}
+"""Arguments of `torch.onnx.export` that leave the batch size free."""
+
+
+def round_weights(
+    model: nn.Module, calib_loader: Iterable[Any], options: BrevitasOptions
+) -> None:
+    """Run the algorithm that rounds weights layer by layer, if the options name one.
+
+    In place, channels in the order of their activations. For adapters behind it, take a
+    `snapshot` of the model before.
+
+    Args:
+        model: The quantized, calibrated model.
+        calib_loader: Yields `(images, targets)`; walked once a layer.
+        options: Name GPTQ, GPFQ, Qronos or none.
+    """
+    from brevitas_examples.imagenet_classification.ptq import ptq_common
+
+    if options.gptq:
+        ptq_common.apply_gptq(
+            calib_loader, model, act_order=True, create_weight_orig=True
+        )
+    elif options.gpfq:
+        ptq_common.apply_gpfq(calib_loader, model, act_order=True)
+    elif options.qronos:
+        ptq_common.apply_qronos(model, calib_loader, act_order=True)
+
+
+def write_adapters(model: nn.Module, example: Tensor, path: Any) -> None:
+    """Write the adapters alone; they need no example."""
+    save_cora(path, model)
+
+
+class BrevitasToolkit(Toolkit[BrevitasOptions]):
+    """Brevitas' layerwise PTQ, its weight rounding, its bias correction."""
+
+    name = "brevitas"
+    title = "Brevitas"
+    options = BrevitasOptions
+    exports: ClassVar[Mapping[str, Export]] = {
+        ADAPTERS: Export(write_adapters, ".safetensors"),
+        "onnx_qcdq": Export(
+            export_onnx_qcdq,
+            ".onnx",
+            QCDQOptions,
+            onnxruntime=True,
+            forms={
+                "QCDQ ONNX": FREE_BATCH,
+                "packed ONNX": {"packed": True, **FREE_BATCH},
+                "int8 ONNX": {"int8_kernels": True, **FREE_BATCH},
+            },
+        ),
+        "qonnx": Export(export_qonnx, ".onnx", QONNXOptions),
+        "torch_qcdq": Export(export_torch_qcdq, ".pt"),
+    }
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ptq": {},
+        "gptq": {"gptq": True},
+        "gpfq": {"gpfq": True},
+        "qronos": {"qronos": True},
+    }
+    corrects_afterwards = True
+
+    def quantize(
+        self, net: nn.Module, loader: Iterable[Any], options: BrevitasOptions
+    ) -> Quantized[BrevitasOptions]:
+        """PTQ, then GPTQ or the like if it is asked for."""
+        model = quantize_ptq(
+            net,
+            loader,
+            weight_bits=options.weight_bits,
+            act_bits=options.act_bits,
+            depthwise_bits=options.depthwise_bits,
+            first_last_bits=options.first_last_bits,
+            equalize_iters=options.equalize_iters,
+            layer_bits=options.layer_bits,
+            act_range=options.act_range,
+        )
+        floats = snapshot(model)
+        round_weights(model, loader, options)
+        return Quantized(model, net, loader, options, floats)
+
+    def correct_biases(
+        self, quantized: Quantized[BrevitasOptions]
+    ) -> Quantized[BrevitasOptions]:
+        """A copy with corrected biases, and with adapters if it has them."""
+        copied = quantized.copied()
+        correct_biases(copied.loader, copied.model)
+        return copied
+
+    def adapt(self, quantized: Quantized[BrevitasOptions], config: Any) -> Report:
+        """Adapters, then bias correction if it is asked for, and helps."""
+        biases = quantized.options.bias_correction
+        add = apply_cora_and_correct_biases if biases else apply_cora
+        return add(quantized.loader, quantized.model, config, quantized.reference)
+
+    def host(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        reference: Mapping[str, Tensor] | nn.Module | None = None,
+    ) -> Host:
+        """The host of a model; Brevitas needs no example."""
+        return BrevitasHost(model, reference)
+
+    def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Outputs in Brevitas' inference mode."""
+        return logits(model, images)
+
+
+TOOLKIT = BrevitasToolkit()

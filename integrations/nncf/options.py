@@ -1,0 +1,43 @@
+"""What can be chosen of NNCF's PTQ and of its exports."""
+
+from dataclasses import dataclass
+
+from cora_plugin.integrations.toolkit import Options, option
+
+CLIPPED = 0.003
+"""Better at W4A8 than none, with bias correction and with adapters: see the table of
+NNCF in benchmarks/README.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NNCFOptions(Options):
+    """Options of `quantize_ptq`."""
+
+    depthwise_bits: int | None = option(
+        8, "bit width of depthwise convolutions' weights; null: as the others"
+    )
+    first_last_bits: int | None = option(
+        8, "bit width of the first and last layer, activations too"
+    )
+    weight_quantile: float | None = option(
+        CLIPPED,
+        "share of a channel's weights that its range may clip, at 4 bits and fewer",
+    )
+    act_range: str = option(
+        "default",
+        "how activation ranges are found: default, minmax, mean-quantile, histogram",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ONNXOptions:
+    """Options of `export_onnx`."""
+
+    int8_kernels: bool = option(False, "write a graph that runs in int8 kernels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVINOOptions(ONNXOptions):
+    """Options of `export_openvino`."""
+
+    compress_to_fp16: bool = option(True, "store what is not quantized as float16")

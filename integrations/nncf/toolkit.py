@@ -1,0 +1,120 @@
+"""NNCF as a `Toolkit`: its PTQ flow, with adapters at their place."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cora_plugin.host import Host
+from cora_plugin.integrations.nncf.algorithm import apply_cora, save_cora
+from cora_plugin.integrations.nncf.export import export_onnx, export_openvino
+from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
+from cora_plugin.integrations.nncf.host import NNCFHost
+from cora_plugin.integrations.nncf.options import (
+    NNCFOptions,
+    ONNXOptions,
+    OpenVINOOptions,
+)
+from cora_plugin.integrations.nncf.recipe import quantize_ptq
+from cora_plugin.integrations.toolkit import ADAPTERS, Export, Quantized, Toolkit
+from cora_plugin.report import Report
+
+
+def write_adapters(model: nn.Module, example: Tensor, path: Any) -> None:
+    """Write the adapters alone; they need no example."""
+    save_cora(path, model)
+
+
+class NNCFToolkit(Toolkit[NNCFOptions]):
+    """`nncf.quantize`; with adapters, biases are corrected after them, guarded."""
+
+    name = "nncf"
+    title = "NNCF"
+    options = NNCFOptions
+    exports: ClassVar[Mapping[str, Export]] = {
+        ADAPTERS: Export(write_adapters, ".safetensors"),
+        "onnx": Export(
+            export_onnx,
+            ".onnx",
+            ONNXOptions,
+            onnxruntime=True,
+            forms={"packed ONNX": {}, "int8 ONNX": {"int8_kernels": True}},
+        ),
+        "openvino": Export(
+            export_openvino,
+            ".xml",
+            OpenVINOOptions,
+            forms={"packed IR": {}, "int8 IR": {"int8_kernels": True}},
+        ),
+    }
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "ptq": {},
+        "ptq-histogram": {"act_range": "histogram"},
+        "ptq-minmax": {"act_range": "minmax"},
+        "ptq-unclipped": {"weight_quantile": None},
+    }
+    corrects_afterwards = False
+
+    def first_use(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Compile NNCF's C++ extension."""
+        if is_compiled():
+            return ()
+        notice = "NNCF compiles its C++ extension, a minute or two, once"
+        return ((notice, load_extension),)
+
+    def quantize(
+        self, net: nn.Module, loader: Iterable[Any], options: NNCFOptions
+    ) -> Quantized[NNCFOptions]:
+        """PTQ without bias correction, which adapters would have to undo."""
+        return _quantized(net, loader, options, bias_correction=False)
+
+    def correct_biases(
+        self, quantized: Quantized[NNCFOptions]
+    ) -> Quantized[NNCFOptions]:
+        """Quantized anew, for bias correction is a part of `nncf.quantize`."""
+        return _quantized(
+            quantized.net, quantized.loader, quantized.options, bias_correction=True
+        )
+
+    def adapt(self, quantized: Quantized[NNCFOptions], config: Any) -> Report:
+        """Adapters, then bias correction where it helps, unless it is refused."""
+        correct = quantized.options.bias_correction is not False
+        return apply_cora(
+            quantized.model, quantized.loader, config, bias_correction=correct
+        )
+
+    def host(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        reference: Mapping[str, Tensor] | nn.Module | None = None,
+    ) -> Host:
+        """The host of a model."""
+        return NNCFHost(model, example, reference)
+
+    @torch.no_grad()
+    def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Outputs of the model."""
+        return torch.cat([model(batch) for batch in images.split(32)])
+
+
+def _quantized(
+    net: nn.Module, loader: Iterable[Any], options: NNCFOptions, bias_correction: bool
+) -> Quantized[NNCFOptions]:
+    model = quantize_ptq(
+        net,
+        loader,
+        weight_bits=options.weight_bits,
+        act_bits=options.act_bits,
+        depthwise_bits=options.depthwise_bits,
+        first_last_bits=options.first_last_bits,
+        layer_bits=options.layer_bits,
+        bias_correction=bias_correction,
+        weight_quantile=options.weight_quantile,
+        act_range=options.act_range,
+    )
+    return Quantized(model, net, loader, options)
+
+
+TOOLKIT = NNCFToolkit()

@@ -1,0 +1,250 @@
+"""One interface to every toolkit, and how the toolkits are found.
+
+The demo, recipes, `cora_plugin.compare` and the benchmarks know no more of a toolkit
+than its `Toolkit`. It stands behind an entry point of the group `cora_plugin.hosts`, so
+that a host of another package is found like those of this one. Toolkits are imported by
+`load_toolkit` alone, for each takes seconds and may be absent.
+"""
+
+import copy
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.host import Host
+from cora_plugin.report import Report
+from cora_plugin.typed import unknown
+
+GROUP = "cora_plugin.hosts"
+"""The entry points of hosts: name = the place of a `Toolkit` object."""
+
+OURS = "cora-plugin"
+"""This package; each of its toolkits is an extra of the same name."""
+
+ADAPTERS = "adapters"
+"""The format of the adapters alone, which every toolkit's `exports` should have."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of an options dataclass: its default, and what it is, in a few words."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of PTQ that every toolkit has; subclasses add a toolkit's own."""
+
+    weight_bits: int = option(4, "bit width of weights")
+    act_bits: int = option(8, "bit width of activations")
+    depthwise_bits: int | None = option(
+        None, "bit width of depthwise convolutions' weights; null: as the others"
+    )
+    layer_bits: Mapping[str, int] | None = option(
+        None, "weight bit widths by layer name or glob, over all others"
+    )
+    bias_correction: bool | None = option(
+        None, "correct biases; null: behind adapters only, if the toolkit does so"
+    )
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a format that has none."""
+
+
+def declared(options: type[Any]) -> dict[str, Any]:
+    """The names and types of the fields of an options dataclass."""
+    hints = typing.get_type_hints(options)
+    return {each.name: hints[each.name] for each in fields(options)}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file format of a toolkit.
+
+    * `write(model, example, path, **options)` writes a quantized model, adapters
+      included; the example is an input [N, …];
+    * `suffix`: of the file's name;
+    * `options`: the dataclass that declares the options of `write`;
+    * `onnxruntime`: whether onnxruntime runs the file;
+    * `forms`: ways to write it that the benchmarks compare, each a name and the
+      arguments of `write`; the file takes any batch size.
+    """
+
+    write: Callable[..., None]
+    suffix: str
+    options: type[Any] = NoOptions
+    onnxruntime: bool = False
+    forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741, the options of one toolkit
+
+
+@dataclass(frozen=True)
+class Quantized(Generic[O]):
+    """A quantized model, and what adding adapters and correcting biases needs.
+
+    Attributes:
+        model: The model before its biases are corrected, as adapters need it.
+        net: The float network that it was made of, untouched.
+        loader: The calibration batches, `(images, targets)`.
+        options: How it was quantized.
+        reference: The float weights, where the model has lost them.
+    """
+
+    model: nn.Module
+    net: nn.Module
+    loader: Iterable[Any]
+    options: O
+    reference: Mapping[str, Tensor] | nn.Module | None = None
+
+    def copied(self) -> "Quantized[O]":
+        """The same with a copy of the model, which can be changed in place."""
+        return replace(self, model=copy.deepcopy(self.model))
+
+
+class Toolkit(ABC, Generic[O]):
+    """A toolkit: quantizes, adds adapters, exports.
+
+    Attributes:
+        name: That of its entry point, and of its extra.
+        title: What tables call it.
+        options: A dataclass of its PTQ's options, a subclass of `Options`.
+        exports: Its file formats by name, `adapters` among them.
+        recipes: Named ways to quantize: values of `options`, the plain one first.
+        corrects_afterwards: Whether bias correction is a step after quantization, so
+            that a model with adapters can take it, too. Else it is a part of
+            quantization, and `correct_biases` quantizes anew.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    options: type[O]
+    exports: ClassVar[Mapping[str, Export]]
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]]
+    corrects_afterwards: ClassVar[bool]
+
+    def first_use(self) -> Sequence[tuple[str, Callable[[], None]]]:
+        """Work of minutes that is due once on this machine: each a notice and the work.
+
+        `quantize` does it where it is still due.
+        """
+        return ()
+
+    @abstractmethod
+    def quantize(
+        self, net: nn.Module, loader: Iterable[Any], options: O
+    ) -> Quantized[O]:
+        """Quantize a copy of a float network; its biases are not corrected.
+
+        Args:
+            net: The float network, untouched.
+            loader: Calibration batches, `(images, targets)`.
+            options: An instance of the class `options`.
+        """
+
+    @abstractmethod
+    def correct_biases(self, quantized: Quantized[O]) -> Quantized[O]:
+        """The same with corrected biases; the given model stays as it is.
+
+        With `corrects_afterwards` the model may carry adapters, and keeps them.
+        """
+
+    @abstractmethod
+    def adapt(self, quantized: Quantized[O], config: Any) -> Report:
+        """Add adapters in place, and what comes after them by the options.
+
+        Args:
+            quantized: What `quantize` made, or a copy.
+            config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+        """
+
+    @abstractmethod
+    def host(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        reference: Mapping[str, Tensor] | nn.Module | None = None,
+    ) -> Host:
+        """The host of a quantized model.
+
+        Args:
+            model: The quantized model.
+            example: An input [N, …].
+            reference: The float weights, where the model has lost them.
+        """
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Outputs [N, classes, …] of a quantized model, with adapters or without."""
+
+    def onnxruntime_format(self) -> tuple[str, Export]:
+        """The first of `exports` that onnxruntime runs, and its name.
+
+        Raises:
+            CoRaError: There is none.
+        """
+        for name, export in self.exports.items():
+            if export.onnxruntime:
+                return name, export
+        raise CoRaError(
+            f"{self.title}: onnxruntime runs none of its formats, "
+            f"{', '.join(self.exports)}; choose another toolkit"
+        )
+
+
+def toolkits() -> list[str]:
+    """Names of the installed hosts, this package's first.
+
+    A name says that the host is there; its toolkit may still be absent.
+    """
+    points = entry_points(group=GROUP)
+    found = {point.name: not _is_ours(point) for point in points}
+    return sorted(found, key=lambda name: (found[name], name))
+
+
+def load_toolkit(name: str) -> Toolkit[Any]:
+    """Import a host by the name of its entry point.
+
+    Raises:
+        ConfigError: There is no such host.
+        ModuleNotFoundError: Its toolkit is not installed; the message says how to
+            install it.
+    """
+    point = _point(name)
+    try:
+        toolkit: Toolkit[Any] = point.load()
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name} needs the package {error.name}, which is not installed; "
+            f"{install_line(name)}",
+            name=error.name,
+        ) from error
+    return toolkit
+
+
+def install_line(name: str, *extras: str) -> str:
+    """The command that installs a toolkit, and extras of this package beside it."""
+    point = _point(name)
+    if _is_ours(point):
+        return f'pip install "{OURS}[{",".join([*extras, name])}]"'
+    package = point.dist.name if point.dist is not None else name
+    beside = f'"{OURS}[{",".join(extras)}]" ' if extras else ""
+    return f"pip install {beside}{package}"
+
+
+def _point(name: str) -> EntryPoint:
+    for point in entry_points(group=GROUP, name=name):
+        return point
+    raise ConfigError((), unknown("toolkit", name, toolkits()))
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == OURS

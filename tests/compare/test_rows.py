@@ -1,0 +1,87 @@
+"""Rows say the same of a model whoever asks, and the table shows what is known."""
+
+import io
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+
+from cora_plugin import CoRaConfig
+from cora_plugin.compare.rows import (
+    METHODS,
+    SHORT,
+    Row,
+    judge,
+    method_name,
+    settings,
+    table,
+    top1,
+)
+
+
+def printed(made):
+    text = io.StringIO()
+    Console(file=text, width=120).print(made)
+    return text.getvalue()
+
+
+def test_top1_of_one_right_class_or_of_several():
+    outputs = torch.eye(4)
+    assert top1(outputs, torch.tensor([0, 1, 0, 0])) == 0.5
+    assert top1(outputs, [(0, 3), (0, 1), (1,), ()]) == 0.5
+
+
+def test_top1_wants_a_label_an_image():
+    with pytest.raises(ValueError, match="shorter"):
+        top1(torch.eye(4), torch.tensor([0, 1, 0]))
+
+
+def test_a_row_against_the_float_network():
+    reference = torch.tensor([[0.0, 1.0], [3.0, 0.0]])
+    same = judge(reference, reference, torch.tensor([1, 1]), model="net", seconds=1.0)
+    assert (same.kl, same.agreement, same.top1) == (0, 1, 0.5)
+    assert (same.model, same.seconds) == ("net", 1.0)
+    other = judge(reference, torch.zeros(2, 2))
+    # Uniform outputs: KL is what the float network's entropy lacks of log 2.
+    p = reference.double().softmax(1)
+    entropy = float(-(p * p.log()).sum(1).mean())
+    assert other.kl == pytest.approx(math.log(2) - entropy)
+    assert other.agreement == 0.5 and other.top1 is None
+
+
+def test_a_row_is_read_back():
+    row = Row(
+        model="net",
+        top1=0.5,
+        agreement=1.0,
+        kl=0.25,
+        iterations=0,
+        details={"act_range": None, "steps": ["a"]},
+    )
+    written = json.loads(json.dumps(row.to_dict()))
+    assert "recipe" not in written and written["act_range"] is None
+    assert Row.of(written) == row
+
+
+def test_every_method_can_be_configured():
+    for method in [*METHODS, *SHORT]:
+        config = CoRaConfig.of({"budget": 0.1, **settings(method)})
+        assert method_name(config) in METHODS
+    assert CoRaConfig.of(settings("default")) == CoRaConfig()
+    assert method_name(CoRaConfig()) == SHORT["default"]
+
+
+def test_the_table_leaves_out_what_no_row_has():
+    rows = [
+        Row(label="float", top1=None, agreement=1.0, kl=0.0, seconds=0.0),
+        Row(label="quantized", top1=None, agreement=0.5, kl=0.12345, iterations=0),
+    ]
+    text = printed(table(rows, {"model": "label"}, "title"))
+    assert "title" in text and "agreement" in text
+    assert not any(word in text for word in ("top-1", "bits", "iterations"))
+    assert "0.1235" in text and "50.0%" in text
+    labelled = [*rows, Row(top1=0.25, agreement=0.0, kl=1.0, equivalent_bits=4.5)]
+    text = printed(table(labelled, {"model": "label", "adapters": "method"}))
+    assert "25.0%" in text and "4.50" in text

@@ -1,0 +1,120 @@
+"""Pages have the figures that the benchmarks wrote, and no others."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from cora_plugin.adapters.errors import FileError
+from cora_plugin.compare.rows import Row
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+SEARCHES = sorted((BENCHMARKS / "searches").glob("*.json"))
+COMPARISONS = SEARCHES + [
+    path
+    for path in RESULTS
+    if path.stem.split("-")[0] in ("accuracy", "demo", "peers", "rounding")
+]
+DETAILS = {"depthwise_bits", "act_range", "search_seconds", "steps", "kl_digits"}
+"""What the benchmarks know of a row beside its own figures."""
+BASE = ("none", "int8 ONNX")
+"""What the latencies of exported files are relative to."""
+PAGE = "<!-- figures: cost lite0-W4A8-brevitas -->\n<!-- end -->\n"
+PROSE = "<!-- figures: text {} -->\n<!-- end -->"
+
+
+@pytest.fixture
+def readme(monkeypatch):
+    # The benchmarks are scripts, not a package.
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("readme")
+
+
+def test_every_page_is_up_to_date(readme, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
+    with pytest.raises(SystemExit) as stopped:
+        readme.main()
+    assert not stopped.value.code, capsys.readouterr().out
+
+
+def test_a_page_with_another_figure_is_written_anew(
+    readme, monkeypatch, tmp_path, capsys
+):
+    made = readme.filled(PAGE)
+    page = tmp_path / "page.md"
+    page.write_text(made.replace("| search | 0.13 |", "| search | 0.12 |"))
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "PAGES", ["page.md"])
+    monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
+    with pytest.raises(SystemExit) as stopped:
+        readme.main()
+    assert stopped.value.code == 1
+    assert page.read_text() != made
+    monkeypatch.setattr("sys.argv", ["readme.py"])
+    with pytest.raises(SystemExit) as stopped:
+        readme.main()
+    assert not stopped.value.code
+    assert page.read_text() == made
+    assert "page.md: would change" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (PAGE.replace("cost", "costs"), "no figures are called 'costs'"),
+        (PAGE.replace("lite0", "lite1"), "cost-lite1-W4A8-brevitas.json"),
+        (PAGE.replace("<!-- end -->", ""), "1 comments ask for figures, 0 end"),
+        (PAGE.splitlines()[0] + "\n" + PAGE, "2 comments ask for figures, 1 end"),
+        (PROSE.format("{lite0-W4A8/ninth/kl:.2f}"), "no row is 'ninth'"),
+        (PROSE.format("{kl}"), "{kl} is no figure"),
+    ],
+    ids=["table", "file", "end", "two", "row", "figure"],
+)
+def test_what_cannot_be_filled_is_an_error(readme, page, message):
+    with pytest.raises(FileError, match=message):
+        readme.filled(page)
+
+
+def test_every_table_of_results_is_made(readme):
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    by_hand = readme.BLOCK.sub("", page).splitlines()
+    tables = [line for line in by_hand if line.strip().startswith("|")]
+    assert tables[0].startswith("| network | data |")
+    assert len(tables) == 5  # The networks, which nothing measures.
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_rows_are_those_of_a_comparison(path):
+    names = set()
+    for values in json.loads(path.read_text()):
+        row = Row.of(values)
+        assert set(row.details) <= DETAILS
+        assert row.kl >= 0
+        for share in (row.top1, row.agreement):
+            assert share is None or 0 <= share <= 1
+        if row.label is None:
+            assert f"{row.model}-{row.weights}" in path.stem
+        names.add((row.label, row.recipe, row.method, row.budget))
+    assert len(names) == len(json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in RESULTS if p not in COMPARISONS], ids=lambda path: path.stem
+)
+def test_other_results_say_what_they_are_of(path):
+    found = json.loads(path.read_text())
+    if path.stem.startswith("exports"):
+        files = {(row["adapters"], row["format"], row["runtime"]): row for row in found}
+        assert len(files) == len(found)
+        bases = [row for key, row in files.items() if key[:2] == BASE]
+        assert [row["ratio"]["1"] for row in bases] == [1, 1]
+    elif path.stem.startswith("formats"):
+        assert found["model"] in path.stem
+        assert all(f["adapted_bytes"] > f.get("bytes", 0) for f in found["files"])
+    else:
+        assert path.stem.startswith("cost")
+        about = ("model", "toolkit", "float_pass_seconds", "peak_bytes", "passes")
+        stages = sum(passes for name, passes in found.items() if name not in about)
+        assert stages <= found["passes"]
