@@ -9,6 +9,9 @@ from torch import Tensor
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.operation import first_nonfinite
 
+GOLDEN = (5**0.5 - 1) / 2
+"""The golden ratio's fraction."""
+
 
 class ImageSplit:
     """Splits images as they stream by; keeps those held out and a sample of the rest.
@@ -20,11 +23,13 @@ class ImageSplit:
     Args:
         held_out: Share of the images that is held out, spread evenly.
         sample_size: Number of images in the sample.
-        seed: Seeds the sample.
+        seed: Seeds the sample, and decides which images are held out.
     """
 
     def __init__(self, held_out: float, sample_size: int, seed: int) -> None:
         self._share = held_out
+        # The golden ratio's multiples spread evenly: each seed holds out others.
+        self._phase = seed * GOLDEN % 1
         self._size = sample_size
         self._random = torch.Generator().manual_seed(seed)
         self._held: list[Tensor] = []
@@ -52,6 +57,7 @@ class ImageSplit:
         self._items += 1
         self._batch = max(self._batch, len(batch))
         counts = torch.arange(self._seen, self._seen + len(batch) + 1) * self._share
+        counts = counts + self._phase
         held = counts[1:].floor() > counts[:-1].floor()
         self._seen += len(batch)
         self._held += batch[held].clone().unbind()

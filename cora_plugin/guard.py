@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
-from cora_plugin.objective import Distance, Objective, measure
+from cora_plugin.objective import Distance, Objective, distances, measure
 from cora_plugin.outputs import Batch, Outputs, joined
 
 log = logging.getLogger(__name__)
@@ -18,12 +18,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was judged on the held-out images, and whether it was kept."""
+    """A step that was judged on the held-out images, and whether it was kept.
+
+    `error` is the standard error of `difference`, from the differences sample by
+    sample; None where it is not known.
+    """
 
     name: str
     before: Distance
     after: Distance
     kept: bool
+    error: float | None = None
+
+    @property
+    def difference(self) -> float:
+        """How much the distance grew; below 0 the step helped."""
+        return self.after.value - self.before.value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,7 @@ class Guard:
             self._reference = self._outputs()
         self.images = len(next(iter(self._reference.values())))
         self.before = self.now = self._measure()
+        self._each = self._sample_distances
         self.kept = Correction()
         self.steps: list[Step] = []
 
@@ -71,7 +82,9 @@ class Guard:
         return joined([self._host.run(batch) for batch in self._held_out])
 
     def _measure(self) -> Distance:
-        return measure(self._objective, self._reference, self._outputs())
+        outputs = self._outputs()
+        self._sample_distances = distances(self._objective, self._reference, outputs)
+        return measure(self._objective, self._reference, outputs)
 
     def trial(
         self,
@@ -111,9 +124,11 @@ class Guard:
         except BaseException:
             host.correct(Correction())
             raise
-        self.steps.append(Step(name, before, after, better))
+        error = standard_error(self._sample_distances - self._each)
+        self.steps.append(Step(name, before, after, better, error))
         if better:
             self.kept, self.now = correction, after
+            self._each = self._sample_distances
         else:
             log.warning(
                 "%s: taken back, for on %d held-out images the model went from %s to "
@@ -134,3 +149,13 @@ class Guard:
             steps=tuple(self.steps),
             held_out=self.images,
         )
+
+
+def standard_error(differences: Tensor) -> float | None:
+    """The standard error of the mean of paired differences [N].
+
+    None where it is not known: of a single sample, or where one is not finite.
+    """
+    if len(differences) < 2 or not torch.isfinite(differences).all():
+        return None
+    return float(differences.std() / len(differences) ** 0.5)

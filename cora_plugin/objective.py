@@ -79,16 +79,21 @@ class Objective(Protocol):
         """Share of positions at which both pick the same class, if there are any."""
 
 
+def distances(objective: Objective, reference: Outputs, outputs: Outputs) -> Tensor:
+    """The distance of each sample, [N], in float64."""
+    exact = (
+        {name: value.double() for name, value in each.items()}
+        for each in (reference, outputs)
+    )
+    return objective.distance(*exact)
+
+
 def measure(objective: Objective, reference: Outputs, outputs: Outputs) -> Distance:
     """The mean distance over all samples, in float64.
 
     Outputs that are not finite are infinitely far away.
     """
-    exact = (
-        {name: value.double() for name, value in each.items()}
-        for each in (reference, outputs)
-    )
-    value = float(objective.distance(*exact).mean())
+    value = float(distances(objective, reference, outputs).mean())
     return Distance(
         value if value == value else float("inf"),
         objective.agreement(reference, outputs),

@@ -179,3 +179,14 @@ def test_images_of_another_shape_than_those_before_are_refused():
     split.keep(torch.zeros(2, 3, 8, 8))
     with pytest.raises(CoRaError, match=r"item 1 .*\[3, 4, 4\].*\[3, 8, 8\]"):
         split.keep(torch.zeros(2, 3, 4, 4))
+
+
+def test_each_seed_holds_out_other_images():
+    held = []
+    for seed in range(6):
+        split = ImageSplit(0.2, 1, seed)
+        walk(split, [numbered(100)])
+        held.append(tuple(numbers(split.held_out())))
+        assert len(held[-1]) in (20, 21)
+        assert max(np.diff(held[-1])) <= 6
+    assert len(set(held)) >= 4
