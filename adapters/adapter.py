@@ -46,14 +46,18 @@ class Adapter:
     """The sum of terms that is added to one layer's output.
 
     `fingerprint` identifies the quantized weight that the adapter was made for; it is
-    None until the adapter is put beside a layer.
+    None until the adapter is put beside a layer. `rounding_shift` [m] is what outputs
+    gain where the sum of both weights is rounded to 8 bits, as exports for int8 kernels
+    do (`cora_plugin.fitting.bias.rounding_shift`); None where it is not known.
 
     Raises:
-        CoRaError: It has no terms, or they are for different layers.
+        CoRaError: It has no terms, they are for different layers, or the rounding shift
+            has another length than the layer's outputs.
     """
 
     terms: tuple[Term, ...]
     fingerprint: Fingerprint | None = None
+    rounding_shift: Tensor | None = None
 
     def __post_init__(self) -> None:
         layers = {(form.weight_shape, form.groups) for form in self.forms}
@@ -62,6 +66,12 @@ class Adapter:
                 "an adapter needs terms for one weight and number of groups, not for "
                 f"{sorted(layers)}"
             )
+        shift, outputs = self.rounding_shift, self.weight_shape[:1]
+        if shift is not None and tuple(shift.shape) != outputs:
+            raise CoRaError(
+                f"the rounding shift of an adapter for {outputs[0]} outputs has shape "
+                f"{list(shift.shape)}; pass one number an output"
+            )
 
     @classmethod
     def of(
@@ -69,10 +79,11 @@ class Adapter:
         forms: Sequence[Form],
         values: Mapping[str, Tensor],
         fingerprint: Fingerprint | None = None,
+        rounding_shift: Tensor | None = None,
     ) -> "Adapter":
         """Quantize values, named as in `tensors`, to an adapter of these forms."""
         terms = (Term(form, form.quantize(v)) for form, v in by_term(forms, values))
-        return cls(tuple(terms), fingerprint)
+        return cls(tuple(terms), fingerprint, rounding_shift)
 
     def __str__(self) -> str:
         """Its terms in a few words, as in "low-rank 4 + whole 2 bits"."""
@@ -141,8 +152,12 @@ class Adapter:
         return reduce(add, (form.merged(stored) for form, stored in parts))
 
     def scaled(self, share: float) -> "Adapter":
-        """The same adapter with its weight multiplied by `share`."""
-        return replace(self, terms=tuple(term.scaled(share) for term in self.terms))
+        """The same adapter with its weight multiplied by `share`.
+
+        Another weight is rounded in another way, so it has no rounding shift.
+        """
+        terms = tuple(term.scaled(share) for term in self.terms)
+        return replace(self, terms=terms, rounding_shift=None)
 
 
 def flat_name(name: str, index: int) -> str:

@@ -25,6 +25,8 @@ ONE_TERM = "cora-plugin adapters 3"
 """The format of version 0.1, whose adapters have one term."""
 EARLIER_FORMATS = ("cora-plugin adapters 1", "cora-plugin adapters 2")
 """Formats that are not read any more."""
+ROUNDING = "rounding_shift"
+"""Key of an adapter's rounding shift, which files may lack."""
 
 
 def save_adapters(
@@ -38,7 +40,7 @@ def save_adapters(
     The JSON header holds, for each adapter, the kind, rank and bits of its terms, the
     shape and groups of its layer's weight and the fingerprint of the quantized weight;
     for each shift, its length; and the versions of the packages that wrote the file,
-    and the caller's `notes`.
+    and the caller's `notes`. An adapter's `rounding_shift` is stored with its tensors.
 
     Raises:
         CoRaError: The notes are not JSON.
@@ -57,6 +59,8 @@ def save_adapters(
             tensors[f"{name}/{key}"] = _own(tensor.values)
             if tensor.scale is not None:
                 tensors[f"{name}/{key}.scale"] = _own(tensor.scale)
+        if adapter.rounding_shift is not None:
+            tensors[f"{name}/{ROUNDING}"] = _own(adapter.rounding_shift.float())
     outputs: dict[str, int] = {}
     for name, shift in (shifts or {}).items():
         outputs[name] = shift.numel()
@@ -154,7 +158,11 @@ def _read(
                 for key, shape in form.shapes.items()
             }
             terms.append(Term(form, stored))
-        return Adapter(tuple(terms), made_for)
+        key, rounding = f"{name}/{ROUNDING}", None
+        if key in tensors:
+            outputs = tuple(row["weight_shape"][:1])
+            rounding = _read_tensor(key, tensors, FLOAT_BITS, outputs).values
+        return Adapter(tuple(terms), made_for, rounding)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
 

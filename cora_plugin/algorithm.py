@@ -19,7 +19,7 @@ from cora_plugin.report import Effort, Report, Spent, Stopwatch, Stored, SweepPo
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Network
 from cora_plugin.statistics import Collector
-from cora_plugin.steps import ACTIONS, Context, take
+from cora_plugin.steps import ACTIONS, Context, note_rounding, take
 from cora_plugin.target import choose
 
 
@@ -136,6 +136,7 @@ class Run:
         )
         try:
             take(ACTIONS, context)
+            note_rounding(context)
         except BaseException:
             host.correct(Correction())
             raise

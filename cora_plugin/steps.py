@@ -14,6 +14,7 @@ from cora_plugin.fitting import (
     cascaded_shifts,
     own_shifts,
     regress,
+    rounding_shift,
 )
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host, MovesBiases
@@ -94,6 +95,22 @@ def take(actions: Sequence[Action], context: Context) -> None:
         with context.watch("insert"):
             if context.guard.step(action.name, correction, action.ties):
                 context.stood.add(action.name)
+
+
+def note_rounding(context: Context) -> None:
+    """Store with each adapter what exports for int8 kernels need to undo rounding.
+
+    The model computes what it computed before.
+    """
+    guard, means = context.guard, context.collector.means()
+    layers = {layer.name: layer for layer in context.layers}
+    adapters = {}
+    for name, adapter in guard.kept.adapters.items():
+        shift = rounding_shift(layers[name], adapter, means[name])
+        adapters[name] = replace(adapter, rounding_shift=shift)
+    if adapters:
+        guard.kept = replace(guard.kept, adapters=adapters)
+        context.host.correct(guard.kept)
 
 
 def _closed_form(context: Context) -> Correction:

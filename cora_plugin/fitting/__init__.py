@@ -1,7 +1,7 @@
 """Steps that improve adapters and biases beyond the closed form of one layer."""
 
 from cora_plugin.fitting.alternation import alternate
-from cora_plugin.fitting.bias import cascaded_shifts, own_shifts
+from cora_plugin.fitting.bias import cascaded_shifts, own_shifts, rounding_shift
 from cora_plugin.fitting.distillation import Distillation, Fitted
 from cora_plugin.fitting.regression import regress
 from cora_plugin.fitting.walk import Walk
@@ -14,4 +14,5 @@ __all__ = [
     "cascaded_shifts",
     "own_shifts",
     "regress",
+    "rounding_shift",
 ]

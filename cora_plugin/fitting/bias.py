@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter
+from cora_plugin.adapters.quantized import quantize
 from cora_plugin.fitting.walk import Change, Walk
 from cora_plugin.layer import QuantizedLayer
+
+MERGED_BITS = 8
+"""Bits of the weights that exports for int8 kernels merge adapters into."""
 
 
 def own_shifts(
@@ -34,6 +38,27 @@ def own_shifts(
         shift = matrices @ means[layer.name].unsqueeze(-1)  # [g, m/g, 1]
         found[layer.name] = shift.flatten().to(layer.weight.dtype)
     return found
+
+
+def rounding_shift(layer: QuantizedLayer, adapter: Adapter, mean: Tensor) -> Tensor:
+    """The shift [m] that undoes the mean error of an adapter's merge into 8 bits.
+
+    Exports for int8 kernels run one weight `M = Wq + BA`, rounded to `Q(M)`: integers
+    of 8 bits, symmetric around zero, with one scale an output channel. What the
+    rounding adds to outputs has the mean `(Q(M) − M) E[u]`, which does not vanish where
+    inputs are of one sign, as behind ReLUs; so the shift is `(M − Q(M)) E[u]`. Scaling
+    a channel of M scales both alike: it holds whatever such exports merge into M.
+
+    Args:
+        layer: The layer, with the main weight that stands.
+        adapter: Its adapter.
+        mean: `E[u]` [g, k], the layer's mean input.
+    """
+    merged = layer.dequantized.double() + adapter.merged().double()
+    error = merged - quantize(merged, MERGED_BITS).dequantize().double()
+    matrices = layer.operation.matrices(error)  # [g, m/g, k]
+    shift: Tensor = matrices @ mean.to(matrices).unsqueeze(-1)  # [g, m/g, 1]
+    return shift.flatten().float()
 
 
 class OutputMatch:

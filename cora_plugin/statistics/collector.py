@@ -47,8 +47,7 @@ class Collector:
             }
             for layer in layers
         }
-        own = config.bias_correction == "own"
-        self._means = {layer.name: InputMean(layer) for layer in layers if own}
+        self._means = {layer.name: InputMean(layer) for layer in layers}
 
     def update(self, item: Any) -> None:
         """Add what a calibration loader yielded: images, or a tuple that begins so."""
@@ -64,8 +63,7 @@ class Collector:
             return
         for each in self._running[name].values():
             each.update(x, output)
-        if name in self._means:
-            self._means[name].update(x)
+        self._means[name].update(x)
 
     def finish(self) -> dict[str, LayerStatistics]:
         """The statistics by layer; includes a backward pass where the search needs it.
@@ -98,5 +96,5 @@ class Collector:
         }
 
     def means(self) -> dict[str, Tensor]:
-        """Mean inputs by layer, where `bias_correction` is `own`, which needs them."""
+        """Mean inputs `E[u]` [g, k] by layer."""
         return {name: each.mean() for name, each in self._means.items()}

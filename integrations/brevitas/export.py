@@ -7,8 +7,9 @@ name.
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.brevitas import private
+from cora_plugin.integrations.brevitas.insert import in_int8
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.scopes import replaced
@@ -73,13 +75,14 @@ def export_onnx_qcdq(
                 f"opset 21 from a traced graph; leave {option} out"
             )
     ready = _ready(model, args, integer_biases=True)
+    rounding = in_int8(ready, int8_kernels)
     manager = private.onnx_qcdq_manager()
     with whole_file(export_path) as path, _explained(manager, ready):
         opset = opset_version or (TRACED_OPSET if rewritten else 17)
         options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
         export(copy.deepcopy(ready), args=args, export_path=path, **options)
         if rewritten:
-            _rewrite(path, int8_kernels)
+            _rewrite(path, rounding if int8_kernels else None)
 
 
 def export_qonnx(
@@ -101,6 +104,7 @@ def export_qonnx(
     from brevitas.export import export_qonnx as export
 
     ready = _ready(model, args, integer_biases=False)
+    in_int8(ready, False)
     manager = private.qonnx_manager()
     with whole_file(export_path) as path, _explained(manager, ready):
         options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
@@ -122,6 +126,7 @@ def export_torch_qcdq(
     from brevitas.export import export_torch_qcdq as export
 
     ready = _ready(model, args, integer_biases=True)
+    in_int8(ready, False)
     manager = private.torch_qcdq_manager()
     with whole_file(export_path) as path, _explained(manager, ready):
         traced = export(copy.deepcopy(ready), args, **kwargs)
@@ -129,14 +134,15 @@ def export_torch_qcdq(
         Path(path).write_bytes(traced.save_to_buffer())
 
 
-def _rewrite(path: str, int8_kernels: bool) -> None:
+def _rewrite(path: str, rounding: Mapping[str, str] | None) -> None:
+    """Pack weights, or write int8 kernels with these rounding shifts."""
     from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
     from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
     from cora_plugin.integrations.onnx.packed import pack_weights
 
-    if int8_kernels:
-        rewrite(path, for_int8_kernels)
+    if rounding is not None:
+        rewrite(path, partial(for_int8_kernels, rounding=rounding))
     else:
         rewrite(path, pack_weights, constants_by_arithmetic)
 

@@ -33,8 +33,12 @@ from cora_plugin.layer import Correction
 class QuantBranch(nn.Module):
     """An adapter as Brevitas layers, whose weights export as integers.
 
-    They have the names of the adapter's tensors.
+    They have the names of the adapter's tensors. With `in_int8` the adapter's rounding
+    shift is added as well: for exports that round the merged weight to 8 bits, and for
+    them alone.
     """
+
+    rounding_shift: Tensor | None
 
     def __init__(self, layer: Any, adapter: Adapter) -> None:
         super().__init__()
@@ -45,6 +49,10 @@ class QuantBranch(nn.Module):
             for name, role in term.form.roles.items():
                 made = _MADE[role](layer, term.tensors[name])
                 self.add_module(flat_name(name, index), made)
+        self.in_int8 = False
+        rounding = adapter.rounding_shift
+        shift = None if rounding is None else _shift(layer, rounding)
+        self.register_buffer("rounding_shift", shift)
         weight = layer.weight
         self.to(device=weight.device, dtype=weight.dtype)
         self.requires_grad_(False)
@@ -60,6 +68,8 @@ class QuantBranch(nn.Module):
                 shares.append(form.run(self.operation, x, weights))
             else:
                 shares.append(reduce(lambda y, part: part(y), parts.values(), x))
+        if self.in_int8 and self.rounding_shift is not None:
+            shares.append(self.rounding_shift)
         return tuple(shares)
 
 
@@ -158,6 +168,28 @@ _FACTOR: dict[Any, Any] = {
 def corrected(model: nn.Module) -> dict[str, Any]:
     """The layers of a model that carry an adapter or a shift, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _Adapted)}
+
+
+def in_int8(model: nn.Module, wanted: bool) -> dict[str, str]:
+    """Have a model's layers add their rounding shifts, or forget them.
+
+    Args:
+        model: A copy that is about to be exported.
+        wanted: Whether the export rounds merged weights to 8 bits.
+
+    Returns:
+        Layer names by the name of the buffer that is added.
+    """
+    names = {}
+    for name, layer in corrected(model).items():
+        if layer.cora is None or layer.cora.rounding_shift is None:
+            continue
+        layer.cora.in_int8 = wanted
+        if wanted:
+            names[f"{name}.cora.rounding_shift"] = name
+        else:
+            layer.cora.rounding_shift = None
+    return names
 
 
 def insert_correction(model: nn.Module, correction: Correction) -> None:

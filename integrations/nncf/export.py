@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.nncf import private
+from cora_plugin.integrations.nncf.insert import in_int8
 from cora_plugin.integrations.nncf.layers import check_model
 from cora_plugin.integrations.nncf.private import get_hook_storage
 from cora_plugin.integrations.onnx import TRACED_OPSET
@@ -73,9 +75,9 @@ def export_openvino(
                 export_onnx(model, example_input, traced, int8_kernels=True)
                 converted = openvino.convert_model(traced)
         else:
-            converted = openvino.convert_model(
-                _with_own_levels(_copy(model)), example_input=example_input
-            )
+            copied = _with_own_levels(_copy(model))
+            in_int8(copied, False)
+            converted = openvino.convert_model(copied, example_input=example_input)
             divide_factors(converted)
         written = Path(xml).with_suffix(".bin")
         try:
@@ -122,9 +124,11 @@ def export_onnx(
     from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
 
+    copied = _copy(model)
+    rounding = in_int8(copied, int8_kernels)
     with whole_file(path) as temporary, _quiet_tracing():
         torch.onnx.export(
-            _copy(model),
+            copied,
             (example_input,),
             temporary,
             dynamo=False,
@@ -133,7 +137,9 @@ def export_onnx(
             output_names=["output"],
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )
-        last = for_int8_kernels if int8_kernels else constants_by_arithmetic
+        last = constants_by_arithmetic
+        if int8_kernels:
+            last = partial(for_int8_kernels, rounding=rounding)
         rewrite(temporary, fake_quantize_to_qdq, last)
 
 
@@ -141,6 +147,7 @@ def exportable(model: nn.Module) -> nn.Module:
     """A copy whose quantizers are plain torch, which `torch.export` can follow."""
     check_model(model)
     copied = _copy(model)
+    in_int8(copied, False)
     storage = get_hook_storage(copied)
     for name, module in list(storage.named_modules(remove_duplicate=False)):
         if isinstance(module, BaseQuantizer):

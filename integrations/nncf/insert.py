@@ -78,7 +78,11 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         weight_shape: Shape of the layer's weight.
         operation: Fields of the layer's `Operation`.
         fingerprint: Fields of the `Fingerprint` that the adapter was made for.
+        rounding: Whether the adapter has a rounding shift, a buffer. It is added with
+            `in_int8` alone: for exports that round the merged weight to 8 bits.
     """
+
+    rounding_shift: Tensor | None
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         weight_shape: Sequence[int],
         operation: Mapping[str, Any],
         fingerprint: Mapping[str, Any] | None = None,
+        rounding: bool = False,
     ) -> None:
         super().__init__()
         self.layer, self.node = layer, node
@@ -97,6 +102,10 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         self.operation = _operation(operation)
         groups = self.operation.groups
         self.forms = [Form.read(e, tuple(weight_shape), groups) for e in terms]
+        self.in_int8 = False
+        ones = [1] * self.operation.dimensions
+        shift = torch.zeros(weight_shape[0], *ones) if rounding else None
+        self.register_buffer("rounding_shift", shift)
         self.quantizers = nn.ModuleDict()
         for index, form in enumerate(self.forms):
             scales = form.scale_shapes
@@ -121,7 +130,11 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
             adapter.weight_shape,
             asdict(layer.operation),
             None if adapter.fingerprint is None else asdict(adapter.fingerprint),
+            adapter.rounding_shift is not None,
         )
+        if branch.rounding_shift is not None and adapter.rounding_shift is not None:
+            shape = branch.rounding_shift.shape
+            branch.rounding_shift.copy_(adapter.rounding_shift.view(shape))
         for key, stored in adapter.tensors.items():
             branch.get_parameter(key).data.copy_(stored.dequantize())
             if stored.scale is not None:
@@ -142,13 +155,17 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
         # One by one: exports fold what is added to a layer's own output.
         for index, form in enumerate(self.forms):
             y = y + form.run(self.operation, x, _Quantized(self, form, index))
+        if self.in_int8 and self.rounding_shift is not None:
+            y = y + self.rounding_shift
         return y
 
     @property
     def adapter(self) -> Adapter:
         """The adapter as it is stored."""
         values = {n: e.detach() for n, e in self.named_parameters(recurse=False)}
-        return Adapter.of(self.forms, values, self.fingerprint)
+        shift = self.rounding_shift
+        rounding = None if shift is None else shift.detach().flatten().float()
+        return Adapter.of(self.forms, values, self.fingerprint, rounding)
 
     def get_config(self) -> dict[str, Any]:
         """What `from_config` takes; plain values that JSON holds."""
@@ -159,6 +176,7 @@ class CoRaBranch(nn.Module, StatefulModuleInterface):
             "weight_shape": list(self.forms[0].weight_shape),
             "operation": asdict(self.operation),
             "fingerprint": self.fingerprint and asdict(self.fingerprint),
+            "rounding": self.rounding_shift is not None,
         }
 
     @classmethod
@@ -228,6 +246,28 @@ OURS = (CoRaTap, CoRaBranch, CoRaShift)
 def adapted(model: nn.Module) -> dict[str, CoRaBranch]:
     """The branches of a model by layer name."""
     return {hook.layer: hook for hook in _hooks(model) if isinstance(hook, CoRaBranch)}
+
+
+def in_int8(model: nn.Module, wanted: bool) -> dict[str, str]:
+    """Have a model's adapters add their rounding shifts, or forget them.
+
+    Args:
+        model: A copy that is about to be exported.
+        wanted: Whether the export rounds merged weights to 8 bits.
+
+    Returns:
+        Layer names by the name of the buffer that is added.
+    """
+    names = {}
+    for path, hook in model.named_modules():
+        if not isinstance(hook, CoRaBranch) or hook.rounding_shift is None:
+            continue
+        hook.in_int8 = wanted
+        if wanted:
+            names[f"{path}.rounding_shift"] = hook.layer
+        else:
+            hook.rounding_shift = None
+    return names
 
 
 def shifts(model: nn.Module) -> dict[str, CoRaShift]:

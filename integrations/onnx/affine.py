@@ -11,6 +11,7 @@ from cora_plugin.integrations.onnx.graph import (
     producer,
     read_once,
 )
+from cora_plugin.integrations.onnx.rounding import scale_rounding_shift
 
 
 def absorb_affine(graph: Graph) -> None:
@@ -21,7 +22,8 @@ def absorb_affine(graph: Graph) -> None:
             layer, factor, offset = found
             if factor is not None:
                 _scale_weight(graph, layer, factor)
-            _set_bias(graph, layer, offset)
+                scale_rounding_shift(layer.node, factor)
+            set_bias(graph, layer, offset)
             graph.replace(node, layer.output)
 
 
@@ -74,9 +76,12 @@ def scale_channels(
 ) -> None:
     """Multiply a layer's output channels by factors [m], its bias only if asked to."""
     _scale_weight(graph, layer, factor)
+    if not bias:
+        return
+    scale_rounding_shift(layer.node, factor)
     present = array_of(layer.bias)
-    if bias and present is not None:
-        _set_bias(graph, layer, np.float64(present).reshape(-1) * factor)
+    if present is not None:
+        set_bias(graph, layer, np.float64(present).reshape(-1) * factor)
 
 
 def _scale_weight(graph: Graph, layer: Layer, factor: Array) -> None:
@@ -99,7 +104,8 @@ def _scale_weight(graph: Graph, layer: Layer, factor: Array) -> None:
     layer.node.replace_input_with(1, scaled)
 
 
-def _set_bias(graph: Graph, layer: Layer, bias: Array) -> None:
+def set_bias(graph: Graph, layer: Layer, bias: Array) -> None:
+    """Give a layer this bias [m], in place of the one it may have."""
     layer.node.resize_inputs(3)
     offset = graph.constant(f"{layer.output.name}_offset", bias)
     layer.node.replace_input_with(2, offset)

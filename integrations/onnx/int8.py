@@ -6,10 +6,13 @@ are brought to that form by operators on constants, which runtimes carry out onc
 they load the file; the file itself keeps the packed weights and the adapters' factors.
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
-from cora_plugin.integrations.onnx.affine import absorb_affine
+from cora_plugin.integrations.onnx.affine import absorb_affine, set_bias
 from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
 from cora_plugin.integrations.onnx.fold import Layer, fold_branches, layer_of
 from cora_plugin.integrations.onnx.graph import (
@@ -27,6 +30,12 @@ from cora_plugin.integrations.onnx.moving import (
 )
 from cora_plugin.integrations.onnx.packed import pack_weights
 from cora_plugin.integrations.onnx.padding import absorb_padding
+from cora_plugin.integrations.onnx.rounding import (
+    drop_rounding_shifts,
+    rounding_shift,
+    take_rounding_shifts,
+    warn_of_coarse_steps,
+)
 from cora_plugin.integrations.onnx.steps import merge_steps
 from cora_plugin.integrations.onnx.sums import round_sums
 
@@ -37,17 +46,23 @@ BIAS_TOP = 2**30
 """Largest magnitude of an int32 bias, which leaves room for the sum of products."""
 
 
-def for_int8_kernels(graph: Graph) -> None:
+def for_int8_kernels(graph: Graph, rounding: Mapping[str, str] | None = None) -> None:
     """Bring a graph of QuantizeLinear and DequantizeLinear to the form of int8 kernels.
 
     Adapters are folded into their layers' weights, which are rounded to 8 bits a
     channel; 4-bit weights without an adapter stay exact. Activations are rounded by the
     same quantizers as before, and so is what residual sums read.
+
+    Args:
+        graph: The graph.
+        rounding: Initializers that the model adds behind layers to undo the mean error
+            of that rounding, with the layers' names; kept for what is rounded alone.
     """
     for step in (
         pack_weights,
         absorb_padding,
         fold_branches,
+        partial(take_rounding_shifts, names=rounding or {}),
         absorb_affine,
         merge_steps,
         round_sums,
@@ -71,9 +86,16 @@ def _weight_and_bias(graph: Graph, layer: Layer) -> None:
     """Give a layer with quantized input an 8-bit weight and an int32 bias."""
     step = _step(layer.source)
     if step is None:
+        drop_rounding_shifts(graph, layer)
         return
     weight = _channels(known(layer.weight), layer.axis)  # [m, k]
     bias = array_of(layer.bias)
+    stored = _stored_scale(layer)
+    shift = rounding_shift(layer.node)
+    if shift is not None:
+        present = 0.0 if bias is None else bias.astype(np.float64).reshape(-1)
+        bias = present + shift.values
+        set_bias(graph, layer, bias)
     smallest = np.full(len(weight), np.finfo(np.float32).tiny)
     # Where channels have steps of their own, no int32 bias is in steps of the products.
     if step.size > 1:
@@ -81,7 +103,6 @@ def _weight_and_bias(graph: Graph, layer: Layer) -> None:
     if bias is not None:
         # A channel with tiny weights beside a large bias would overflow the int32.
         smallest = np.maximum(smallest, np.abs(bias.reshape(-1)) / (BIAS_TOP * step))
-    stored = _stored_scale(layer)
     scale = np.abs(weight).max(1) / TOP if stored is None else np.abs(stored)
     scale = np.maximum(scale, smallest).astype(np.float32)
     if stored is None or (scale != stored).any():
@@ -89,7 +110,8 @@ def _weight_and_bias(graph: Graph, layer: Layer) -> None:
     else:
         _widen_weight(graph, layer)
     if bias is not None:
-        _int32_bias(graph, layer, bias.reshape(-1), np.float32(step) * scale)
+        lost = _int32_bias(graph, layer, bias.reshape(-1), np.float32(step) * scale)
+        warn_of_coarse_steps(layer, lost)
 
 
 def _round_weight(graph: Graph, layer: Layer, scale: Array) -> None:
@@ -121,7 +143,8 @@ def _widen_weight(graph: Graph, layer: Layer) -> None:
     layer.node.replace_input_with(1, weight)
 
 
-def _int32_bias(graph: Graph, layer: Layer, bias: Array, scale: Array) -> None:
+def _int32_bias(graph: Graph, layer: Layer, bias: Array, scale: Array) -> Array:
+    """Give a layer its bias in steps of `scale` [m]; returns what rounding takes."""
     name = f"{layer.output.name}_bias"
     levels = np.round(bias.astype(np.float64) / scale)
     inputs = [
@@ -131,6 +154,8 @@ def _int32_bias(graph: Graph, layer: Layer, bias: Array, scale: Array) -> None:
     ]
     restored = graph.node("DequantizeLinear", inputs, f"{name}_float", axis=0)
     layer.node.replace_input_with(2, restored)
+    lost: Array = bias - levels * scale
+    return lost
 
 
 def _stored_scale(layer: Layer) -> Array | None:
