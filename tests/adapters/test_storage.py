@@ -108,6 +108,32 @@ def test_shifts_come_back_exactly(adapters, tmp_path):
         assert torch.equal(read[name], shift.detach().flatten().float())
 
 
+def test_rounding_shifts_come_back_exactly_and_may_be_missing(adapters, tmp_path):
+    path = tmp_path / "a.safetensors"
+    known = replace(adapters["head"], rounding_shift=randn(9))
+    save_adapters(path, {**adapters, "head": known}, {"head": randn(9, seed=1)})
+    loaded, shifts, _ = load_adapters(path)
+    assert torch.equal(loaded["head"].rounding_shift, known.rounding_shift)
+    assert torch.equal(shifts["head"], randn(9, seed=1))
+    assert loaded["small"].rounding_shift is None
+    rewrite(path, {"head/rounding_shift": None})
+    assert load_adapters(path)[0]["head"].rounding_shift is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [randn(8), randn(9).double(), torch.full((9,), torch.nan)]
+)
+def test_a_rounding_shift_that_does_not_fit_is_refused(wrong, adapters, tmp_path):
+    path = tmp_path / "a.safetensors"
+    known = replace(adapters["head"], rounding_shift=randn(9))
+    save_adapters(path, {"head": known})
+    rewrite(path, {"head/rounding_shift": wrong})
+    with pytest.raises(FileError, match="head/rounding_shift"):
+        load_adapters(path)
+    with pytest.raises(CoRaError, match=r"9 outputs has shape \[8\]"):
+        replace(known, rounding_shift=randn(8))
+
+
 def test_the_file_tells_what_its_adapters_were_made_for(tmp_path):
     layer, weight = Operation(), randn(9, 30)
     adapter = make_adapter(randn(9, 30, seed=1), layer, 3, Weighting())

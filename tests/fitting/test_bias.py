@@ -1,15 +1,17 @@
 """Bias corrections restore means, and leave a network that is merely quieter alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from plain_host import PlainHost
+from plain_host import PlainHost, read_correction
 from small_net import batches, distance, net
 
 from cora_plugin import CoRa
-from cora_plugin.adapters import Factors
+from cora_plugin.adapters import Adapter, Factors, Form
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.adapters.operation import patches
-from cora_plugin.fitting import Walk, cascaded_shifts, own_shifts
+from cora_plugin.fitting import Walk, cascaded_shifts, own_shifts, rounding_shift
 from cora_plugin.fitting.bias import OutputMatch
 from cora_plugin.outputs import only
 
@@ -31,6 +33,53 @@ def test_the_own_correction_restores_the_mean_of_a_layer(index):
     over = (0, *range(2, x.ndim))
     wanted = layer.operation(x, layer.weight).mean(over)
     torch.testing.assert_close(layer.operation(x, weight).mean(over) + shift, wanted)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_the_rounding_shift_restores_the_mean_of_a_merged_layer(index):
+    host = PlainHost(net(), bits=2)
+    layer = host.layers[index]
+    adapter = Factors.of(layer.residual, layer.operation, Weighting()).adapter(1)
+    groups, columns = layer.operation.groups, layer.columns
+    mean = torch.rand(groups, columns, dtype=torch.float64)
+    found = rounding_shift(layer, adapter, mean)
+    merged = (layer.dequantized + adapter.merged()).double().flatten(1)
+    outputs = len(merged)
+    for m in range(outputs):
+        scale, lost = merged[m].abs().max() / 127, 0.0
+        for k in range(columns):
+            rounded = scale * round(float(merged[m, k] / scale))
+            u = mean[m // (outputs // groups), k]
+            lost += float((merged[m, k] - rounded) * u)
+        assert float(found[m]) == pytest.approx(lost, rel=1e-3, abs=1e-6)
+    assert found.any() and found.shape == (outputs,)
+
+
+def test_the_rounding_shift_grows_with_its_channel():
+    """So it stays right where exports merge scales of channels into weights."""
+    layer = PlainHost(net(), bits=2).layers[1]
+    shape, groups = tuple(layer.weight.shape), layer.operation.groups
+    forms = [Form.whole(32, shape, groups)]
+    plus, mean = torch.randn(shape), torch.rand(groups, layer.columns).double()
+    scale = 2.0 ** torch.arange(-8, len(plus) - 8).view(-1, 1, 1, 1)
+    other = replace(layer, dequantized=scale * layer.dequantized)
+    found = rounding_shift(layer, Adapter.of(forms, {"a": plus}), mean)
+    scaled = rounding_shift(other, Adapter.of(forms, {"a": scale * plus}), mean)
+    assert torch.equal(scaled, scale.flatten() * found)
+
+
+@pytest.mark.parametrize("config", [{}, {"regression": False}, {"alternations": 1}])
+def test_adapters_that_stand_know_their_rounding_shift(config):
+    host = PlainHost(net(), bits=2)
+    plain = host.model.state_dict()
+    CoRa({"budget": 0.3, **config}).apply(host, batches())
+    adapters = read_correction(host.model).adapters
+    assert adapters
+    for name, adapter in adapters.items():
+        assert adapter.rounding_shift.shape == adapter.weight_shape[:1]
+        assert adapter.rounding_shift.any(), name
+        assert adapter.scaled(0.5).rounding_shift is None
+    assert host.model.state_dict().keys() == plain.keys()
 
 
 def match(layer, u, v, gain=1.0, plus=0.0):
