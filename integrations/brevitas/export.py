@@ -53,7 +53,8 @@ def export_onnx_qcdq(
             narrowest that ONNX has there; adapters stay int8.
         int8_kernels: Write the graph so that onnxruntime and OpenVINO run it in int8
             kernels: they add each adapter to its layer's weight when they load the
-            file, and round the sum to 8 bits a channel. The file is `packed` as well.
+            file, and round the sum to 8 bits a channel, whose mean error biases take
+            back. The file is `packed` as well.
         kwargs: Passed on to Brevitas and from there to `torch.onnx.export`.
 
     Raises:

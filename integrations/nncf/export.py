@@ -109,8 +109,8 @@ def export_onnx(
         path: The ONNX file.
         int8_kernels: Write the graph so that onnxruntime and OpenVINO run it in int8
             kernels: they add each adapter to its layer's weight when they load the
-            file, and round the sum to 8 bits a channel. The file still stores packed
-            weights and factors.
+            file, and round the sum to 8 bits a channel, whose mean error biases take
+            back. The file still stores packed weights and factors.
 
     Raises:
         ModelError: The model is not one of NNCF's.

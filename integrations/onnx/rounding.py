@@ -56,9 +56,13 @@ def take_rounding_shifts(graph: Graph, names: Mapping[str, str]) -> None:
             node.meta[_KEY] = shift
             continue
         # Behind a branch that could not be folded nothing is merged, or rounded.
-        if layer is not None and read_once(source):
+        if layer is not None and read_once(source) and _has_known_bias(layer):
             layer.node.meta[_KEY] = shift
         graph.replace(node, source)
+
+
+def _has_known_bias(layer: Layer) -> bool:
+    return layer.bias is None or array_of(layer.bias) is not None
 
 
 def _shift_and_source(
@@ -71,9 +75,9 @@ def _shift_and_source(
         values = array_of(offset)
         if source is None or offset is None or values is None:
             continue
-        if offset.name in names:
-            flat = values.astype(np.float64).reshape(-1)
-            return RoundingShift(names[offset.name], flat), source
+        name = names.get(offset.name or "")
+        if name is not None:
+            return RoundingShift(name, np.float64(values).reshape(-1)), source
     return None
 
 
