@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
-from cora_plugin.objective import Distance, Objective, distances, measure
+from cora_plugin.objective import Distance, Objective, averaged, distances
 from cora_plugin.outputs import Batch, Outputs, joined
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,8 @@ class Guard:
         with host.acting(quantized=False):
             self._reference = self._outputs()
         self.images = len(next(iter(self._reference.values())))
-        self.before = self.now = self._measure()
-        self._each = self._sample_distances
+        self.before, self._each = self._measure()
+        self.now = self.before
         self.kept = Correction()
         self.steps: list[Step] = []
 
@@ -81,10 +81,12 @@ class Guard:
     def _outputs(self) -> Outputs:
         return joined([self._host.run(batch) for batch in self._held_out])
 
-    def _measure(self) -> Distance:
+    def _measure(self) -> tuple[Distance, Tensor]:
+        """The present distance, and that of each sample [N]."""
         outputs = self._outputs()
-        self._sample_distances = distances(self._objective, self._reference, outputs)
-        return measure(self._objective, self._reference, outputs)
+        objective, reference = self._objective, self._reference
+        each = distances(objective, reference, outputs)
+        return averaged(objective, each, reference, outputs), each
 
     def trial(
         self,
@@ -93,7 +95,8 @@ class Guard:
     ) -> Distance:
         """The distance with other weights and shifts, which do not stay."""
         with self._host.acting(weights, shifts):
-            return self._measure()
+            distance, _ = self._measure()
+            return distance
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -116,7 +119,7 @@ class Guard:
         host, before = self._host, self.now
         try:
             host.correct(correction)
-            after = self._measure()
+            after, each = self._measure()
             value = after.value
             better = value <= before.value if ties else value < before.value
             if not better:
@@ -124,11 +127,11 @@ class Guard:
         except BaseException:
             host.correct(Correction())
             raise
-        error = standard_error(self._sample_distances - self._each)
+        error = standard_error(each - self._each)
         self.steps.append(Step(name, before, after, better, error))
         if better:
             self.kept, self.now = correction, after
-            self._each = self._sample_distances
+            self._each = each
         else:
             log.warning(
                 "%s: taken back, for on %d held-out images the model went from %s to "

@@ -93,7 +93,15 @@ def measure(objective: Objective, reference: Outputs, outputs: Outputs) -> Dista
 
     Outputs that are not finite are infinitely far away.
     """
-    value = float(distances(objective, reference, outputs).mean())
+    each = distances(objective, reference, outputs)
+    return averaged(objective, each, reference, outputs)
+
+
+def averaged(
+    objective: Objective, each: Tensor, reference: Outputs, outputs: Outputs
+) -> Distance:
+    """What `measure` gives, from the `distances` of these outputs, [N]."""
+    value = float(each.mean())
     return Distance(
         value if value == value else float("inf"),
         objective.agreement(reference, outputs),
