@@ -130,8 +130,8 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Number of stored values, scales not counted."""
-        return sum(t.parameters for t in self.tensors.values())
+        """Number of stored values and scales."""
+        return self.cost().parameters
 
     @property
     def stored_bits(self) -> int:

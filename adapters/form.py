@@ -50,7 +50,7 @@ def earlier_fields(kind: str, rank: int, bits: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, stored bits (scales counted) and multiply-accumulates an image."""
+    """Parameters and stored bits, scales counted, and multiply-accumulates an image."""
 
     parameters: int = 0
     bits: int = 0
@@ -106,11 +106,11 @@ class Form:
     def smallest(
         cls, rank: int, bits: int, weight_shape: tuple[int, ...], groups: int = 1
     ) -> "Form":
-        """The form of a rank: factors while they are smaller than the whole weight."""
+        """The form of a rank: factors while they have fewer values than the weight."""
         depthwise = is_depthwise(weight_shape, groups)
         kind = Kind.SHARED_BASIS if depthwise else Kind.LOW_RANK
         factors = cls(kind, rank, bits, weight_shape, groups)
-        if factors.parameters < math.prod(weight_shape):
+        if factors._values < math.prod(weight_shape):
             return factors
         return cls(Kind.WHOLE, rank, bits, weight_shape, groups)
 
@@ -201,16 +201,22 @@ class Form:
 
     @property
     def parameters(self) -> int:
-        """Number of stored values, scales not counted."""
+        """Number of stored values and scales."""
+        return self._values + self._scales
+
+    @property
+    def _values(self) -> int:
         return sum(map(math.prod, self.shapes.values()))
+
+    @property
+    def _scales(self) -> int:
+        return sum(map(math.prod, self.scale_shapes.values()))
 
     def cost(self, outputs: int = 1) -> Cost:
         """What it costs beside a layer with `outputs` output positions."""
-        parameters = self.parameters
-        scales = sum(map(math.prod, self.scale_shapes.values()))
-        run = math.prod(self.weight_shape) if self.runs_merged else parameters
-        bits = self.bits * parameters + FLOAT_BITS * scales
-        return Cost(parameters, bits, run * outputs)
+        bits = self.bits * self._values + FLOAT_BITS * self._scales
+        run = math.prod(self.weight_shape) if self.runs_merged else self._values
+        return Cost(self.parameters, bits, run * outputs)
 
     def values(self, residual: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         """The tensors of this form for a residual, by name.

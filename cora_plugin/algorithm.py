@@ -99,7 +99,7 @@ class Run:
             statistics = self._collector.finish()
         split = self._collector.split
         with watch("guard"):
-            guard = Guard(host, split.held_out(), self._objective)
+            guard = Guard(host, split.held_out(), self._objective, split.reserve())
             activations = guard.trial({e.name: e.weight for e in self._layers})
         residuals = Residuals(config, self._targets, statistics)
         network = Network(

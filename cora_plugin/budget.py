@@ -6,6 +6,9 @@ from cora_plugin.adapters import Adapter, Form
 from cora_plugin.config import Budget
 from cora_plugin.layer import QuantizedLayer
 
+MERGED_BITS = 8
+"""Bits of the weights that exports for int8 kernels merge adapters into."""
+
 
 def form_of(layer: QuantizedLayer, rank: int, adapter_bits: int) -> Form:
     """The form of an adapter of this rank for a layer."""
@@ -16,13 +19,19 @@ def form_of(layer: QuantizedLayer, rank: int, adapter_bits: int) -> Form:
 def ladder(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
     """The forms to choose from: factors rank by rank, then the whole residual.
 
-    Factors that take as many bits as the residual itself are left out.
+    Factors that take as many bits as the residual itself are left out; so is, for a
+    depthwise layer of fewer bits, what would store more than its weight in 8 bits does:
+    with so few weights a scale, two terms cost more than one of twice the bits.
     """
     whole = form_of(layer, layer.full_rank, adapter_bits)
     forms = (form_of(layer, r, adapter_bits) for r in range(1, layer.full_rank))
     # Factors have more scales: they may be larger with fewer parameters.
     smaller = (f for f in forms if f.factored and f.cost().bits < whole.cost().bits)
-    return (*smaller, whole)
+    found = (*smaller, whole)
+    if layer.depthwise and layer.weight_bits < MERGED_BITS:
+        limit = (MERGED_BITS - layer.weight_bits) * layer.weight.numel()
+        found = tuple(form for form in found if form.cost().bits <= limit)
+    return found
 
 
 def stored_bits(layers: Iterable[QuantizedLayer], adapters: Iterable[Adapter]) -> float:

@@ -13,27 +13,56 @@ GOLDEN = (5**0.5 - 1) / 2
 """The golden ratio's fraction."""
 
 
+class Reservoir:
+    """A sample of images that stream by, drawn uniformly (reservoir sampling).
+
+    Args:
+        size: How many images are kept.
+        seed: Seeds the sample.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size = size
+        self._random = torch.Generator().manual_seed(seed)
+        self._offered = 0
+        self.images: list[Tensor] = []
+
+    def offer(self, image: Tensor) -> Tensor | None:
+        """Take an image or not; returns the one that is not, or no longer, kept."""
+        self._offered += 1
+        if len(self.images) < self._size:
+            self.images.append(image.clone())
+            return None
+        slot = int(torch.randint(self._offered, (), generator=self._random))
+        if slot < self._size:
+            self.images[slot], image = image.clone(), self.images[slot]
+        return image
+
+
 class ImageSplit:
     """Splits images as they stream by; keeps those held out and a sample of the rest.
 
     Each image is seen once, so the loader may shuffle or be a generator. Held-out
-    images never calibrate; the sample is drawn uniformly from those that do (reservoir
-    sampling). The same seed gives the same split and the same sample.
+    images never calibrate; the sample is drawn uniformly from those that do, and the
+    reserve from those that the sample does not hold. The same seed gives the same split
+    and the same samples.
 
     Args:
         held_out: Share of the images that is held out, spread evenly.
         sample_size: Number of images in the sample.
-        seed: Seeds the sample, and decides which images are held out.
+        seed: Seeds the samples, and decides which images are held out.
+        reserve_size: Number of images in reserve.
     """
 
-    def __init__(self, held_out: float, sample_size: int, seed: int) -> None:
+    def __init__(
+        self, held_out: float, sample_size: int, seed: int, reserve_size: int = 0
+    ) -> None:
         self._share = held_out
         # The golden ratio's multiples spread evenly: each seed holds out others.
         self._phase = seed * GOLDEN % 1
-        self._size = sample_size
-        self._random = torch.Generator().manual_seed(seed)
         self._held: list[Tensor] = []
-        self._sample: list[Tensor] = []
+        self._sample = Reservoir(sample_size, seed)
+        self._reserve = Reservoir(reserve_size, seed)
         self._items = 0
         self._shape: list[int] | None = None
         self._seen = 0
@@ -85,12 +114,9 @@ class ImageSplit:
 
     def _offer(self, image: Tensor) -> None:
         self.images += 1
-        if len(self._sample) < self._size:
-            self._sample.append(image.clone())
-            return
-        slot = int(torch.randint(self.images, (), generator=self._random))
-        if slot < self._size:
-            self._sample[slot] = image.clone()
+        left = self._sample.offer(image)
+        if left is not None:
+            self._reserve.offer(left)
 
     def held_out(self) -> tuple[Tensor, ...]:
         """The held-out images in batches."""
@@ -98,15 +124,21 @@ class ImageSplit:
 
     def sample(self, limit: int | None = None) -> tuple[Tensor, ...]:
         """The sampled images in batches, at most `limit` of them."""
-        return _batches(self._sample[:limit], self._batch)
+        return _batches(self._sample.images[:limit], self._batch)
+
+    def reserve(self) -> tuple[Tensor, ...]:
+        """Images in batches that calibrate, but are not in the sample; maybe none."""
+        return _batches(self._reserve.images, self._batch)
 
     @property
     def sampled(self) -> Sequence[Tensor]:
         """The sampled images one by one, not copied."""
-        return self._sample
+        return self._sample.images
 
 
 def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:
+    if not images:
+        return ()
     batches: tuple[Tensor, ...] = torch.stack(images).split(size)
     return batches
 

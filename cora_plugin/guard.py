@@ -1,9 +1,10 @@
-"""Judges every step on held-out images and undoes those that do not help."""
+"""Judges every step on images that no step is fitted to, and undoes what does harm."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,25 +16,64 @@ from cora_plugin.outputs import Batch, Outputs, joined
 
 log = logging.getLogger(__name__)
 
+CLEAR = 2.0
+"""A difference of so many standard errors needs no further images."""
+
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was judged on the held-out images, and whether it was kept.
+    """A step that was judged, and whether it was kept.
 
-    `error` is the standard error of `difference`, from the differences sample by
-    sample; None where it is not known.
+    `before` and `after` are distances on the held-out images. `difference` is how much
+    the distance grew, below 0 where the step helped: the mean over all `images` that
+    judged, further ones included where the held-out ones were not clear. `error` is its
+    standard error, from the differences image by image; None where it is not known.
     """
 
     name: str
     before: Distance
     after: Distance
     kept: bool
-    error: float | None = None
+    difference: float
+    error: float | None
+    images: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        before: Distance,
+        after: Distance,
+        pairs: Tensor,
+        doubt: float = 0.0,
+    ) -> "Step":
+        """Judge a step by its differences image by image.
+
+        Between two states of one model they vary far less than distances do.
+
+        Args:
+            name: What the report calls it.
+            before: The distance on the held-out images without the step.
+            after: With it.
+            pairs: How much the distance of each image grew, [N].
+            doubt: By how many standard errors it may seem worse and still be kept. A
+                step that is right by construction has the benefit of the doubt; one
+                below 0 must be better by so many.
+        """
+        error = standard_error(pairs)
+        difference = float(pairs.mean())
+        if not torch.isfinite(pairs).all():
+            difference = after.value - before.value
+            difference = difference if difference == difference else 0.0  # inf - inf
+        limit = doubt * (error or 0.0)
+        kept = difference <= limit if doubt > 0 else difference < limit
+        return cls(name, before, after, kept, difference, error, len(pairs))
 
     @property
-    def difference(self) -> float:
-        """How much the distance grew; below 0 the step helped."""
-        return self.after.value - self.before.value
+    def change(self) -> str:
+        """The difference with its error, as reports show it."""
+        text = f"{self.difference:+.2g}"
+        return text if self.error is None else f"{text} ± {self.error:.1g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +91,43 @@ class Judged:
     held_out: int
 
 
+class Jury:
+    """Images that judge a model beside its float outputs for them.
+
+    Args:
+        host: The prepared host.
+        batches: The images, in batches.
+        objective: What "near to the float model" means.
+    """
+
+    def __init__(
+        self, host: Host, batches: Sequence[Batch], objective: Objective
+    ) -> None:
+        self._host = host
+        self._batches = batches
+        self._objective = objective
+
+    @cached_property
+    def _reference(self) -> Outputs:
+        with self._host.acting(quantized=False):
+            return self._outputs()
+
+    @property
+    def images(self) -> int:
+        """Their number."""
+        return len(next(iter(self._reference.values())))
+
+    @torch.no_grad()
+    def _outputs(self) -> Outputs:
+        return joined([self._host.run(batch) for batch in self._batches])
+
+    def __call__(self) -> tuple[Distance, Tensor]:
+        """The model's present distance, and that of each image [N]."""
+        reference, outputs = self._reference, self._outputs()
+        each = distances(self._objective, reference, outputs)
+        return averaged(self._objective, each, reference, outputs), each
+
+
 class Guard:
     """Tries corrections on a model and keeps those that bring it nearer to float.
 
@@ -61,32 +138,29 @@ class Guard:
         host: The prepared host.
         held_out: Images that judge, in batches.
         objective: What "near to the float model" means.
+        reserve: Further ones, run only where the held-out ones leave a step in doubt.
     """
 
     def __init__(
-        self, host: Host, held_out: Sequence[Batch], objective: Objective
+        self,
+        host: Host,
+        held_out: Sequence[Batch],
+        objective: Objective,
+        reserve: Sequence[Batch] = (),
     ) -> None:
         self._host = host
-        self._held_out = held_out
-        self._objective = objective
-        with host.acting(quantized=False):
-            self._reference = self._outputs()
-        self.images = len(next(iter(self._reference.values())))
-        self.before, self._each = self._measure()
+        self._jury = Jury(host, held_out, objective)
+        self._reserve = Jury(host, reserve, objective) if reserve else None
+        self.before, self._each = self._jury()
+        self._reserve_each: Tensor | None = None
         self.now = self.before
         self.kept = Correction()
         self.steps: list[Step] = []
 
-    @torch.no_grad()
-    def _outputs(self) -> Outputs:
-        return joined([self._host.run(batch) for batch in self._held_out])
-
-    def _measure(self) -> tuple[Distance, Tensor]:
-        """The present distance, and that of each sample [N]."""
-        outputs = self._outputs()
-        objective, reference = self._objective, self._reference
-        each = distances(objective, reference, outputs)
-        return averaged(objective, each, reference, outputs), each
+    @property
+    def images(self) -> int:
+        """How many images are held out."""
+        return self._jury.images
 
     def trial(
         self,
@@ -95,7 +169,7 @@ class Guard:
     ) -> Distance:
         """The distance with other weights and shifts, which do not stay."""
         with self._host.acting(weights, shifts):
-            distance, _ = self._measure()
+            distance, _ = self._jury()
             return distance
 
     @contextmanager
@@ -105,43 +179,56 @@ class Guard:
         yield
         self._host.correct(self.kept)
 
-    def step(self, name: str, correction: Correction, ties: bool = False) -> bool:
+    def step(self, name: str, correction: Correction, doubt: float = 0.0) -> bool:
         """Replace the present correction, if the new one is better.
 
         Args:
             name: What the report calls it.
             correction: The whole correction, with what is kept of those before.
-            ties: Whether an equal distance is good enough.
+            doubt: As for `Step.of`.
 
         Returns:
             Whether it was kept. If anything fails, the model carries no correction.
         """
-        host, before = self._host, self.now
+        host = self._host
         try:
             host.correct(correction)
-            after, each = self._measure()
-            value = after.value
-            better = value <= before.value if ties else value < before.value
-            if not better:
+            after, each = self._jury()
+            pairs, more = each - self._each, None
+            if self._reserve is not None and not _clear(pairs):
+                _, more = self._reserve()
+                pairs = torch.cat([pairs, more - self._kept_on(self._reserve)])
+                host.correct(correction)
+            step = Step.of(name, self.now, after, pairs, doubt)
+            if not step.kept:
                 host.correct(self.kept)
         except BaseException:
             host.correct(Correction())
             raise
-        error = standard_error(each - self._each)
-        self.steps.append(Step(name, before, after, better, error))
-        if better:
+        self.steps.append(step)
+        if step.kept:
             self.kept, self.now = correction, after
-            self._each = each
+            self._each, self._reserve_each = each, more
         else:
-            log.warning(
-                "%s: taken back, for on %d held-out images the model went from %s to "
-                "%s away from the float one",
+            # Of several tries most are taken back: that is no news.
+            log.log(
+                logging.WARNING if doubt > 0 else logging.INFO,
+                "%s: taken back, for it took the model from %s to %s away from the "
+                "float one (%s on %d images)",
                 name,
-                self.images,
-                before,
+                step.before,
                 after,
+                step.change,
+                step.images,
             )
-        return better
+        return step.kept
+
+    def _kept_on(self, reserve: Jury) -> Tensor:
+        """Each reserve image's distance with the kept correction, which is put in."""
+        if self._reserve_each is None:
+            self._host.correct(self.kept)
+            _, self._reserve_each = reserve()
+        return self._reserve_each
 
     def judged(self, activations: Distance) -> Judged:
         """The findings; `activations` as in `Judged`."""
@@ -162,3 +249,9 @@ def standard_error(differences: Tensor) -> float | None:
     if len(differences) < 2 or not torch.isfinite(differences).all():
         return None
     return float(differences.std() / len(differences) ** 0.5)
+
+
+def _clear(pairs: Tensor) -> bool:
+    """Whether a difference [N] is beyond what chance explains, or there is none."""
+    error = standard_error(pairs)
+    return error is None or abs(float(pairs.mean())) >= CLEAR * error

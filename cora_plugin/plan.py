@@ -91,7 +91,11 @@ class Planner:
         choose = strategy(self._config, self._network, allowed / budget.amount)
         chosen = choose(self._candidates, allowed - spent)
         return Plan(
-            {**self._pinned, **{name: e.treatment for name, e in chosen.items()}},
+            {
+                **self.nothing().treatments,
+                **self._pinned,
+                **{name: e.treatment for name, e in chosen.items()},
+            },
             spent + sum(option.cost for option in chosen.values()),
             allowed,
             budget.unit,
@@ -104,17 +108,20 @@ class Planner:
 
     @cached_property
     def whole(self) -> Budget:
-        """The budget that buys every whole residual, those of pinned layers too."""
+        """The budget that buys the most for every layer, pinned ones too."""
         return Budget(
             self._cost_of_whole / self._allowance(Budget(1, self.unit)), self.unit
         )
 
     @cached_property
     def _cost_of_whole(self) -> float:
-        return sum(
-            self._cost(e.name, self._treatment(e, e.full_rank))
-            for e in self._residuals.layers
-        )
+        most = 0
+        for layer in self._residuals.layers:
+            forms = ladder(layer, self._config.adapter_bits)
+            costs = [self._cost(layer.name, Treatment((form,))) for form in forms]
+            pinned = self._pinned.get(layer.name, NOTHING)
+            most += max([self._cost(layer.name, pinned), *costs])
+        return most
 
     def _treatment(self, layer: QuantizedLayer, rank: int) -> Treatment:
         return Treatment((form_of(layer, rank, self._config.adapter_bits),))
@@ -143,7 +150,8 @@ class Planner:
             for form in ladder(layer, self._config.adapter_bits):
                 cost = form.cost(outputs).of(self.unit)
                 options.append(Option(Treatment((form,)), cost, total[form.rank]))
-            found.append(Candidate(layer.name, tuple(options)))
+            if len(options) > 1:
+                found.append(Candidate(layer.name, tuple(options)))
         return found
 
     def _check(self, budget: Budget, spent: float, allowed: float) -> None:
@@ -158,7 +166,7 @@ class Planner:
                 f"{budget.unit}, more than {budget}; lower the ranks or raise the "
                 "budget"
             )
-        if allowed > self._cost_of_whole * (1 + 1e-9):
+        if self._candidates and allowed > self._cost_of_whole * (1 + 1e-9):
             raise BudgetError(
                 f"budget: {budget} is more than there is to buy; every residual whole "
                 f"costs {self._cost_of_whole * scale:.4g} {budget.unit}"

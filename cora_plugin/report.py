@@ -16,7 +16,7 @@ from rich.table import Table
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.budget import stored_bits
-from cora_plugin.guard import Judged, Step
+from cora_plugin.guard import Judged
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Distance
 
@@ -196,8 +196,8 @@ class Report(Judged, Stored, Spent, Effort):
             verdict = "kept" if step.kept else "rolled back: it did not help"
             lines.append(
                 f"{step.name}: {unit} {step.before.value:.4g} -> "
-                f"{step.after.value:.4g}{_change(step)} on {self.held_out} held-out "
-                f"images, {verdict}"
+                f"{step.after.value:.4g} on {self.held_out} held-out images "
+                f"({step.change} on {step.images}), {verdict}"
             )
         if self.search_iterations:
             lines.append(
@@ -250,10 +250,3 @@ class Report(Judged, Stored, Spent, Effort):
         from cora_plugin.plot import plot_sweep
 
         plot_sweep(self, path)
-
-
-def _change(step: Step) -> str:
-    """The difference that a step made, and its standard error."""
-    if step.error is None:
-        return ""
-    return f" ({step.difference:+.2g} ± {step.error:.1g})"

@@ -7,13 +7,14 @@ import torch
 
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting import (
+    LAST,
     Distillation,
     Fitted,
+    Regression,
     Walk,
     alternate,
     cascaded_shifts,
     own_shifts,
-    regress,
     rounding_shift,
 )
 from cora_plugin.guard import Guard
@@ -32,8 +33,8 @@ class Context:
     """Everything that steps read and write; `guard.kept` is the present correction.
 
     `tried` is the last correction with new adapters that was proposed, kept or not, and
-    `stood` has the names of the steps that were kept. `fitted` is the refinement's
-    result.
+    `stood` has the names of the steps that were kept. `regression` is what can be
+    solved again, and `fitted` the refinement's result.
     """
 
     config: CoRaConfig
@@ -47,6 +48,7 @@ class Context:
     watch: Stopwatch
     tried: Correction = field(default_factory=Correction)
     stood: set[str] = field(default_factory=set)
+    regression: Regression | None = None
     fitted: Fitted | None = None
 
     @property
@@ -75,14 +77,14 @@ class Action:
     """One step.
 
     `propose` returns the whole new correction, with what it keeps of the present one,
-    or None where there is nothing to do; `stage` names its time in the report. With
-    `ties` an equal distance is good enough.
+    or None where there is nothing to do; `stage` names its time in the report. By
+    `doubt` standard errors it may seem worse and still be kept (see `Step.of`).
     """
 
     name: str
     stage: str
     propose: Callable[[Context], Correction | None]
-    ties: bool = False
+    doubt: float = 0.0
 
 
 def take(actions: Sequence[Action], context: Context) -> None:
@@ -93,7 +95,7 @@ def take(actions: Sequence[Action], context: Context) -> None:
         if correction is None:
             continue
         with context.watch("insert"):
-            if context.guard.step(action.name, correction, action.ties):
+            if context.guard.step(action.name, correction, action.doubt):
                 context.stood.add(action.name)
 
 
@@ -144,9 +146,11 @@ def _regression(context: Context) -> Correction | None:
     if not context.config.regression or not forms:
         return None
     with context.guard.aside():
-        adapters, shifts = regress(
+        regression = Regression(
             context.walk(), forms, context.residuals.sensitivities, context.config
         )
+        adapters, shifts = regression()
+    context.regression = regression
     context.tried = replace(
         context.guard.kept,
         adapters=adapters,
@@ -156,8 +160,25 @@ def _regression(context: Context) -> Correction | None:
     return context.tried
 
 
+def _whole_means(last: int) -> Callable[[Context], Correction | None]:
+    """The regression with the means of the last layers restored to full size.
+
+    Where that helps depends on what is behind them: it does before a pooling and a
+    classifier, and does harm before ReLUs. So it is tried.
+    """
+
+    def propose(context: Context) -> Correction | None:
+        if context.regression is None or "regression" not in context.stood:
+            return None
+        with context.guard.aside():
+            adapters, shifts = context.regression.with_whole_means(last)
+        return replace(context.guard.kept, adapters=adapters, shifts=shifts)
+
+    return propose
+
+
 def _share(share: float) -> Callable[[Context], Correction | None]:
-    """A part of adapters that do not help as a whole.
+    """A part of the last adapters tried, where none stand as a whole.
 
     Weights that GPFQ or Qronos rounded make up for the error of the layers before;
     where adapters take only a part of that error away, the rest no longer cancels.
@@ -171,6 +192,13 @@ def _share(share: float) -> Callable[[Context], Correction | None]:
     return propose
 
 
+def _regression_share(share: float) -> Callable[[Context], Correction | None]:
+    def propose(context: Context) -> Correction | None:
+        return _share(share)(context) if context.regression is not None else None
+
+    return propose
+
+
 def _float_biases(context: Context) -> Correction | None:
     kept = context.guard.kept
     if not _biases_moved(context.host) or kept.float_biases:
@@ -180,8 +208,7 @@ def _float_biases(context: Context) -> Correction | None:
 
 def _bias_correction(context: Context) -> Correction | None:
     config, kept, layers = context.config, context.guard.kept, context.layers
-    # A regression that stands has an intercept of its own.
-    if config.bias_correction == "off" or kept.shifts:
+    if config.bias_correction == "off":
         return None
     if config.bias_correction == "own":
         shifts = own_shifts(layers, kept.adapters, context.collector.means())
@@ -191,6 +218,14 @@ def _bias_correction(context: Context) -> Correction | None:
                 context.walk(), merged_weights(layers, kept.adapters)
             )
     return replace(kept, shifts=shifts)
+
+
+def _biases_alone(context: Context) -> Correction | None:
+    """A bias correction and no adapters: free, so adapters must be better than it."""
+    if context.config.bias_correction == "off" or not context.guard.kept.adapters:
+        return None
+    shifts = own_shifts(context.residuals.layers, {}, context.collector.means())
+    return Correction(shifts=shifts, float_biases=_biases_moved(context.host))
 
 
 def _refinement(context: Context) -> Correction | None:
@@ -216,13 +251,24 @@ def _biases_moved(host: Host) -> bool:
 
 
 ACTIONS = (
-    Action("adapters", "factors", _closed_form, ties=True),
+    Action("adapters", "factors", _closed_form, doubt=1),
     Action("alternation", "alternation", _alternation),
-    Action("regression", "regression", _regression),
     Action("adapters × 0.5", "insert", _share(0.5)),
     Action("adapters × 0.25", "insert", _share(0.25)),
     Action("float biases", "insert", _float_biases),
     Action("bias correction", "bias correction", _bias_correction),
+    Action("regression", "regression", _regression, doubt=1),
+    Action("regression × 0.5", "insert", _regression_share(0.5)),
+    Action("regression × 0.25", "insert", _regression_share(0.25)),
+    *(
+        Action(f"whole means, last {last}", "regression", _whole_means(last), doubt=-1)
+        for last in range(1, LAST + 1)
+    ),
+    Action("biases alone", "bias correction", _biases_alone, doubt=-1),
     Action("refinement", "refinement", _refinement),
 )
-"""The steps in their order."""
+"""The steps in their order; each is compared with the best of those before it.
+
+Closed forms minimize the error by construction, so they have the benefit of the doubt;
+what is one of several tries, or takes adapters away, has to prove itself.
+"""

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from cora_plugin import Budget
-from cora_plugin.adapters import Branch, Kind, Operation, make_adapter
+from cora_plugin.adapters import Branch, Form, Kind, Operation, make_adapter
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.budget import allowance, form_of, ladder
 from cora_plugin.layer import QuantizedLayer
@@ -41,7 +42,9 @@ def test_the_cost_of_a_rank_is_what_the_adapter_of_that_rank_stores(layer, bits)
         made = make_adapter(layer.residual, layer.operation, rank, Weighting(), bits)
         assert cost.of("params") == made.parameters
         assert cost.of("bits") == made.stored_bits
-        assert cost.parameters == sum(t.values.numel() for t in made.tensors.values())
+        stored = [each for t in made.tensors.values() for each in (t.values, t.scale)]
+        numbers = sum(each.numel() for each in stored if each is not None)
+        assert cost.parameters == numbers
 
 
 @pytest.mark.parametrize(
@@ -73,15 +76,34 @@ def test_the_macs_of_a_rank_are_those_that_the_branch_does(layer, rank, kind):
 @settings(deadline=None, max_examples=100)
 @given(layers(), st.sampled_from([2, 8, 32]))
 def test_the_ladder_never_offers_factors_as_large_as_the_residual(layer, bits):
+    layer = replace(layer, weight_bits=8.0)
     forms = ladder(layer, bits)
     ranks, costs = zip(*((form.rank, form.cost(10)) for form in forms), strict=True)
-    assert ranks[-1] == layer.full_rank
-    assert costs[-1].parameters == layer.weight.numel()
-    assert all(cost.parameters < layer.weight.numel() for cost in costs[:-1])
+    whole = Form.whole(bits, tuple(layer.weight.shape), layer.operation.groups)
+    assert forms[-1] == whole
+    values = [sum(map(math.prod, form.shapes.values())) for form in forms[:-1]]
+    assert all(each < layer.weight.numel() for each in values)
     assert list(ranks) == sorted(set(ranks))
     for unit in ("params", "bits", "macs"):
         spent = [cost.of(unit) for cost in costs]
         assert spent == sorted(spent)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 40), st.sampled_from([3, 4, 5, 8]), st.sampled_from([2, 4, 8]))
+def test_depthwise_layers_never_store_more_than_8_bits_would(channels, main, bits):
+    layer = layer_of(convolution(2, channels), channels, 1, 3, 3)
+    layer = replace(layer, weight_bits=float(main))
+    plain = replace(layer, weight_bits=8.0).stored_bits
+    kept = {form.rank for form in ladder(layer, bits)}
+    for rank in range(1, layer.full_rank + 1):
+        form = form_of(layer, rank, bits)
+        if layer.stored_bits + form.cost().bits > plain and main < 8:
+            assert rank not in kept
+        elif (
+            form.cost().bits < Form.whole(bits, form.weight_shape, channels).cost().bits
+        ):
+            assert rank in kept
 
 
 def test_the_allowance_is_a_share_of_the_whole_model():

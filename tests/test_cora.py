@@ -53,7 +53,7 @@ def test_a_regression_follows_the_closed_form_in_any_metric():
     }
     assert names[None] == names[False]
     assert "regression" not in names[False]
-    assert names[True][:2] == ["adapters", "regression"]
+    assert names[True][:3] == ["adapters", "bias correction", "regression"]
 
 
 def test_the_report_says_what_activations_cost_and_what_answers_for_them():

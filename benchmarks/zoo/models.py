@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cora_plugin.demo.data import normalize
 from cora_plugin.demo.model import efficientnet_lite0
 from cora_plugin.recipe.plain import plain_norms, static_padding
+from zoo.mobilenet import FashionMobileNetV2
 from zoo.resnet20 import FashionResNet20
 from zoo.root import fetched
 
@@ -60,18 +61,35 @@ def squeezenet() -> nn.Module:
     return model.eval()
 
 
-def fashion() -> nn.Module:
-    """ResNet-20, trained by this project on Fashion-MNIST."""
-    model = FashionResNet20()
-    path = Path(__file__).parent / "resnet20_fashion.pt"
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "fashion": FashionResNet20,
+    "mobilenet": FashionMobileNetV2,
+}
+"""The networks that this project trains on Fashion-MNIST, untrained."""
+
+
+def _trained(name: str, file: str) -> nn.Module:
+    model = NETWORKS[name]()
+    path = Path(__file__).parent / file
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
+
+
+def fashion() -> nn.Module:
+    """ResNet-20, trained by this project on Fashion-MNIST."""
+    return _trained("fashion", "resnet20_fashion.pt")
+
+
+def mobilenet() -> nn.Module:
+    """MobileNetV2 of width 0.5, trained by this project on Fashion-MNIST."""
+    return _trained("mobilenet", "mobilenet_fashion.pt")
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "lite0": lite0,
     "squeezenet": squeezenet,
     "fashion": fashion,
+    "mobilenet": mobilenet,
 }
 
 
@@ -80,9 +98,14 @@ def _bgr(images: Tensor) -> Tensor:
     return (images.float() - mean).flip(1)
 
 
+def _fashion(images: Tensor) -> Tensor:
+    return (images.float() / 255 - 0.2860) / 0.3530
+
+
 PREPROCESS: dict[str, Callable[[Tensor], Tensor]] = {
     "lite0": normalize,
     "squeezenet": _bgr,
-    "fashion": lambda images: (images.float() / 255 - 0.2860) / 0.3530,
+    "fashion": _fashion,
+    "mobilenet": _fashion,
 }
-"""uint8 [N, 3, H, W] RGB (fashion: [N, 1, 28, 28]) -> the model's input."""
+"""uint8 [N, 3, H, W] RGB (Fashion-MNIST: [N, 1, 28, 28]) -> the model's input."""

@@ -123,6 +123,12 @@ class CoRaConfig:
         above=0,
         below=1,
     )
+    reserve_images: int = setting(
+        64,
+        "further images that judge steps which the held-out ones leave in doubt; they "
+        "calibrate, but no step is fitted to them",
+        least=0,
+    )
     sensitivity_images: int = setting(
         64, "images of the backward pass of `spectral`", least=1
     )

@@ -3,16 +3,17 @@
 from cora_plugin.fitting.alternation import alternate
 from cora_plugin.fitting.bias import cascaded_shifts, own_shifts, rounding_shift
 from cora_plugin.fitting.distillation import Distillation, Fitted
-from cora_plugin.fitting.regression import regress
+from cora_plugin.fitting.regression import LAST, Regression
 from cora_plugin.fitting.walk import Walk
 
 __all__ = [
     "Distillation",
     "Fitted",
+    "LAST",
+    "Regression",
     "Walk",
     "alternate",
     "cascaded_shifts",
     "own_shifts",
-    "regress",
     "rounding_shift",
 ]

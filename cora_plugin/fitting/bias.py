@@ -7,11 +7,9 @@ from torch import Tensor
 
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.quantized import quantize
+from cora_plugin.budget import MERGED_BITS
 from cora_plugin.fitting.walk import Change, Walk
 from cora_plugin.layer import QuantizedLayer
-
-MERGED_BITS = 8
-"""Bits of the weights that exports for int8 kernels merge adapters into."""
 
 
 def own_shifts(
@@ -70,10 +68,16 @@ class OutputMatch:
     weaker signal, they would close the ReLUs, more so with depth. So the shift makes
     the mean `a E[y]`, with `a` the gain of the layer, `Σ Cov(y, ŷ) / Σ Var(y)` over
     channels, within 0 to 1.
+
+    Behind the last ReLUs nothing is homogeneous, and there a mean belongs at its full
+    size: with `whole` it is made `E[y]`.
     """
 
-    def __init__(self, layer: QuantizedLayer, weight: Tensor) -> None:
+    def __init__(
+        self, layer: QuantizedLayer, weight: Tensor, whole: bool = False
+    ) -> None:
         self._layer = layer
+        self._whole = whole
         self._float, self._other = (
             layer.operation.matrices(each.double()).mT
             for each in (layer.weight, weight)
@@ -102,12 +106,15 @@ class OutputMatch:
             other: `E[ŷ]`, [m], likewise.
             covariance: What a new weight adds to `Cov(y, ŷ)`, [m].
         """
+        gain = 1.0 if self._whole else self._gain(covariance)
+        shift: Tensor = (gain * mean - other).to(self._layer.weight)
+        return shift
+
+    def _gain(self, covariance: Tensor | float) -> Tensor | float:
         sampled, answer, square, product = self._sums / self._rows
         variance = (square - sampled.square()).sum()
         together = (product - sampled * answer + covariance).sum()
-        gain = (together / variance).clamp(0, 1) if variance > 0 else 1.0
-        shift: Tensor = (gain * mean - other).to(self._layer.weight)
-        return shift
+        return (together / variance).clamp(0, 1) if variance > 0 else 1.0
 
     def change(self, mean: Tensor, other: Tensor) -> Change:
         """A change by the shift alone."""

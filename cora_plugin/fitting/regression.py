@@ -1,6 +1,7 @@
 """Reduced-rank regression: adapters against the whole output error, layer by layer."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from cora_plugin.statistics.moments import block_count
 
 RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)
 """Ridges to try, in units of `k / rows` times the mean diagonal of `Cov(v, v)`."""
+
+LAST = 3
+"""How many of the last layers may have their means restored to full size."""
 
 
 class CrossMoments:
@@ -76,13 +80,8 @@ class CrossMoments:
         return second, cross
 
 
-def regress(
-    walk: Walk,
-    forms: Mapping[str, tuple[Form, ...]],
-    sensitivities: Mapping[str, Tensor | None],
-    config: CoRaConfig,
-) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
-    """Adapters and shifts by regression of the whole output error on the input.
+class Regression:
+    """Reduced-rank regression of the whole output error on the input, layer by layer.
 
     A layer's whole error, from upstream and from quantizing its input included, is
     `d = W u − Wq v`, with `u` the float network's input and `v` the quantized one's.
@@ -101,18 +100,51 @@ def regress(
             host.
         sensitivities: Curvatures at the outputs, by layer name.
         config: The settings.
-
-    Returns:
-        Adapters and shifts [m] by layer name, each found with those before in place.
     """
 
-    def visitor(layer: QuantizedLayer) -> Visitor:
-        if layer.name not in forms:
-            return OutputMatch(layer, layer.dequantized)
-        curvature = sensitivities.get(layer.name)
-        return _Regression(layer, forms[layer.name], curvature, config)
+    def __init__(
+        self,
+        walk: Walk,
+        forms: Mapping[str, tuple[Form, ...]],
+        sensitivities: Mapping[str, Tensor | None],
+        config: CoRaConfig,
+    ) -> None:
+        self._walk = walk
+        self._forms = forms
+        self._sensitivities = sensitivities
+        self._config = config
+        self._changes: dict[str, Change] = {}
 
-    changes = walk(visitor)
+    def __call__(self) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
+        """Adapters and shifts [m] by layer, each found with those before in place."""
+        self._changes = self._walk(partial(self._visitor, whole=False))
+        self._walk.forget(list(self._changes)[:-LAST])
+        return _apart(self._changes)
+
+    def with_whole_means(
+        self, last: int
+    ) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
+        """The same, with the mean outputs of the last layers restored to full size.
+
+        Args:
+            last: How many layers, at most `LAST`. These are solved again.
+        """
+        known = dict(list(self._changes.items())[:-last])
+        again = self._walk(partial(self._visitor, whole=True), known=known)
+        return _apart(again)
+
+    def _visitor(self, layer: QuantizedLayer, whole: bool) -> Visitor:
+        match = OutputMatch(layer, layer.dequantized, whole)
+        if layer.name not in self._forms:
+            return match
+        curvature = self._sensitivities.get(layer.name)
+        forms = self._forms[layer.name]
+        return _Regression(layer, forms, match, curvature, self._config)
+
+
+def _apart(
+    changes: Mapping[str, Change],
+) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
     adapters = {n: each.adapter for n, each in changes.items() if each.adapter}
     return adapters, {name: each.shift for name, each in changes.items()}
 
@@ -124,14 +156,15 @@ class _Regression:
         self,
         layer: QuantizedLayer,
         forms: tuple[Form, ...],
+        match: OutputMatch,
         sensitivity: Tensor | None,
         config: CoRaConfig,
     ) -> None:
         self._layer = layer
         (self._form,) = forms
+        self._match = match
         self._sensitivity = sensitivity
         self._config = config
-        self._match = OutputMatch(layer, layer.dequantized)
         self._halves = [CrossMoments(layer, config.max_metric) for _ in range(2)]
 
     def update(self, part: int, u: Tensor, v: Tensor) -> None:

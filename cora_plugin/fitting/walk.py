@@ -1,6 +1,6 @@
 """One pass through the quantized network that corrects each layer as it runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,26 +99,34 @@ class Walk:
             run = _Run(kept, *_summed(layer, output))
             self._originals.setdefault(name, []).append(run)
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop the columns of layers that no later call is to visit."""
+        for name in names:
+            self._originals.pop(name, None)
+
     @torch.no_grad()
     def __call__(
         self,
         visitor: Callable[[QuantizedLayer], Visitor],
         weights: Mapping[str, Tensor] | None = None,
+        known: Mapping[str, Change] | None = None,
     ) -> dict[str, Change]:
         """Visit every layer that runs.
 
         Args:
             visitor: Makes the visitor of a layer.
             weights: Weights in the place of `QuantizedLayer.dequantized`, by name.
+            known: Changes of layers that are not to be visited again, by name.
 
         Returns:
             The changes by layer name, in the order in which they were found.
         """
-        host, originals, changes = self._host, self._originals, dict[str, Change]()
-        layers = {name: self._layers[name] for name in originals}
+        host, originals, changes = self._host, self._originals, dict(known or {})
+        layers = {name: self._layers[name] for name in [*changes, *originals]}
+        goal = len(layers)
         main = {name: each.dequantized for name, each in self._layers.items()}
         with tqdm(
-            total=len(originals),
+            total=goal,
             desc="layer by layer",
             unit="layer",
             disable=None,
@@ -128,9 +136,9 @@ class Walk:
                 bar.update(len(changes) + 1 - bar.n)
                 return visitor(layer)
 
-            known = -1
-            while known < len(changes) < len(originals):
-                known = len(changes)
+            found = -1
+            while found < len(changes) < goal:
+                found = len(changes)
                 once = _Pass(layers, originals, self._positions, begun, changes)
                 with (
                     suppress(_AgainError),

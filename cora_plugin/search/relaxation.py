@@ -30,7 +30,7 @@ def kernel(cutoff: Tensor, full_rank: int, order: float) -> Tensor:
 
     Args:
         cutoff: `ρ`, a scalar.
-        full_rank: K.
+        full_rank: K, or the highest rank on offer.
         order: The order of the filter; the higher, the steeper.
 
     Returns:
@@ -60,8 +60,9 @@ class Relaxation:
         return cls(layer, factors.a.to(like), factors.b.to(like))
 
     def weight(self, kept: Tensor) -> Tensor:
-        """`Wq + B diag(kept) A` for `kept` [K]."""
-        residual = (self.b * kept.to(self.b)) @ self.a  # [g, m/g, k]
+        """`Wq + B diag(kept) A` for `kept`, of the first ranks or of all [K]."""
+        b, a = self.b[..., : len(kept)], self.a[:, : len(kept)]
+        residual = (b * kept.to(b)) @ a  # [g, m/g, k]
         return self.layer.dequantized + residual.reshape(self.layer.weight.shape)
 
 

@@ -36,7 +36,9 @@ class Collector:
         self._layers = layers
         self._config = config
         self._floats = {layer.name: layer.weight for layer in host.layers}
-        self.split = ImageSplit(config.held_out, config.sampled_images, config.seed)
+        self.split = ImageSplit(
+            config.held_out, config.sampled_images, config.seed, config.reserve_images
+        )
         moments = {MOMENT.get(config.metric, "square")}
         if config.search == "spectral":
             moments.add("second")

@@ -16,7 +16,7 @@ from cora_plugin.guard import Step
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import Reference, unpack
-from cora_plugin.objective import KL, Distance, measure
+from cora_plugin.objective import KL, Distance, averaged, distances
 from cora_plugin.outputs import joined, run
 from cora_plugin.report import Report
 
@@ -57,9 +57,9 @@ def apply_cora_and_correct_biases(
     report = apply_cora(calib_loader, model, settings, reference)
     corrected = copy.deepcopy(model)
     correct_biases(judge.calibrating(), corrected)
-    before, after = judge(model), judge(corrected)
-    better = after.value < before.value
-    step = Step("Brevitas' bias correction", before, after, better)
+    before, each = judge(model)
+    after, each_after = judge(corrected)
+    step = Step.of("Brevitas' bias correction", before, after, each_after - each)
     if step.kept:
         correct_biases(calib_loader, model)
     else:
@@ -110,8 +110,9 @@ class _Judge:
                 yield images, None
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module) -> Distance:
+    def __call__(self, model: nn.Module) -> tuple[Distance, Tensor]:
         with quant_inference_mode(model.eval()):
             run(model, self._held_out[0], unpack)  # caches scales
-            outputs = [run(model, batch, unpack) for batch in self._held_out]
-        return measure(KL(), self._reference, joined(outputs))
+            outputs = joined([run(model, batch, unpack) for batch in self._held_out])
+        each = distances(KL(), self._reference, outputs)
+        return averaged(KL(), each, self._reference, outputs), each

@@ -169,8 +169,9 @@ def test_the_smallest_form_of_a_rank_is_never_larger_than_the_whole(made, rank, 
     operation, weight_shape, _ = made
     form = Form.smallest(rank, bits, weight_shape, operation.groups)
     whole = Form.whole(bits, weight_shape, operation.groups)
-    assert form.parameters <= whole.parameters == math.prod(weight_shape)
-    assert form.factored == (form.parameters < whole.parameters)
+    values, most = (sum(map(math.prod, e.shapes.values())) for e in (form, whole))
+    assert values <= most == math.prod(weight_shape)
+    assert form.factored == (values < most)
     assert form.rank == rank
 
 

@@ -92,8 +92,9 @@ def test_second_factors_have_a_single_scale_and_whole_columns(groups, bits):
     assert (columns == 2 ** (bits - 1) - 1).all()
     again = quantize(b.dequantize(), bits, channels=False)
     assert torch.equal(again.values, b.values)
-    scales = 32 * (a.scale.numel() + 1)
-    assert adapter.stored_bits == bits * adapter.parameters + scales
+    scales, values = a.scale.numel() + 1, a.values.numel() + b.values.numel()
+    assert adapter.parameters == values + scales
+    assert adapter.stored_bits == bits * values + 32 * scales
     plain = make_adapter(residual, operation, 3, Weighting(), 32).merged()
     error = (adapter.merged() - plain).norm() / plain.norm()
     assert error < (0.02 if bits == 8 else 0.25)

@@ -11,8 +11,9 @@ from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig
 from cora_plugin.adapters.factor import metric_root
-from cora_plugin.fitting import Walk, regress
+from cora_plugin.fitting import LAST, Regression, Walk
 from cora_plugin.fitting.regression import CrossMoments
+from cora_plugin.layer import Correction
 from cora_plugin.outputs import only
 
 CONFIG = CoRaConfig(adapter_bits=32, positions=0, damping=0)
@@ -52,9 +53,9 @@ def test_moments_are_those_of_both_networks(blocks):
 def test_full_rank_is_the_ridge_regression_of_the_whole_error():
     host, data = PlainHost(two_layers(), bits=3), torch.randn(4000, 8)
     name, ranks = "2", {"2": 6}
-    adapters, shifts = regress(
+    adapters, shifts = Regression(
         Walk(host, host.layers, data, 0), forms(host, ranks), {}, CONFIG
-    )
+    )()
     assert set(adapters) == {name}
     layer = host.layers[1]
     with torch.no_grad():
@@ -93,9 +94,9 @@ def host_mean(host, data, shifts):
 
 def test_without_an_upstream_error_it_is_the_residual():
     host, data = PlainHost(nn.Sequential(nn.Linear(8, 7)), bits=3), torch.randn(99, 8)
-    adapters, shifts = regress(
+    adapters, shifts = Regression(
         Walk(host, host.layers, data, 0), forms(host, {"0": 7}), {}, CONFIG
-    )
+    )()
     left = adapters["0"].merged() - host.layers[0].residual.float()
     assert left.abs().max() < 1e-6
     assert shifts["0"].abs().max() < 1e-5
@@ -118,8 +119,7 @@ def test_it_helps_where_activations_are_coarse(search):
         return host, CoRa(config).apply(host, data)
 
     host, report = applied(True)
-    assert [step.name for step in report.steps] == ["adapters", "regression"]
-    assert report.steps[1].kept
+    assert {step.name: step.kept for step in report.steps}["regression"]
     assert host.shifts
     assert distance(host, test) < 0.7 * distance(applied(False)[0], test)
     again, _ = applied(True)
@@ -130,9 +130,10 @@ def test_it_is_taken_back_where_the_closed_form_is_better():
     # Ranks that restore every weight, and activations without an error.
     host = PlainHost(net())
     report = CoRa({"budget": 0.6, "search": "uniform"}).apply(host, batches())
-    adapters, regression, *_ = report.steps
-    assert regression.name == "regression" and not regression.kept
-    assert adapters.kept and report.after.kl <= adapters.after.kl
+    steps = {step.name: step for step in report.steps}
+    assert not steps["regression"].kept
+    assert steps["adapters"].kept and report.after.kl <= steps["adapters"].after.kl
+    assert not any(name.startswith("whole means") for name in steps)
 
 
 def test_inputs_that_never_change_have_no_variance():
@@ -149,3 +150,40 @@ def test_inputs_that_never_change_have_no_variance():
     variances = second.diagonal(dim1=-2, dim2=-1)
     assert (variances >= 0).all() and variances.max() < 1e-12
     metric_root(second, 1e-4, "layer")
+
+
+def test_means_of_the_last_layers_at_their_full_size():
+    torch.manual_seed(1)
+    sizes = (8, 32, 32, 32, 6)
+    layers = [nn.Linear(n, m) for n, m in itertools.pairwise(sizes)]
+    pairs = [part for layer in layers for part in (layer, nn.ReLU())]
+    host, data = (
+        PlainHost(nn.Sequential(*pairs[:-1]), act_step=2.0),
+        torch.randn(600, 8),
+    )
+    names = [layer.name for layer in host.layers]
+    regression = Regression(
+        Walk(host, host.layers, data, 0),
+        forms(host, dict.fromkeys(names, 2)),
+        {},
+        CONFIG,
+    )
+    found = regression()
+
+    def mean_output(adapters, shifts):
+        host.correct(Correction(adapters, shifts))
+        with torch.no_grad():
+            mean = only(host.run(data)).mean(0)
+        host.correct(Correction())
+        return mean
+
+    with torch.no_grad():
+        wanted = host.float_net(data).mean(0)
+    assert (mean_output(*found) - wanted).abs().max() > 1e-3
+    for last in range(1, LAST + 1):
+        adapters, shifts = regression.with_whole_means(last)
+        again = mean_output(adapters, shifts)
+        torch.testing.assert_close(again, wanted, atol=1e-5, rtol=1e-4)
+        for name in names[:-last]:
+            assert torch.equal(shifts[name], found[1][name])
+        assert not torch.equal(shifts[names[-last]], found[1][names[-last]])

@@ -10,7 +10,7 @@ from torch import nn
 from cora_plugin import CoRaConfig
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.operation import patches
-from cora_plugin.fitting import Walk, regress
+from cora_plugin.fitting import Regression, Walk
 from cora_plugin.fitting.regression import RIDGES
 from cora_plugin.fitting.walk import Change
 from cora_plugin.statistics.metrics import weighting
@@ -130,7 +130,8 @@ def test_one_pass_ends_where_a_pass_a_layer_does(rank):
     config = CoRaConfig(adapter_bits=32)
     host, images = PlainHost(net(), act_step=0.05), torch.cat(batches(3))
     terms = forms(host, {layer.name: rank for layer in host.layers})
-    adapters, shifts = regress(Walk(host, host.layers, images, 0), terms, {}, config)
+    walk = Walk(host, host.layers, images, 0)
+    adapters, shifts = Regression(walk, terms, {}, config)()
     assert len(shifts) == len(host.layers)
     assert len(adapters) == (len(host.layers) if rank else 0)
     before, earlier = {}, {}
@@ -176,5 +177,5 @@ def test_the_quantized_network_runs_once():
     walk = Walk(host, host.layers, images, 16)
     host.model[0].register_forward_hook(lambda *_: ran.append("quantized"))
     host.float_net[0].register_forward_hook(lambda *_: ran.append("float"))
-    regress(walk, {}, {}, CoRaConfig())
+    Regression(walk, {}, {}, CoRaConfig())()
     assert ran == ["quantized"]
