@@ -11,6 +11,7 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
 )
 from host_checks import kl, run
 from torch import Tensor, nn
+from untouched import untouched
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, load_adapters
 from cora_plugin.adapters import Adapter, QuantizedTensor
@@ -551,5 +552,6 @@ def test_a_step_that_does_harm_is_rolled_back_and_reported(model, batches, unsee
 
 def test_a_second_helping_is_refused(model, batches):
     apply_cora(batches, model, 0.1)
-    with pytest.raises(CoRaError, match=r"already carries .*remove_cora"):
+    match = "already carries .*remove_cora"
+    with untouched(model), pytest.raises(CoRaError, match=match):
         apply_cora(batches, model, 0.1)

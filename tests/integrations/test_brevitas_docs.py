@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from untouched import untouched
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import apply_cora
@@ -77,10 +78,8 @@ def test_examples_were_found():
 
 
 def test_the_recipe_leaves_the_float_model_alone(float_net, loader):
-    before = {name: value.clone() for name, value in float_net.state_dict().items()}
-    quantize_ptq(float_net, loader, weight_bits=4, depthwise_bits=8)
-    after = float_net.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    with untouched(float_net):
+        quantize_ptq(float_net, loader, weight_bits=4, depthwise_bits=8)
 
 
 def test_the_recipe_gives_each_kind_of_layer_its_bits(float_net, loader):
@@ -94,7 +93,8 @@ def test_the_recipe_gives_each_kind_of_layer_its_bits(float_net, loader):
 
 
 def test_the_recipe_says_what_an_empty_loader_lacks(float_net):
-    with pytest.raises(ValueError, match="the loader is empty"):
+    match = "the loader is empty"
+    with untouched(float_net), pytest.raises(ValueError, match=match):
         quantize_ptq(float_net, [])
 
 
@@ -104,7 +104,8 @@ def test_bit_widths_of_single_layers(float_net, loader):
     model = quantize_ptq(nested, loader, weight_bits=4, layer_bits=bits)
     found = {e.name: e.weight_bits for e in BrevitasHost(model).layers}
     assert found == {"0.0": 8, "0.3": 3, "1.5": 5, "1.9": 3}
-    with pytest.raises(CoRaError, match=r"layer_bits: 'head\*' fits no layer"):
+    match = r"layer_bits: 'head\*' fits no layer"
+    with untouched(float_net), pytest.raises(CoRaError, match=match):
         quantize_ptq(float_net, loader, layer_bits={"head*": 8})
 
 
@@ -122,5 +123,6 @@ def test_activation_ranges_of_least_error(float_net, loader):
         assert name == "0"
         far.append(float((quantized - x).norm()))
     assert far[1] < 0.95 * far[0]
-    with pytest.raises(CoRaError, match="act_range: 'best' is unknown; use one of"):
+    match = "act_range: 'best' is unknown; use one of"
+    with untouched(float_net), pytest.raises(CoRaError, match=match):
         quantize_ptq(float_net, loader, act_range="best")

@@ -20,6 +20,7 @@ from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_qronos,
 )
 from torch import nn
+from untouched import untouched
 
 from cora_plugin import CoRa, CoRaError, load_adapters, save_adapters
 from cora_plugin.adapters import Operation, make_adapter
@@ -39,49 +40,6 @@ from cora_plugin.integrations.brevitas.insert import corrected
 LAYERS = ["stem", "reflect", "depthwise", "pointwise", "same", "dilated", "head"]
 
 
-class Untouched:
-    """Everything of a model that could have been changed, to be compared later."""
-
-    def __init__(self, model):
-        self._model = model
-        self._state = {k: v.clone() for k, v in model.state_dict().items()}
-        self._seen = self._look()
-
-    def _look(self):
-        modules = {
-            name: (
-                type(module),
-                module.training,
-                sorted(vars(module)),
-                sorted(module._parameters),
-                sorted(module._buffers),
-                sorted(module._modules),
-                len(module._forward_hooks) + len(module._forward_pre_hooks),
-                getattr(module, "return_quant_tensor", None),
-                getattr(module, "disable_quant", None),
-            )
-            for name, module in self._model.named_modules()
-        }
-        parameters = {
-            name: (id(p), p.requires_grad, p.grad)
-            for name, p in self._model.named_parameters()
-        }
-        return modules, parameters
-
-    def check(self):
-        modules, parameters = self._look()
-        for name, seen in self._seen[0].items():
-            assert modules[name] == seen, name
-        assert modules.keys() == self._seen[0].keys()
-        assert parameters == self._seen[1]
-        state = self._model.state_dict()
-        assert state.keys() == self._state.keys()
-        for name, value in self._state.items():
-            assert torch.equal(
-                torch.nan_to_num(state[name]), torch.nan_to_num(value)
-            ), name
-
-
 @pytest.fixture(params=["layerwise", "fx"])
 def model(request, prototypes):
     """In training mode here and there, so that a lost flag is seen."""
@@ -93,20 +51,17 @@ def model(request, prototypes):
 
 def refuse(model, loader, config, match, **options):
     """Every way to apply CoRa raises, and leaves the model as it was."""
-    untouched = Untouched(model)
-    with pytest.raises(CoRaError, match=match):
+    with untouched(model), pytest.raises(CoRaError, match=match):
         apply_cora(loader, model, config, **options)
-    untouched.check()
-    with pytest.raises(CoRaError, match=match):
+    with untouched(model), pytest.raises(CoRaError, match=match):
         CoRaTransform(loader, config, **options).apply(model)
-    untouched.check()
     with (
+        untouched(model),
         pytest.raises(CoRaError, match=match),
         cora_mode(model, config, **options) as mode,
     ):
         for item in loader:
             mode.model(item)
-    untouched.check()
 
 
 @pytest.mark.parametrize(
@@ -280,14 +235,13 @@ def test_a_loader_that_fails_midway_leaves_the_model_as_it_was(model, batches):
         yield from batches[:2]
         raise OSError("the disk is gone")
 
-    untouched = Untouched(model)
-    with pytest.raises(OSError, match="the disk is gone"):
+    match = "the disk is gone"
+    with untouched(model), pytest.raises(OSError, match=match):
         apply_cora(loader(), model, 0.1)
-    untouched.check()
-    with pytest.raises(OSError, match="the disk is gone"), cora_mode(model) as mode:
-        for images, _ in loader():
-            mode.model(images)
-    untouched.check()
+    with untouched(model), pytest.raises(OSError, match=match):
+        with cora_mode(model) as mode:
+            for images, _ in loader():
+                mode.model(images)
     assert mode.report is None
 
 
@@ -301,16 +255,14 @@ class FailingGuard(BrevitasHost):
 
 
 def test_a_guard_that_fails_leaves_the_model_as_it_was(model, batches):
-    untouched = Untouched(model)
-    with pytest.raises(MemoryError):
+    with untouched(model), pytest.raises(MemoryError):
         CoRa(0.1).apply(FailingGuard(model), batches)
-    untouched.check()
 
 
 def test_an_unknown_configuration_is_refused_before_the_model_is_looked_at(model):
     for value in ("bugdet=0.05", {"search": "best"}, 3j):
         for apply in (apply_cora, lambda loader, m, c: cora_mode(m, c)):
-            with pytest.raises(CoRaError):
+            with untouched(model), pytest.raises(CoRaError):
                 apply([], model, value)
 
 
@@ -368,11 +320,9 @@ def test_what_moves_weights_is_refused_beside_adapters(
     ranks = dict.fromkeys(before, 0)
     plain = copy.deepcopy(model.eval())
     apply_cora(batches, model, {"budget": 0.2, "ranks": {**ranks, first: 2}})
-    untouched = Untouched(model)
     match = f"^{first}: carries an adapter.*{name} would change.*remove_cora.*{ORDER}"
-    with pytest.raises(CoRaError, match=match):
+    with untouched(model), pytest.raises(CoRaError, match=match):
         method(batches[:1], model)
-    untouched.check()
     with torch.no_grad():
         model(unseen)
         method(batches[:1], remove_cora(model))
@@ -398,11 +348,9 @@ def test_learned_round_is_refused_beside_adapters(prototypes, batches, form):
     model = copy.deepcopy(prototypes["layerwise"])
     apply_cora(batches, model, {"budget": 0.3, "ranks": {"stem": 2}})
     model = copy.deepcopy(model)
-    untouched = Untouched(model)
     match = f"^stem: carries an adapter.*learned round would change.*{ORDER}"
-    with pytest.raises(CoRaError, match=match):
+    with untouched(model), pytest.raises(CoRaError, match=match):
         apply_learned_round(model, batches[:1], settings)
-    untouched.check()
     apply_learned_round(remove_cora(model), batches[:1], settings)
     apply_cora(batches, model, 0.3)
 
@@ -420,19 +368,15 @@ def saved(prototypes, batches, tmp_path):
 
 def test_a_corrupt_or_foreign_file_leaves_the_model_as_it_was(model, saved, tmp_path):
     content = saved.read_bytes()
-    untouched = Untouched(model)
     for name, spoilt in (("cut", content[:-100]), ("foreign", b"\x89PNG" * 100)):
         (tmp_path / name).write_bytes(spoilt)
-        with pytest.raises(CoRaError, match=name):
+        with untouched(model), pytest.raises(CoRaError, match=name):
             load_cora(tmp_path / name, model)
-        untouched.check()
-    with pytest.raises(FileNotFoundError, match="missing"):
+    with untouched(model), pytest.raises(FileNotFoundError, match="missing"):
         load_cora(tmp_path / "missing", model)
-    untouched.check()
 
 
 def test_adapters_of_another_model_are_refused_by_the_layer(model, tmp_path):
-    untouched = Untouched(model)
     layers = {layer.name: layer for layer in BrevitasHost(model).layers}
     torch.manual_seed(0)
 
@@ -451,9 +395,9 @@ def test_adapters_of_another_model_are_refused_by_the_layer(model, tmp_path):
         ("dilated", adapter(torch.randn(32, 8, 3, 3), depthwise), "groups"),
     ):
         save_adapters(tmp_path / "other", {"stem": right, name: other})
-        with pytest.raises(CoRaError, match=f"^{name}: .*{match}"):
+        match = f"^{name}: .*{match}"
+        with untouched(model), pytest.raises(CoRaError, match=match):
             load_cora(tmp_path / "other", model)
-        untouched.check()
 
 
 def gptq(batches, model):
@@ -483,10 +427,9 @@ def test_adapters_of_another_recipe_are_refused_by_the_layer(
     model = quantize(**options)
     if step is not None:
         step(batches, model)
-    untouched = Untouched(model)
-    with pytest.raises(CoRaError, match=rf"^\w+: the adapter was made for {match}"):
+    match = rf"^\w+: the adapter was made for {match}"
+    with untouched(model), pytest.raises(CoRaError, match=match):
         load_cora(saved, model)
-    untouched.check()
 
 
 def test_adapters_fit_where_activations_and_biases_are_others(quantize, batches, saved):
@@ -507,13 +450,12 @@ def test_the_settings_travel_with_the_adapters(prototypes, saved, tmp_path):
 
 def test_loading_into_a_model_that_has_adapters_is_refused(prototypes, saved):
     model = load_cora(saved, copy.deepcopy(prototypes["layerwise"]))
-    untouched = Untouched(model)
-    with pytest.raises(CoRaError, match="already carries an adapter"):
+    match = "already carries an adapter"
+    with untouched(model), pytest.raises(CoRaError, match=match):
         load_cora(saved, model)
-    untouched.check()
 
 
 def test_a_model_without_adapters_has_nothing_to_save(model, tmp_path):
-    with pytest.raises(CoRaError, match="no adapters to save"):
+    with untouched(model), pytest.raises(CoRaError, match="no adapters to save"):
         save_cora(tmp_path / "none", model)
     assert not list(tmp_path.iterdir())

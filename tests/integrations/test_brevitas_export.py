@@ -26,6 +26,7 @@ from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
 from torch import nn
+from untouched import untouched
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import (
@@ -285,15 +286,8 @@ def test_exporting_does_not_touch_the_model(
     model = copy.deepcopy(prototypes["fx"])
     apply_cora(batches, model, 0.3)
     model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    seen = {n: (type(m), m.training, sorted(vars(m))) for n, m in model.named_modules()}
-    export(model, unseen[:1], tmp_path / "model")
-    assert seen == {
-        n: (type(m), m.training, sorted(vars(m))) for n, m in model.named_modules()
-    }
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with untouched(model):
+        export(model, unseen[:1], tmp_path / "model")
 
 
 @every_format
@@ -302,17 +296,18 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(
 ):
     model, path = prototypes["layerwise"], tmp_path / "model"
     wrong = r"args: the model cannot be run .* \[64, 2, 16, 16\]: .*channels"
-    with pytest.raises(CoRaError, match=wrong):
+    with untouched(model), pytest.raises(CoRaError, match=wrong):
         export(model, unseen[:, :2], path)
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
-    with pytest.raises(CoRaError, match=wrong):
+    with untouched(model), pytest.raises(CoRaError, match=wrong):
         export(model, unseen[:, :2], path)
-    with disk_full(), pytest.raises(OSError):
+    with untouched(model), disk_full(), pytest.raises(OSError):
         export(model, unseen, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    match = "nowhere does not exist"
+    with untouched(model), pytest.raises(FileNotFoundError, match=match):
         export(model, unseen, tmp_path / "nowhere" / "model")
 
 
@@ -351,7 +346,7 @@ def test_what_a_format_cannot_hold_is_refused_by_the_layer(
     data = torch.randn(40, 32).split(10)
     apply_cora(data, model, {"ranks": {"0": 4}, "budget": 1})
     match = f"^0: Brevitas cannot write its weight_quant in this format: .*{why}"
-    with pytest.raises(CoRaError, match=match):
+    with untouched(model), pytest.raises(CoRaError, match=match):
         export(model, data[0], tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
@@ -365,8 +360,9 @@ def test_an_operator_that_onnx_does_not_know_is_refused(tmp_path):
         def forward(self, x):
             return torch.special.bessel_j0(self.layer(x))
 
-    with pytest.raises(CoRaError, match=r"cannot write the model .*bessel_j0"):
-        export_onnx_qcdq(Odd().eval(), torch.randn(2, 32), tmp_path / "model")
+    model, match = Odd().eval(), "cannot write the model .*bessel_j0"
+    with untouched(model), pytest.raises(CoRaError, match=match):
+        export_onnx_qcdq(model, torch.randn(2, 32), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
@@ -384,7 +380,7 @@ def test_a_bias_that_no_integer_can_hold_is_refused_by_the_layer(
         export(model, unseen, tmp_path / "model")
         return
     match = r"^second: its bias .*get_submodule\(\"second\"\)\.bias_quant"
-    with pytest.raises(CoRaError, match=match):
+    with untouched(model), pytest.raises(CoRaError, match=match):
         export(model, unseen, tmp_path / "model")
     assert not list(tmp_path.iterdir())
     model.get_submodule("second").bias_quant.disable_quant = True
@@ -411,8 +407,10 @@ def beyond_float32(model, x):
 @pytest.mark.parametrize("export", [export_onnx_qcdq, export_qonnx])
 def test_a_missing_package_is_named(prototypes, unseen, tmp_path, export, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxoptimizer", None)
-    with pytest.raises(CoRaError, match=r"need onnxoptimizer; .*pip install onnxopt"):
-        export(prototypes["layerwise"], unseen, tmp_path / "model")
+    model = prototypes["layerwise"]
+    match = "need onnxoptimizer; .*pip install onnxopt"
+    with untouched(model), pytest.raises(CoRaError, match=match):
+        export(model, unseen, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
@@ -420,9 +418,11 @@ def test_packed_weights_need_one_package_more(
     prototypes, unseen, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    export_onnx_qcdq(prototypes["layerwise"], unseen, tmp_path / "plain.onnx")
-    with pytest.raises(CoRaError, match=r"need onnx_ir; .*pip install onnx_ir"):
-        export_onnx_qcdq(prototypes["layerwise"], unseen, tmp_path / "x", packed=True)
+    model = prototypes["layerwise"]
+    export_onnx_qcdq(model, unseen, tmp_path / "plain.onnx")
+    match = "need onnx_ir; .*pip install onnx_ir"
+    with untouched(model), pytest.raises(CoRaError, match=match):
+        export_onnx_qcdq(model, unseen, tmp_path / "x", packed=True)
     assert [file.name for file in tmp_path.iterdir()] == ["plain.onnx"]
 
 
@@ -521,8 +521,7 @@ def test_residual_sums_run_in_int8_kernels(prototypes, batches, unseen, tmp_path
 
 @pytest.mark.parametrize("how", [{"opset_version": 17}, {"dynamo": True}])
 def test_options_that_contradict_each_other(prototypes, unseen, tmp_path, how):
-    with pytest.raises(CoRaError, match=f"{next(iter(how))}=.*leave"):
-        export_onnx_qcdq(
-            prototypes["layerwise"], unseen, tmp_path / "m.onnx", packed=True, **how
-        )
+    model, match = prototypes["layerwise"], f"{next(iter(how))}=.*leave"
+    with untouched(model), pytest.raises(CoRaError, match=match):
+        export_onnx_qcdq(model, unseen, tmp_path / "m.onnx", packed=True, **how)
     assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ from nncf.torch import get_config, load_from_config
 from nncf.torch.function_hook import get_hook_storage
 from nncf.torch.quantization.layers import BaseQuantizer, SymmetricQuantizer
 from torch import nn
+from untouched import untouched
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError, steps
 from cora_plugin.adapters import Adapter, Form, Kind
@@ -219,7 +220,7 @@ class TestFlag:
     def test_an_unread_flag_is_refused(self, float_net, dataset):
         flag = parameters(8, backend_params={"cora": {"budget": 0.3}})
         match = r'^backend_params: "cora" .*register\(\) before nncf\.quantize'
-        with pytest.raises(CoRaError, match=match):
+        with untouched(float_net), pytest.raises(CoRaError, match=match):
             nncf.quantize(float_net, dataset, advanced_parameters=flag)
         off = parameters(8, backend_params={"cora": False, "other": 1})
         assert not adapts(off)
@@ -320,10 +321,11 @@ class TestFlag:
     )
     def test_items_that_are_not_images_alone(self, float_net, batches, kind, message):
         data = nncf.Dataset([kind(pair) for pair in batches])
-        with register(), pytest.raises(CoRaError, match=message):
-            nncf.quantize(float_net, data, advanced_parameters=typed(CONFIG, 8))
-        with register(), pytest.raises((TypeError, AttributeError)):
-            nncf.quantize(float_net, data)  # as without us
+        with register(), untouched(float_net):
+            with pytest.raises(CoRaError, match=message):
+                nncf.quantize(float_net, data, advanced_parameters=typed(CONFIG, 8))
+            with pytest.raises((TypeError, AttributeError)):
+                nncf.quantize(float_net, data)  # as without us
 
     def test_images_by_name_and_alone_in_a_tuple(self, float_net, batches):
         images = [images for images, _ in batches]
@@ -333,10 +335,9 @@ class TestFlag:
         assert model.cora_report.images + model.cora_report.held_out == 64
 
     def test_unknown_setting_fails_at_once(self, float_net, dataset):
-        with register(), pytest.raises(CoRaError, match="unknown key 'budgte'"):
-            nncf.quantize(
-                float_net, dataset, advanced_parameters=typed({"budgte": 0.05})
-            )
+        flag, match = typed({"budgte": 0.05}), "unknown key 'budgte'"
+        with register(), untouched(float_net), pytest.raises(CoRaError, match=match):
+            nncf.quantize(float_net, dataset, advanced_parameters=flag)
 
 
 class TestApply:
@@ -377,10 +378,12 @@ class TestApply:
     def test_reference_that_does_not_fit(self, model, unseen, float_net):
         other = copy.deepcopy(float_net)
         other.head.weight.data.neg_()
-        with pytest.raises(CoRaError, match=r"head: the reference.s weight has n"):
-            _ = NNCFHost(model, unseen, other).layers
-        with pytest.raises(CoRaError, match=r"stem: .* no weight .* its stem\.weight"):
-            _ = NNCFHost(model, unseen, {}).layers
+        for reference, match in (
+            (other, r"head: the reference.s weight has n"),
+            ({}, r"stem: .* no weight .* its stem\.weight"),
+        ):
+            with untouched(model), pytest.raises(CoRaError, match=match):
+                _ = NNCFHost(model, unseen, reference).layers
 
     def test_a_correction_that_harms_is_taken_back(self, model, dataset, monkeypatch):
         right = steps.own_shifts
@@ -399,20 +402,25 @@ class TestApply:
         self, model, quantized, dataset, unseen, monkeypatch
     ):
         monkeypatch.setattr(steps, "own_shifts", lambda *a: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with untouched(model), pytest.raises(ZeroDivisionError):
             apply_cora(model, dataset, {**CONFIG, "metric": "qera-exact"})
-        assert list(model.state_dict()) == list(quantized.state_dict())
         assert torch.equal(run(model, unseen), run(quantized, unseen))
 
     def test_algorithm_without_a_dataset(self, model):
-        with pytest.raises(CoRaError, match="needs the calibration dataset"):
+        match = "needs the calibration dataset"
+        with untouched(model), pytest.raises(CoRaError, match=match):
             CoRaAlgorithm(CONFIG).apply(model, None)
 
     @pytest.mark.parametrize("size", [0, -3])
     def test_subset_size(self, model, dataset, size, float_net):
-        with pytest.raises(CoRaError, match=f"subset_size: {size} uses no data"):
+        match = f"subset_size: {size} uses no data"
+        with untouched(model), pytest.raises(CoRaError, match=match):
             apply_cora(model, dataset, subset_size=size)
-        with register(), pytest.raises(nncf.ValidationError, match="must be positive"):
+        with (
+            register(),
+            untouched(float_net),
+            pytest.raises(nncf.ValidationError, match="must be positive"),
+        ):
             nncf.quantize(
                 float_net,
                 dataset,
@@ -421,11 +429,12 @@ class TestApply:
             )
 
     def test_empty_dataset(self, model):
-        with pytest.raises(CoRaError, match="the dataset is empty"):
+        with untouched(model), pytest.raises(CoRaError, match="the dataset is empty"):
             apply_cora(model, nncf.Dataset([]))
 
     def test_items_that_unpack_wrongly(self, model, quantized, batches, unseen):
-        with pytest.raises(CoRaError, match=r"item 0 .*Tensor, Tensor\), and NNCF"):
+        match = r"item 0 .*Tensor, Tensor\), and NNCF"
+        with untouched(model), pytest.raises(CoRaError, match=match):
             apply_cora(model, nncf.Dataset(batches))
         assert torch.equal(run(model, unseen), run(quantized, unseen))
 
@@ -434,7 +443,8 @@ class TestApply:
 
     @pytest.mark.parametrize("seen", [True, False])
     def test_models_of_other_kinds(self, float_net, dataset, seen):
-        with pytest.raises(CoRaError, match=r"was not quantized by NNCF"):
+        match = "was not quantized by NNCF"
+        with untouched(float_net), pytest.raises(CoRaError, match=match):
             apply_cora(float_net, dataset)
         with pytest.raises(CoRaError, match=r"str; .*PyTorch .* only, not OpenVINO"):
             apply_cora("model.xml", dataset)
@@ -446,10 +456,12 @@ class TestBackends:
 
         model = openvino.convert_model(float_net, example_input=unseen)
         data = nncf.Dataset([images.numpy() for images, _ in batches])
+        before = [node.get_friendly_name() for node in model.get_ordered_ops()]
         with register(), pytest.raises(CoRaError, match="OPENVINO backend; supported"):
             nncf.quantize(model, data, advanced_parameters=typed(CONFIG, 8))
         with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
             apply_cora(model, data)
+        assert [node.get_friendly_name() for node in model.get_ordered_ops()] == before
 
     def test_onnx_model(self, float_net, batches, unseen, tmp_path):
         import onnx
@@ -458,17 +470,21 @@ class TestBackends:
         torch.onnx.export(
             float_net, (unseen,), path, dynamo=False, input_names=["input"]
         )
-        data = nncf.Dataset([{"input": unseen.numpy()}])
+        model, data = onnx.load(path), nncf.Dataset([{"input": unseen.numpy()}])
         with register(), pytest.raises(CoRaError, match="ONNX backend; supported"):
-            nncf.quantize(onnx.load(path), data, advanced_parameters=typed(CONFIG, 8))
+            nncf.quantize(model, data, advanced_parameters=typed(CONFIG, 8))
         with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
-            apply_cora(onnx.load(path), data)
+            apply_cora(model, data)
+        assert model == onnx.load(path)
 
     def test_fx_model(self, float_net, dataset, unseen):
         program = torch.export.export(float_net, (unseen[:16],))
-        for model in (program, program.module()):
-            with pytest.raises(CoRaError, match="not OpenVINO, ONNX or TorchFX"):
-                apply_cora(model, dataset)
+        match = "not OpenVINO, ONNX or TorchFX"
+        with untouched(program.graph_module), pytest.raises(CoRaError, match=match):
+            apply_cora(program, dataset)
+        model = program.module()
+        with untouched(model), pytest.raises(CoRaError, match=match):
+            apply_cora(model, dataset)
 
     @pytest.mark.skipif(find_spec("torchao") is None, reason="NNCF's TorchFX needs it")
     @pytest.mark.parametrize(
@@ -476,7 +492,8 @@ class TestBackends:
     )
     def test_fx_model_inside_quantize(self, float_net, dataset, unseen, flag):
         model = torch.export.export(float_net, (unseen[:16],)).module()
-        with register(), pytest.raises(CoRaError, match="TORCH_FX backend; supported"):
+        match = "TORCH_FX backend; supported"
+        with register(), untouched(model), pytest.raises(CoRaError, match=match):
             nncf.quantize(model, dataset, advanced_parameters=flag)
 
 
@@ -496,14 +513,16 @@ class TestBits:
         with pytest.raises(ZeroDivisionError), allow_bits(bits):
             _ = 1 / 0
         assert hardware.get_hw_setup is before
-        with pytest.raises(ValueError, match="HW capabilities"):
+        match = "HW capabilities"
+        with untouched(float_net), pytest.raises(ValueError, match=match):
             nncf.quantize(
                 float_net, dataset, advanced_parameters=parameters(bits, **fields)
             )
 
     def test_refused_bits_name_the_way_out(self, float_net, dataset):
-        with register(), pytest.raises(CoRaError, match=r"num_bits: .*allow_bits\(4\)"):
-            nncf.quantize(float_net, dataset, advanced_parameters=typed(CONFIG))
+        flag, match = typed(CONFIG), r"num_bits: .*allow_bits\(4\)"
+        with register(), untouched(float_net), pytest.raises(CoRaError, match=match):
+            nncf.quantize(float_net, dataset, advanced_parameters=flag)
 
     @pytest.mark.parametrize("bits", [1, 9, 4.0, True])
     def test_impossible_bits(self, bits):
@@ -549,7 +568,12 @@ class TestBits:
             ({"head": 9}, r"layer_bits: head: 9 bits are out of range; use 2 to 8"),
             ([8], r"layer_bits: \[8\] is not a mapping of names to values"),
         ):
-            with register(), allow_bits(4), pytest.raises(CoRaError, match=match):
+            with (
+                register(),
+                allow_bits(4),
+                untouched(float_net),
+                pytest.raises(CoRaError, match=match),
+            ):
                 nncf.quantize(
                     float_net,
                     dataset,
@@ -711,7 +735,8 @@ class TestInsertion:
         for hooks in storage.pre_hooks.values():
             for number in [n for n, h in hooks.items() if isinstance(h, CoRaTap)]:
                 del hooks[number]
-        with pytest.raises(CoRaError, match="its adapter saw no input"):
+        match = "its adapter saw no input"
+        with untouched(model), pytest.raises(CoRaError, match=match):
             run(model, unseen)
 
     def test_a_layer_left_in_float_is_no_layer(self, float_net, dataset, unseen):
@@ -730,7 +755,7 @@ class TestInsertion:
 
     def test_an_output_without_its_input(self, model, unseen):
         host = NNCFHost(model, unseen)
-        with host.observe(lambda *_: None):
+        with untouched(model), host.observe(lambda *_: None):
             hooks = get_hook_storage(model).modules()
             watches = [hook for hook in hooks if hasattr(hook, "tap")]
             assert len(watches) == len(host.layers)
@@ -800,12 +825,14 @@ class TestExtension:
 
 
 def test_recipe_refuses_a_bare_sequential(batches):
-    with pytest.raises(CoRaError, match=r"bare nn\.Sequential"):
-        quantize_ptq(nn.Sequential(nn.Conv2d(3, 4, 1)), batches)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with untouched(net), pytest.raises(CoRaError, match=r"bare nn\.Sequential"):
+        quantize_ptq(net, batches)
 
 
 def test_recipe_refuses_an_unknown_range(float_net, batches):
-    with pytest.raises(CoRaError, match="act_range: 'best' is unknown; use one of"):
+    match = "act_range: 'best' is unknown; use one of"
+    with untouched(float_net), pytest.raises(CoRaError, match=match):
         quantize_ptq(float_net, batches, act_range="best")
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto
 from onnx_files import onnx_output, openvino_output, operators
+from untouched import untouched
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.nncf import (
@@ -223,13 +224,9 @@ def test_onnx_takes_any_batch_size(low, unseen, tmp_path):
 @pytest.mark.parametrize("export", [export_openvino, export_onnx])
 def test_the_model_is_not_touched(export, low, unseen, tmp_path):
     model = copy.deepcopy(low).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     suffix = "xml" if export is export_openvino else "onnx"
-    export(model, unseen[:2], tmp_path / f"net.{suffix}")
-    assert model.training
-    after = model.state_dict()
-    assert list(before) == list(after)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    with untouched(model):
+        export(model, unseen[:2], tmp_path / f"net.{suffix}")
 
 
 @pytest.mark.parametrize("suffix", ["xml", "onnx"])
@@ -240,7 +237,8 @@ def test_what_was_there_survives_a_failure(suffix, low, tmp_path):
         files = [tmp_path / "net.onnx"]
     for file in files:
         file.write_text("old")
-    with pytest.raises(Exception, match=r"expected input.* to have 3 channels"):
+    match = "expected input.* to have 3 channels"
+    with untouched(low), pytest.raises(Exception, match=match):
         export(low, torch.zeros(1, 5, 16, 16), files[0])
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert {file.read_text() for file in files} == {"old"}
@@ -297,7 +295,7 @@ def test_a_full_disk(suffix, low, unseen, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(OSError):
+        with untouched(low), pytest.raises(OSError):
             export(low, unseen[:2], tmp_path / f"net.{suffix}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -306,13 +304,15 @@ def test_a_full_disk(suffix, low, unseen, tmp_path):
 
 def test_missing_packages(low, unseen, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
-    with pytest.raises(CoRaError, match=r"needs onnx_ir.*pip install onnx_ir"):
+    match = "needs onnx_ir.*pip install onnx_ir"
+    with untouched(low), pytest.raises(CoRaError, match=match):
         export_onnx(low, unseen[:2], tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(CoRaError, match=r"needs onnx,.*pip install onnx$"):
+    match = "needs onnx,.*pip install onnx$"
+    with untouched(low), pytest.raises(CoRaError, match=match):
         export_onnx(low, unseen[:2], tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(CoRaError, match=r"pip install openvino"):
+    with untouched(low), pytest.raises(CoRaError, match="pip install openvino"):
         export_openvino(low, unseen[:2], tmp_path / "net.xml")
     assert not list(tmp_path.iterdir())
 
@@ -328,18 +328,19 @@ def test_writes_nothing_but_its_files(suffix, low, unseen, tmp_path):
 
 
 def test_ir_has_an_xml(low, unseen, tmp_path):
-    with pytest.raises(CoRaError, match=r"name the \.xml file"):
+    with untouched(low), pytest.raises(CoRaError, match=r"name the \.xml file"):
         export_openvino(low, unseen[:2], tmp_path / "net.bin")
 
 
 def test_a_missing_folder(low, unseen, tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with untouched(low), pytest.raises(FileNotFoundError, match="does not exist"):
         export_onnx(low, unseen[:2], tmp_path / "none" / "net.onnx")
 
 
 @pytest.mark.parametrize("export", [export_openvino, export_onnx])
 def test_refuses_a_float_model(export, float_net, unseen, tmp_path):
-    with pytest.raises(CoRaError, match="not quantized by NNCF"):
+    match = "not quantized by NNCF"
+    with untouched(float_net), pytest.raises(CoRaError, match=match):
         export(float_net, unseen[:2], tmp_path / "net.xml")
 
 
