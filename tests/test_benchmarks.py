@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import small_recipe
 
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.compare.rows import Row
+from cora_plugin.compare.task import Task
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
@@ -105,16 +107,64 @@ def test_rows_are_those_of_a_comparison(path):
 )
 def test_other_results_say_what_they_are_of(path):
     found = json.loads(path.read_text())
-    if path.stem.startswith("exports"):
-        files = {(row["adapters"], row["format"], row["runtime"]): row for row in found}
-        assert len(files) == len(found)
-        bases = [row for key, row in files.items() if key[:2] == BASE]
-        assert [row["ratio"]["1"] for row in bases] == [1, 1]
-    elif path.stem.startswith("formats"):
-        assert found["model"] in path.stem
-        assert all(f["adapted_bytes"] > f.get("bytes", 0) for f in found["files"])
-    else:
-        assert path.stem.startswith("cost")
-        about = ("model", "toolkit", "float_pass_seconds", "peak_bytes", "passes")
-        stages = sum(passes for name, passes in found.items() if name not in about)
-        assert stages <= found["passes"]
+    kind, network, *_ = path.stem.split("-")
+    CHECKS[kind](found)
+    assert kind != "formats" or found["model"] == network
+
+
+def check_exports(found):
+    files = {(row["adapters"], row["format"], row["runtime"]): row for row in found}
+    assert len(files) == len(found)
+    bases = [row for key, row in files.items() if key[:2] == BASE]
+    assert [row["ratio"]["1"] for row in bases] == [1, 1]
+
+
+def check_formats(found):
+    assert all(f["adapted_bytes"] > f.get("bytes", 0) for f in found["files"])
+
+
+def check_cost(found):
+    about = ("model", "toolkit", "float_pass_seconds", "peak_bytes", "passes")
+    stages = sum(passes for name, passes in found.items() if name not in about)
+    assert 0 < stages <= found["passes"]
+
+
+CHECKS = {"exports": check_exports, "formats": check_formats, "cost": check_cost}
+
+
+SHORT = {
+    "cost": "--toolkit=brevitas --cora=budget=0.3",
+    "exports": "--toolkit=brevitas --budgets=0.3 --formats= --batches=1 --rounds=1",
+    "formats": "--cora=budget=0.3 --images=2",
+    "search": "--toolkit=brevitas --budgets=0.3 --methods=rrr+spectral",
+}
+"""Flags with which the benchmarks of one network take seconds; + stands for a space."""
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_benchmarks_measure_a_small_network(name, monkeypatch, tmp_path):
+    for package in ("brevitas", "onnxruntime", "openvino", "qonnx"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = importlib.import_module(name)
+    inputs = small_recipe.unlabelled(), *small_recipe.images()
+    # The zoo's networks take minutes, and their images are no part of the repository.
+    task = Task("small", small_recipe.net(), *inputs)
+    monkeypatch.setattr(benchmark, "load", lambda _: task)
+    flags = [flag.replace("+", " ") for flag in SHORT[name].split()]
+    path = tmp_path / "measured.json"
+    flags += ["--weight-bits=3", f"--json={path}"]
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *flags])
+    benchmark.main()
+    found = json.loads(path.read_text())
+    if name == "search":
+        kl = {row["method"]: row["kl"] for row in found}
+        assert list(kl) == ["none", "rrr spectral", "8 bits", "8 bits+bc"]
+        assert kl["rrr spectral"] < 0.5 * kl["none"]
+        return
+    CHECKS[name](found)
+    if name == "exports":
+        assert {row["adapters"] for row in found} == {"float", "none", "30%"}
+        assert all(row["agreement"] > 0.9 for row in found)
+    if name == "formats":
+        assert all(file.get("agreement", 1) == 1 for file in found["files"])
