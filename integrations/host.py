@@ -1,12 +1,45 @@
-"""Checks that hosts of torch models share, with their error messages."""
+"""What hosts of torch models share: checks, and how a correction is replaced."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import ModelError
+from cora_plugin.adapters.fingerprint import Fingerprint
+from cora_plugin.integrations.provenance import with_fingerprints
+from cora_plugin.layer import Correction
+
+
+def replace_correction(
+    standing: Correction,
+    correction: Correction,
+    made_for: Mapping[str, Fingerprint],
+    insert: Callable[[Correction], None],
+    remove: Callable[[], None],
+) -> Correction:
+    """Replace a model's correction; if that fails, the one before stays.
+
+    Args:
+        standing: What the model carries.
+        correction: What it is to carry instead.
+        made_for: Fingerprints of the model's layers, which the adapters note.
+        insert: Puts a correction into the model; may fail halfway.
+        remove: Takes out what the model carries, or the half that was put in.
+
+    Returns:
+        What the model carries now.
+    """
+    noted = with_fingerprints(correction, made_for)
+    remove()
+    try:
+        insert(noted)
+    except BaseException:
+        remove()
+        insert(standing)
+        raise
+    return noted
 
 
 def refuse_other_bits(bits: Mapping[str, int] | None) -> None:

@@ -84,6 +84,15 @@ class Export:
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def adapters_export(save: Callable[[Any, nn.Module], None]) -> Export:
+    """The export of the adapters alone, by a host's `save_cora(path, model)`."""
+
+    def write(model: nn.Module, example: Tensor, path: Any) -> None:
+        save(path, model)
+
+    return Export(write, ".safetensors")
+
+
 O = TypeVar("O", bound=Options)  # noqa: E741, the options of one toolkit
 
 

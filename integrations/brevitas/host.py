@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -28,8 +28,12 @@ from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
     quantization_status_manager,
 )
-from cora_plugin.integrations.host import refuse_carriers, refuse_other_bits
-from cora_plugin.integrations.provenance import fingerprints, with_fingerprints
+from cora_plugin.integrations.host import (
+    refuse_carriers,
+    refuse_other_bits,
+    replace_correction,
+)
+from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import Batch, Outputs, run
@@ -172,14 +176,13 @@ class BrevitasHost:
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""
-        noted = with_fingerprints(correction, self._fingerprints)
-        remove_correction(self.model)
-        try:
-            insert_correction(self.model, noted)
-        except BaseException:
-            insert_correction(self.model, self._standing)
-            raise
-        self._standing = noted
+        self._standing = replace_correction(
+            self._standing,
+            correction,
+            self._fingerprints,
+            partial(insert_correction, self.model),
+            partial(remove_correction, self.model),
+        )
         self._requantized.clear()
         for name in correction.weights:
             layer = self._module(name)

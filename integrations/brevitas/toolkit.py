@@ -24,7 +24,13 @@ from cora_plugin.integrations.brevitas.options import (
     QONNXOptions,
 )
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
-from cora_plugin.integrations.toolkit import ADAPTERS, Export, Quantized, Toolkit
+from cora_plugin.integrations.toolkit import (
+    ADAPTERS,
+    Export,
+    Quantized,
+    Toolkit,
+    adapters_export,
+)
 from cora_plugin.report import Report
 
 FREE_BATCH: Mapping[str, Any] = {
@@ -60,11 +66,6 @@ def round_weights(
         ptq_common.apply_qronos(model, calib_loader, act_order=True)
 
 
-def write_adapters(model: nn.Module, example: Tensor, path: Any) -> None:
-    """Write the adapters alone; they need no example."""
-    save_cora(path, model)
-
-
 class BrevitasToolkit(Toolkit[BrevitasOptions]):
     """Brevitas' layerwise PTQ, its weight rounding, its bias correction."""
 
@@ -72,7 +73,7 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     title = "Brevitas"
     options = BrevitasOptions
     exports: ClassVar[Mapping[str, Export]] = {
-        ADAPTERS: Export(write_adapters, ".safetensors"),
+        ADAPTERS: adapters_export(save_cora),
         "onnx_qcdq": Export(
             export_onnx_qcdq,
             ".onnx",

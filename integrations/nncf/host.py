@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.host import Observer
-from cora_plugin.integrations.host import refuse_carriers, refuse_other_bits
+from cora_plugin.integrations.host import (
+    refuse_carriers,
+    refuse_other_bits,
+    replace_correction,
+)
 from cora_plugin.integrations.nncf.fast import fused_quantizers
 from cora_plugin.integrations.nncf.insert import (
     OURS,
@@ -30,7 +34,7 @@ from cora_plugin.integrations.nncf.layers import (
     read_layers,
 )
 from cora_plugin.integrations.nncf.swap import parameter_values
-from cora_plugin.integrations.provenance import fingerprints, with_fingerprints
+from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import Batch, Outputs, run
@@ -197,15 +201,9 @@ class NNCFHost:
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""
-        noted = with_fingerprints(correction, self._fingerprints)
-        self._remove()
-        try:
-            self._insert(noted)
-        except BaseException:
-            self._remove()
-            self._insert(self._standing)
-            raise
-        self._standing = noted
+        self._standing = replace_correction(
+            self._standing, correction, self._fingerprints, self._insert, self._remove
+        )
 
     def _insert(self, correction: Correction) -> None:
         reading = self.reading

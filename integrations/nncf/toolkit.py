@@ -17,13 +17,14 @@ from cora_plugin.integrations.nncf.options import (
     OpenVINOOptions,
 )
 from cora_plugin.integrations.nncf.recipe import quantize_ptq
-from cora_plugin.integrations.toolkit import ADAPTERS, Export, Quantized, Toolkit
+from cora_plugin.integrations.toolkit import (
+    ADAPTERS,
+    Export,
+    Quantized,
+    Toolkit,
+    adapters_export,
+)
 from cora_plugin.report import Report
-
-
-def write_adapters(model: nn.Module, example: Tensor, path: Any) -> None:
-    """Write the adapters alone; they need no example."""
-    save_cora(path, model)
 
 
 class NNCFToolkit(Toolkit[NNCFOptions]):
@@ -33,7 +34,7 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
     title = "NNCF"
     options = NNCFOptions
     exports: ClassVar[Mapping[str, Export]] = {
-        ADAPTERS: Export(write_adapters, ".safetensors"),
+        ADAPTERS: adapters_export(save_cora),
         "onnx": Export(
             export_onnx,
             ".onnx",

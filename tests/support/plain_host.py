@@ -14,12 +14,8 @@ from torch import nn
 from cora_plugin.adapters import Adapter, Branch, Operation
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.quantized import quantize
-from cora_plugin.integrations.host import check_fit, refuse_carriers
-from cora_plugin.integrations.provenance import (
-    check_made_for,
-    fingerprints,
-    with_fingerprints,
-)
+from cora_plugin.integrations.host import check_fit, refuse_carriers, replace_correction
+from cora_plugin.integrations.provenance import check_made_for, fingerprints
 from cora_plugin.integrations.scopes import evaluation, without_gradients
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import run
@@ -209,15 +205,9 @@ class PlainHost:
         }
 
     def correct(self, correction):
-        noted = with_fingerprints(correction, self._made_for)
-        self._remove()
-        try:
-            self._insert(noted)
-        except BaseException:
-            self._remove()
-            self._insert(self._standing)
-            raise
-        self._standing = noted
+        self._standing = replace_correction(
+            self._standing, correction, self._made_for, self._insert, self._remove
+        )
 
     def _insert(self, correction):
         names = {*correction.adapters, *correction.shifts, *correction.weights}
