@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
+
 from zoo.fashion_mnist import fashion_mnist
 from zoo.models import NETWORKS, PREPROCESS
 

@@ -7,9 +7,9 @@ from cora_plugin.fitting.regression import LAST, Regression
 from cora_plugin.fitting.walk import Walk
 
 __all__ = [
+    "LAST",
     "Distillation",
     "Fitted",
-    "LAST",
     "Regression",
     "Walk",
     "alternate",
