@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
+from cora_plugin.adapters.exact import eigenvalues, eigenvectors, exact
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def metric_root(metric: Tensor, damping: float, name: str) -> Root:
     Raises:
         DataError: The metric is not finite or has a negative diagonal.
     """
-    metric = metric.double()
+    metric = exact(metric)
     diagonal = metric if metric.ndim == 2 else metric.diagonal(dim1=-2, dim2=-1)
     if not torch.isfinite(metric).all():
         raise DataError(
@@ -111,7 +112,7 @@ class Weighting:
 
     def apply(self, residual: Tensor) -> Tensor:
         """`L E S` for `E` [g, m/g, k], in float64."""
-        return self.apply_outputs(self.apply_inputs(residual.double()))
+        return self.apply_outputs(self.apply_inputs(exact(residual)))
 
     def apply_inputs(self, residual: Tensor) -> Tensor:
         """`E S`."""
@@ -151,7 +152,7 @@ def removed_error(residual: Tensor, weighting: Weighting) -> Tensor:
         weighted = weighted.mT
     # Eigenvalues of the small Gram matrix are σ² and cost a fraction of an SVD. What
     # squaring loses, σ below 1e-8 of the largest, is far under what a search looks at.
-    values: Tensor = torch.linalg.eigvalsh(weighted @ weighted.mT).clamp_min(0)
+    values = eigenvalues(weighted @ weighted.mT).clamp_min(0)
     return values.sum(0).flip(0)
 
 
@@ -185,16 +186,16 @@ def truncate(
         )
     if not torch.isfinite(residual).all():
         raise ModelError(f"{name}: its residual holds NaN or inf; look at its weights")
-    exact = residual.double()
-    weighted = weighting.apply(exact)  # X = L E S, [g, m/g, k]
+    full_error = exact(residual)
+    weighted = weighting.apply(full_error)  # X = L E S, [g, m/g, k]
     if rows <= columns:
         # X Xᵀ = U Σ² Uᵀ, hence BA = L⁻¹ U_r U_rᵀ L E: S need not be undone at all.
         basis = _leading(weighted @ weighted.mT, rank)  # U_r [g, m/g, r]
-        a = basis.mT @ weighting.apply_outputs(exact)
+        a = basis.mT @ weighting.apply_outputs(full_error)
         return a, weighting.undo_outputs(basis)
     # Xᵀ X = V Σ² Vᵀ, hence BA = E S V_r V_rᵀ S⁻¹: L need not be undone.
     basis = _leading(weighted.mT @ weighted, rank)  # V_r [g, k, r]
-    b = weighting.apply_inputs(exact) @ basis
+    b = weighting.apply_inputs(full_error) @ basis
     size = b.norm(dim=1, keepdim=True)  # [g, 1, r]
     size = torch.where(size == 0, torch.ones_like(size), size)
     return size.mT * weighting.undo_inputs(basis.mT), b / size
@@ -206,8 +207,7 @@ def _leading(gram: Tensor, rank: int) -> Tensor:
     Squaring the singular values mixes only directions whose share of the error is
     below rounding, and a full rank is the whole space however they are mixed.
     """
-    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
-    return vectors.flip(-1)[..., :rank]
+    return eigenvectors(gram).flip(-1)[..., :rank]
 
 
 def weighted_error(residual: Tensor, weighting: Weighting) -> float:

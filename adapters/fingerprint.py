@@ -35,7 +35,7 @@ class Fingerprint:
     @classmethod
     def of(cls, weight: Tensor, bits: float, operation: Operation) -> "Fingerprint":
         """The fingerprint of a dequantized weight [m, n/g, *kernel] or [m, n]."""
-        rows = weight.detach().double().cpu().flatten(1)  # [m, k]
+        rows = weight.detach().cpu().double().flatten(1)  # [m, k]
         largest = rows.abs().amax(1)
         largest = torch.where(largest > 0, largest, torch.ones_like(largest))
         steps = rows / largest[:, None] * 2 ** (bits - 1)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cora_plugin.adapters.exact import exact_device
+
 Padding = tuple[tuple[int, int], ...] | Literal["same"]
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -99,15 +101,17 @@ def patches(
             shorter axis.
         start: Which of these grids: as it counts up, the offset along the last axis
             grows first, then that along the axis before, and so on.
-        dtype: Of the result, by default that of `x`; converting here costs no copy.
+        dtype: Of the result, by default that of `x`; converting here costs no copy. A
+            float64 result is on the CPU where the device of `x` has none.
 
     Returns:
         [g, positions, k] with k = (n/g)·Π kernel, in the order of the flattened weight.
     """
+    home = exact_device(x.device) if dtype is torch.float64 else x.device
     if not operation.dimensions:
         rows = x.reshape(len(x), -1, x.shape[-1])
         every = min(step, rows.shape[1])
-        kept = rows[:, start % every :: every].to(dtype or x.dtype)
+        kept = rows[:, start % every :: every].to(home).to(dtype or x.dtype)
         return kept.reshape(1, -1, x.shape[-1])
     axes = operation.dimensions
     x = operation.pad(x, kernel)
@@ -135,7 +139,7 @@ def patches(
     # Positions stay innermost, [g, n/g, *kernel, N, *positions]: a copy along memory is
     # several times as fast as one across it, and a product takes either transpose.
     order = [1, 2, *range(3 + axes, 3 + 2 * axes), 0, *range(3, 3 + axes)]
-    columns = view.permute(order).to(
+    columns = view.permute(order).to(home).to(
         dtype or x.dtype, memory_format=torch.contiguous_format
     )
     return columns.reshape(groups, per_group * math.prod(kernel), -1).mT

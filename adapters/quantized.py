@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cora_plugin.adapters.exact import exact
+
 FLOAT_BITS = 32
 
 
@@ -54,12 +56,13 @@ def quantize(tensor: Tensor, bits: int, channels: bool = True) -> QuantizedTenso
     if bits == FLOAT_BITS:
         return QuantizedTensor(tensor.float(), None, bits)
     top = 2 ** (bits - 1) - 1
-    largest = tensor.double().flatten(1).abs().amax(1)
+    values = exact(tensor)
+    largest = values.flatten(1).abs().amax(1)
     if not channels:
         largest = largest.amax(0, keepdim=True)
     # The scale of a channel of zeros, or of less than float32 can scale, is arbitrary.
     smallest = top * torch.finfo(torch.float32).smallest_normal
     largest = torch.where(largest < smallest, torch.ones_like(largest), largest)
     scale = (largest / top).float().view(-1, *[1] * (tensor.ndim - 1))
-    values = (tensor.double() / scale.double()).round().clamp(-top, top)
-    return QuantizedTensor(values.to(torch.int8), scale, bits)
+    levels = (values / scale.double()).round().clamp(-top, top)
+    return QuantizedTensor(levels.to(torch.int8), scale, bits)

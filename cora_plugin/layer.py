@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Operation
 from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.form import full_rank, is_depthwise, residual_matrices
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class QuantizedLayer:
     @property
     def residual(self) -> Tensor:
         """`E = W − Wq`, in float64."""
-        return self.weight.double() - self.dequantized.double()
+        return exact(self.weight) - exact(self.dequantized)
 
     @property
     def matrices(self) -> Tensor:

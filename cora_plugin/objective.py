@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
+from cora_plugin.adapters.exact import exact
 from cora_plugin.outputs import Outputs, only
 
 KEY = ("objective",)
@@ -81,11 +82,11 @@ class Objective(Protocol):
 
 def distances(objective: Objective, reference: Outputs, outputs: Outputs) -> Tensor:
     """The distance of each sample, [N], in float64."""
-    exact = (
-        {name: value.double() for name, value in each.items()}
+    pair = (
+        {name: exact(value) for name, value in each.items()}
         for each in (reference, outputs)
     )
-    return objective.distance(*exact)
+    return objective.distance(*pair)
 
 
 def measure(objective: Objective, reference: Outputs, outputs: Outputs) -> Distance:
@@ -137,7 +138,7 @@ class KL:
     def agreement(self, reference: Outputs, outputs: Outputs) -> float:
         """Share of positions with the same first class."""
         same = _logits(reference).argmax(1) == _logits(outputs).argmax(1)
-        return float(same.double().mean())
+        return float(exact(same).mean())
 
 
 @dataclass(frozen=True)

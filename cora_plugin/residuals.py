@@ -6,6 +6,7 @@ from functools import cached_property
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Factors
+from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.factor import Weighting, removed_error, weighted_error
 from cora_plugin.config import CoRaConfig
 from cora_plugin.layer import QuantizedLayer
@@ -97,7 +98,7 @@ class Residuals:
         bits = layer.stored_bits
         macs = 0
         if adapter is not None:
-            left = layer.residual - adapter.merged().double()
+            left = layer.residual - exact(adapter.merged())
             matrices = layer.as_matrices(left)
             after = weighted_error(matrices, self._observed(layer))
             bits += adapter.stored_bits

@@ -7,6 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Factors
+from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.factor import Weighting, weighted_error
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction, QuantizedLayer
@@ -46,7 +47,7 @@ def alternate(
     chosen, weights, dequantized = dict(adapters), {}, {}
     starts = [
         {e.name: adapters[e.name] for e in low_rank},
-        {e.name: _again(e.weight.double(), e, adapters, metrics) for e in low_rank},
+        {e.name: _again(exact(e.weight), e, adapters, metrics) for e in low_rank},
     ]
     progress = tqdm(total=2 * times, desc="alternation", unit="iterate", disable=None)
     for chain in starts:
@@ -88,5 +89,5 @@ def _again(
 
 
 def _error(layer: QuantizedLayer, adapter: Adapter, metric: Weighting) -> float:
-    left = layer.residual - adapter.merged().double()
+    left = layer.residual - exact(adapter.merged())
     return weighted_error(layer.as_matrices(left), metric)

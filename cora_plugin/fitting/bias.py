@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter
+from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.quantized import quantize
 from cora_plugin.budget import MERGED_BITS
 from cora_plugin.fitting.walk import Change, Walk
@@ -31,10 +32,10 @@ def own_shifts(
     for layer in layers:
         left = layer.residual
         if layer.name in adapters:
-            left = left - adapters[layer.name].merged().double()
+            left = left - exact(adapters[layer.name].merged())
         matrices = layer.operation.matrices(left)  # [g, m/g, k]
         shift = matrices @ means[layer.name].unsqueeze(-1)  # [g, m/g, 1]
-        found[layer.name] = shift.flatten().to(layer.weight.dtype)
+        found[layer.name] = shift.flatten().to(layer.weight)
     return found
 
 
@@ -52,8 +53,8 @@ def rounding_shift(layer: QuantizedLayer, adapter: Adapter, mean: Tensor) -> Ten
         adapter: Its adapter.
         mean: `E[u]` [g, k], the layer's mean input.
     """
-    merged = layer.dequantized.double() + adapter.merged().double()
-    error = merged - quantize(merged, MERGED_BITS).dequantize().double()
+    merged = exact(layer.dequantized) + exact(adapter.merged())
+    error = merged - exact(quantize(merged, MERGED_BITS).dequantize())
     matrices = layer.operation.matrices(error)  # [g, m/g, k]
     shift: Tensor = matrices @ mean.to(matrices).unsqueeze(-1)  # [g, m/g, 1]
     return shift.flatten().float()
@@ -79,11 +80,12 @@ class OutputMatch:
         self._layer = layer
         self._whole = whole
         self._float, self._other = (
-            layer.operation.matrices(each.double()).mT
+            layer.operation.matrices(exact(each)).mT
             for each in (layer.weight, weight)
         )  # [g, k, m/g]
         # Sums of y, ŷ, y² and y ŷ a channel.
-        self._sums = torch.zeros(4, len(weight), dtype=torch.float64).to(weight.device)
+        device = exact_device(weight.device)
+        self._sums = torch.zeros(4, len(weight), dtype=torch.float64, device=device)
         self._rows = 0
 
     def update(self, _: int, u: Tensor, v: Tensor) -> None:

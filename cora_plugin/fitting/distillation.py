@@ -31,11 +31,11 @@ class Trained:
         self._layer = layer
         self._adapter = adapter
         tensors = {} if adapter is None else adapter.tensors
+        like = layer.dequantized
         self.factors = {
-            name: stored.dequantize().clone().requires_grad_()
+            name: stored.dequantize().to(like.device, copy=True).requires_grad_()
             for name, stored in tensors.items()
         }
-        like = layer.dequantized
         zero = torch.zeros(len(like), dtype=like.dtype, device=like.device)
         self.shift = (zero if shift is None else shift.clone()).requires_grad_()
 
@@ -48,7 +48,7 @@ class Trained:
         factors = {}
         for name, factor in self.factors.items():
             with torch.no_grad():
-                lost = stored[name].dequantize() - factor
+                lost = stored[name].dequantize().to(factor.device) - factor
             factors[name] = factor + lost
         return layer.dequantized + adapter.product(factors)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Factors
+from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.form import Form
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting.bias import OutputMatch
@@ -35,11 +36,11 @@ class CrossMoments:
     def __init__(self, layer: QuantizedLayer, max_size: int) -> None:
         self._blocks = block_count(layer, max_size)
         groups, size = layer.operation.groups, layer.columns // self._blocks
-        device, exact = layer.weight.device, torch.float64
+        device = exact_device(layer.weight.device)
         shape = (2, groups, self._blocks, size, size)
-        self._sums = torch.zeros(shape, dtype=exact, device=device)
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=device)
         means = (2, groups, layer.columns)
-        self._means = torch.zeros(means, dtype=exact, device=device)
+        self._means = torch.zeros(means, dtype=torch.float64, device=device)
         self.rows = 0
 
     def update(self, u: Tensor, v: Tensor) -> None:
@@ -179,7 +180,7 @@ class _Regression:
         moments, other_half = self._halves
         moments += other_half
         second, cross = moments.covariances
-        arriving = _times(layer, layer.weight.double(), cross)
+        arriving = _times(layer, exact(layer.weight), cross)
         upstream = _upstream_regression(layer, second, arriving, moments.rows, ridge)
         target = layer.residual + upstream
         metric = weighting(layer, second, self._sensitivity, config.damping)
@@ -194,7 +195,7 @@ def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -
     """The ridge with which each half of the images best predicts the other's error."""
     if not one.rows or not other.rows:
         return 1.0
-    weight = layer.weight.double()
+    weight = exact(layer.weight)
     halves = []
     for half in (one, other):
         second, cross = half.covariances
@@ -251,8 +252,8 @@ def _effect(
     layer: QuantizedLayer, added: Tensor, mean: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What an added weight adds to the mean output and its covariance with y, [m]."""
-    matrices = layer.operation.matrices(added.double())
+    matrices = layer.operation.matrices(exact(added))
     change = (matrices @ mean.unsqueeze(-1)).flatten()
     # Cov(W u, D v) = W Cov(u, v) Dᵀ, of which the diagonal is wanted.
-    reached = _times(layer, layer.weight.double(), covariance)
+    reached = _times(layer, exact(layer.weight), covariance)
     return change, (reached * matrices).sum(-1).flatten()

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Branch
+from cora_plugin.adapters.exact import exact
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.statistics.moments import sampled_columns
@@ -216,8 +217,8 @@ def _summed(layer: QuantizedLayer, output: Tensor) -> tuple[Tensor, int]:
     if layer.operation.dimensions:
         # Summed in float32 over the positions of an image: a copy in float64 is slow.
         over = tuple(range(2, output.ndim))
-        return output.sum(over, dtype=torch.float32).double().sum(0), count
-    return output.double().flatten(0, -2).sum(0), count
+        return exact(output.sum(over, dtype=torch.float32)).sum(0), count
+    return exact(output).flatten(0, -2).sum(0), count
 
 
 def _mean(runs: Sequence[_Run]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Factors
+from cora_plugin.adapters.exact import exact
 from cora_plugin.config import ButterworthConfig
 from cora_plugin.outputs import rows
 from cora_plugin.search.candidates import Candidate, Option
@@ -115,7 +116,8 @@ class Descent:
             output = softened(network.run(batch), config.temperature)
             distance = network.objective.distance(target, output).mean()
             cost = (self.cutoff * self._prices).sum()
-            total = distance + penalty(cost, self._allowed, config.gamma)
+            # Cutoffs are a number a layer, and stay on the CPU.
+            total = distance.cpu() + penalty(cost, self._allowed, config.gamma)
             total.backward()
         return {
             "loss": float(total.detach()),
@@ -144,8 +146,8 @@ class Descent:
         return {
             name: replace(
                 self._network.factors(each.layer),
-                a=each.a.detach().double(),
-                b=each.b.detach().double(),
+                a=exact(each.a.detach()),
+                b=exact(each.b.detach()),
             )
             for name, each in self._relaxed.items()
         }

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Factors
+from cora_plugin.adapters.exact import exact
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
@@ -56,7 +57,7 @@ class Network:
     @property
     def brightness(self) -> float:
         """The sum of all images' values, to tell one set of images from another."""
-        return sum(float(image.double().sum()) for image in self._images)
+        return sum(float(exact(image).sum()) for image in self._images)
 
     @contextmanager
     def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:

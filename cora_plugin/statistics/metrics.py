@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cora_plugin.adapters.exact import exact_device
 from cora_plugin.adapters.factor import Weighting, metric_root
 from cora_plugin.config import CoRaConfig
 from cora_plugin.layer import QuantizedLayer
@@ -69,8 +70,8 @@ def weighting(
         if sensitivity is not None:
             outputs = metric_root(sensitivity[:, None], damping, layer.name)
         return Weighting(inputs, outputs)
-    rows = torch.ones(1, layer.weight.shape[0], dtype=torch.float64)
-    rows = rows.to(layer.weight.device)
+    device = exact_device(layer.weight.device)
+    rows = torch.ones(1, len(layer.weight), dtype=torch.float64, device=device)
     inputs = None
     if moment is not None:
         diagonal = moment if moment.ndim == 2 else moment.diagonal(dim1=-2, dim2=-1)

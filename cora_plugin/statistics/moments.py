@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import DataError
+from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.operation import patches
 from cora_plugin.layer import QuantizedLayer
 
@@ -44,7 +45,8 @@ class InputMoments:
             shape = [groups, self._blocks, size, size]
         else:
             shape = [groups, columns]
-        self._sum = torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
+        device = exact_device(layer.weight.device)
+        self._sum = torch.zeros(shape, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, x: Tensor, output: Tensor) -> None:
@@ -96,7 +98,7 @@ class InputMean:
         """Add the quantized input of one run, [N, n, *size] or [N, …, n]."""
         # Unfolding is linear, so one mean image does for the whole batch. The mean of
         # a batch is taken in its own precision: a copy in float64 is slow.
-        image = x.mean(0, keepdim=True).double()
+        image = exact(x.mean(0, keepdim=True))
         columns = patches(image, self._layer.operation, self._layer.kernel)
         self._sum = self._sum + len(x) * columns.mean(1)
         self._images += len(x)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cora_plugin.adapters.errors import DataError
+from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.operation import output_rows
 from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
@@ -31,7 +32,8 @@ class OutputSensitivity:
         self._turn = 0
         outputs, groups = layer.weight.shape[0], layer.operation.groups
         shape = [1, outputs] if layer.depthwise else [groups, *[outputs // groups] * 2]
-        self._sum = torch.zeros(shape, dtype=torch.float64, device=layer.weight.device)
+        device = exact_device(layer.weight.device)
+        self._sum = torch.zeros(shape, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def update(self, gradient: Tensor) -> None:
@@ -43,10 +45,10 @@ class OutputSensitivity:
         self._turn += 1
         scale = total / split.shape[2]
         if self._layer.depthwise:
-            power = split.double().square().sum((0, 2))
+            power = exact(split).square().sum((0, 2))
             self._sum += scale * power.reshape(1, -1)
             return
-        rows = split.transpose(0, 1).flatten(1, 2).double()  # [g, N·p, m/g]
+        rows = exact(split.transpose(0, 1).flatten(1, 2))  # [g, N·p, m/g]
         self._sum += scale * (rows.mT @ rows)
 
     def mean(self, images: int) -> Tensor:
