@@ -91,7 +91,7 @@ def metric_root(metric: Tensor, damping: float, name: str) -> Root:
     pivots = factor.diagonal(dim1=-2, dim2=-1)
     largest = pivots.amax(-1)
     failed = (info > 0) | ~(pivots.amin(-1) > 1e-9 * largest)
-    for index in failed.nonzero().tolist():
+    for index in failed.nonzero().cpu().tolist():
         values, vectors = torch.linalg.eigh(damped[tuple(index)])
         least = max(float(shift[index[0]]), 1e-12 * float(values[-1]))
         half = vectors * values.clamp_min(least).sqrt()

@@ -139,8 +139,10 @@ def patches(
     # Positions stay innermost, [g, n/g, *kernel, N, *positions]: a copy along memory is
     # several times as fast as one across it, and a product takes either transpose.
     order = [1, 2, *range(3 + axes, 3 + 2 * axes), 0, *range(3, 3 + axes)]
-    columns = view.permute(order).to(home).to(
-        dtype or x.dtype, memory_format=torch.contiguous_format
+    columns = (
+        view.permute(order)
+        .to(home)
+        .to(dtype or x.dtype, memory_format=torch.contiguous_format)
     )
     return columns.reshape(groups, per_group * math.prod(kernel), -1).mT
 

@@ -29,7 +29,7 @@ def run(
         ModelError: The model returns no tensor.
     """
     like = next(model.parameters())
-    arguments = _moved(batch, like)
+    arguments = moved(batch, like.device, like.dtype)
     if isinstance(arguments, Tensor):
         answer = model(arguments)
     elif isinstance(arguments, Mapping):
@@ -37,6 +37,47 @@ def run(
     else:
         answer = model(*arguments)
     return named(answer, unpack)
+
+
+def moved(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A model's arguments on another device.
+
+    Args:
+        batch: Tensors, in tuples, lists and mappings.
+        device: Where they go.
+        dtype: What tensors of floats become; None leaves them.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {key: moved(item, device, dtype) for key, item in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(moved(item, device, dtype) for item in batch)
+    return batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model, by its first parameter; one without runs on the CPU."""
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def in_batches(
+    model: nn.Module,
+    images: Tensor,
+    size: int = 32,
+    unpack: Callable[[Any], Any] = lambda value: value,
+) -> Tensor:
+    """Outputs of a model [N, …], run batch by batch on its device.
+
+    Only a batch at a time is there; outputs are on the device of the images.
+    """
+    device = device_of(model)
+    parts = [
+        unpack(model(batch.to(device))).to(images.device)
+        for batch in images.split(size)
+    ]
+    return torch.cat(parts)
 
 
 def named(
@@ -95,14 +136,3 @@ def _leaves(answer: Any, unpack: Callable[[Any], Any], path: tuple[str, ...]) ->
         for index, item in enumerate(value):
             inner = path if len(value) == 1 else (*path, str(index))
             yield from _leaves(item, unpack, inner)
-
-
-def _moved(value: Any, like: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        dtype = like.dtype if value.is_floating_point() else None
-        return value.to(like.device, dtype)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, like) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_moved(item, like) for item in value)
-    return value

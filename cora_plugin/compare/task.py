@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from cora_plugin.compare.rows import Row, judge
+from cora_plugin.outputs import in_batches
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Task:
     @torch.no_grad()
     def float_outputs(self, inputs: Tensor) -> Tensor:
         """Outputs of the float network [N, classes]."""
-        return torch.cat([self.net(batch) for batch in inputs.split(32)])
+        return in_batches(self.net, inputs)
 
     @cached_property
     def reference(self) -> Tensor:

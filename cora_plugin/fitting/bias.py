@@ -80,8 +80,7 @@ class OutputMatch:
         self._layer = layer
         self._whole = whole
         self._float, self._other = (
-            layer.operation.matrices(exact(each)).mT
-            for each in (layer.weight, weight)
+            layer.operation.matrices(exact(each)).mT for each in (layer.weight, weight)
         )  # [g, k, m/g]
         # Sums of y, ŷ, y² and y ŷ a channel.
         device = exact_device(weight.device)

@@ -26,6 +26,10 @@ from cora_plugin.integrations.brevitas.insert import in_int8
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.scopes import replaced
+from cora_plugin.outputs import moved
+
+_CPU = torch.device("cpu")
+"""Where models are traced: files are the same from any device."""
 
 # The dynamo exporter rejects quantized biases.
 _TORCHSCRIPT = {"dynamo": False, "keep_initializers_as_inputs": False}
@@ -75,6 +79,7 @@ def export_onnx_qcdq(
                 f"{option}={value}: packed weights and int8 kernels are written for "
                 f"opset 21 from a traced graph; leave {option} out"
             )
+    args = moved(args, _CPU)
     ready = _ready(model, args, integer_biases=True)
     rounding = in_int8(ready, int8_kernels)
     manager = private.onnx_qcdq_manager()
@@ -104,6 +109,7 @@ def export_qonnx(
     _check_onnx()
     from brevitas.export import export_qonnx as export
 
+    args = moved(args, _CPU)
     ready = _ready(model, args, integer_biases=False)
     in_int8(ready, False)
     manager = private.qonnx_manager()
@@ -126,6 +132,7 @@ def export_torch_qcdq(
     """
     from brevitas.export import export_torch_qcdq as export
 
+    args = moved(args, _CPU)
     ready = _ready(model, args, integer_biases=True)
     in_int8(ready, False)
     manager = private.torch_qcdq_manager()
@@ -160,8 +167,8 @@ def _check_onnx(*more: str) -> None:
 
 @torch.no_grad()
 def _ready(model: nn.Module, args: Tensor, integer_biases: bool) -> nn.Module:
-    """A copy of the model that has been seen to run with these arguments."""
-    copied = copy.deepcopy(model).eval()
+    """A copy on the CPU that has been seen to run with these arguments."""
+    copied = copy.deepcopy(model).cpu().eval()
     with ExitStack() as stack:
         for name, layer in copied.named_modules():
             quantized = isinstance(layer, private.QuantWeightBiasInputOutputLayer)

@@ -5,6 +5,7 @@ its own; with a static scale they fit into one tensor, and the gradient into one
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,11 +36,13 @@ def fused_activations(model: nn.Module) -> Iterator[tuple[nn.Module, Quantize]]:
 
 def _fused(quantizer: Any) -> Quantize | None:
     """A faster form that agrees with a quantizer, or None if there is none."""
-    zeros = torch.zeros(1, 1, 1, 1)
+    held = next(chain(quantizer.parameters(), quantizer.buffers()), torch.zeros(()))
+    device = held.device
+    zeros = torch.zeros(1, 1, 1, 1, device=device)
     try:
         _, scale, zero_point, bit_width = quantizer(zeros)
         span = float(scale) * 2 ** float(bit_width)
-        probe = torch.linspace(-span, span, 1023).reshape(1, 1, 1, -1)
+        probe = torch.linspace(-span, span, 1023, device=device).reshape(1, 1, 1, -1)
         expected, other_scale, other_zero_point, _ = quantizer(probe)
     except (RuntimeError, ValueError):
         return None  # a scale a channel, or one for an input of another shape
@@ -48,8 +51,10 @@ def _fused(quantizer: Any) -> Quantize | None:
     if not torch.equal(zero_point, other_zero_point):
         return None
     low, high = private.integer_range(quantizer, bit_width)
-    step, offset = float(scale), float(zero_point)
-    bounds = [step * (edge - offset) for edge in (low - 0.5, high + 0.5)]
+    offset = float(zero_point)
+    bounds = [float(scale) * (edge - offset) for edge in (low - 0.5, high + 0.5)]
+    # A GPU divides by a number as it multiplies by its reciprocal, an ulp off.
+    step = float(scale) if device.type == "cpu" else scale
 
     def rounded(x: Tensor) -> Tensor:
         y = x / step

@@ -216,7 +216,7 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
         layer.cora = branch
         watch_rounding(name, layer)
         layer.register_buffer("cora_shift", shift)
-        layer.cora_float_weight = None
+        layer.register_buffer("cora_float_weight", None, persistent=False)
         if weight is not None:
             layer.cora_float_weight = layer.weight.detach().clone()
             layer.weight.data.copy_(weight)

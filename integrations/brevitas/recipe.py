@@ -15,6 +15,7 @@ from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
 from cora_plugin.layer import by_layer
+from cora_plugin.outputs import device_of, in_batches
 
 ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
 """How activation ranges are found, and what Brevitas calls it."""
@@ -83,6 +84,7 @@ def quantize_ptq(
     def act_bit_width(module: nn.Module) -> int:
         return first_last_bits if ends(module) else act_bits
 
+    device = device_of(model)
     prepared = preprocess_for_quantize(
         copy.deepcopy(model).eval(),
         equalize_iters=equalize_iters,
@@ -97,7 +99,7 @@ def quantize_ptq(
         """What becomes of each kind of layer."""
         return private.layer_map(
             dtype=torch.float32,
-            device="cpu",
+            device=device,
             # Brevitas' exporters refuse the 32-bit bias of a channel that batch norm
             # has scaled to almost nothing: its steps are more than float32 can count.
             bias_bit_width=None,
@@ -131,7 +133,7 @@ def quantize_ptq(
             "calibration data: the loader is empty; pass a few dozen images"
         )
     with torch.no_grad():
-        quantized(first[0])  # initialises the activation scales
+        quantized(first[0].to(device))  # initialises the activation scales
     calibrate(calib_loader, quantized)
     return quantized.eval()
 
@@ -140,5 +142,5 @@ def quantize_ptq(
 def logits(model: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     """Outputs of a quantized model [N, classes] in Brevitas' inference mode."""
     with quant_inference_mode(model.eval(), cache_quant_weight=True):
-        model(images[:1])  # caches scales and weights
-        return torch.cat([unpack(model(batch)) for batch in images.split(batch_size)])
+        in_batches(model, images[:1], 1, unpack)  # caches scales and weights
+        return in_batches(model, images, batch_size, unpack)

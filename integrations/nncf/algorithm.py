@@ -30,6 +30,7 @@ from cora_plugin.integrations.nncf.insert import (
 from cora_plugin.integrations.nncf.layers import Reference, check_model
 from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.integrations.provenance import check_made_for
+from cora_plugin.outputs import device_of
 from cora_plugin.report import Report
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def apply_cora(
     if not bias_correction:
         config = replace(config, bias_correction="off")
     check_model(model)
-    load_extension()
+    load_extension(device_of(model))
     batches = islice(_batches(dataset), subset_size)
     first = next(batches, None)
     if first is None:

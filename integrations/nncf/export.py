@@ -26,6 +26,10 @@ from cora_plugin.integrations.nncf.layers import check_model
 from cora_plugin.integrations.nncf.private import get_hook_storage
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.required import require
+from cora_plugin.outputs import device_of, moved
+
+_CPU = torch.device("cpu")
+"""Where models are traced for files: they are the same from any device."""
 
 
 def export_openvino(
@@ -75,9 +79,10 @@ def export_openvino(
                 export_onnx(model, example_input, traced, int8_kernels=True)
                 converted = openvino.convert_model(traced)
         else:
-            copied = _with_own_levels(_copy(model))
+            copied = _with_own_levels(_copy(model).cpu())
             in_int8(copied, False)
-            converted = openvino.convert_model(copied, example_input=example_input)
+            example = moved(example_input, _CPU)
+            converted = openvino.convert_model(copied, example_input=example)
             divide_factors(converted)
         written = Path(xml).with_suffix(".bin")
         try:
@@ -124,12 +129,12 @@ def export_onnx(
     from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
 
-    copied = _copy(model)
+    copied = _copy(model).cpu()
     rounding = in_int8(copied, int8_kernels)
     with whole_file(path) as temporary, _quiet_tracing():
         torch.onnx.export(
             copied,
-            (example_input,),
+            (moved(example_input, _CPU),),
             temporary,
             dynamo=False,
             opset_version=TRACED_OPSET,
@@ -160,7 +165,8 @@ def export_program(
 ) -> torch.export.ExportedProgram:
     """Run `torch.export` on a model, adapters included."""
     with torch.no_grad():
-        return torch.export.export(exportable(model), (example_input,))
+        example = moved(example_input, device_of(model))
+        return torch.export.export(exportable(model), (example,))
 
 
 class StaticQuantizer(nn.Module):

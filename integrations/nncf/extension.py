@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nncf
+import torch
 import torch.utils.cpp_extension as cpp_extension
 
 from cora_plugin.adapters.errors import CoRaError
@@ -18,33 +20,41 @@ STALE = 900.0
 """Age of a build's lock, in seconds, at which nobody can be at work behind it."""
 
 
-def load_extension() -> None:
+def load_extension(device: torch.device = private.CPU) -> None:
     """Load what NNCF would load at its first quantizer, compiling it if need be.
 
     The compilation takes over a minute, more than NNCF allows itself; a limit that is
-    set in the environment is respected.
+    set in the environment is respected. Where CUDA's cannot be compiled, for want of
+    `nvcc`, NNCF's operations in plain torch take its place.
+
+    Args:
+        device: Where the model is.
 
     Raises:
         CoRaError: An interrupted build has left its lock, which torch would wait for
             without end.
     """
-    if private.is_loaded():
+    if private.is_loaded(device):
         return
-    folder = private.build_folder()
+    folder = private.build_folder(device)
     # Elsewhere torch's lock is the kernel's, which ends with its holder.
     if hasattr(cpp_extension, "FileBaton"):
         await_lock(folder / "lock")
-    if not is_compiled():
+    if not is_compiled(device):
         log.warning(
             "NNCF compiles its C++ extension, once, into %s: a minute or two", folder
         )
     with _no_time_limit():
-        private.load()
+        try:
+            private.load(device)
+        except nncf.InstallationError as error:
+            log.warning("%s\nIts operations in plain torch are used: slower.", error)
+            private.load_reference(device)
 
 
-def is_compiled() -> bool:
+def is_compiled(device: torch.device = private.CPU) -> bool:
     """Whether an earlier run has left the compiled extension on this machine."""
-    return any(private.build_folder().glob("*.so"))
+    return any(private.build_folder(device).glob("*.so"))
 
 
 def await_lock(lock: Path, stale: float = STALE, pause: float = 1.0) -> None:

@@ -73,7 +73,8 @@ def _fused(low: Tensor, span: Tensor, levels: int) -> Quantize:
     below = torch.nextafter(low, torch.full_like(low, -torch.inf))
     above = torch.nextafter(high, torch.full_like(high, torch.inf))
     numbers: Any = (low, high, steps, zero_point, below, above)
-    if low.numel() == 1:
+    # A GPU divides by a number as it multiplies by its reciprocal, an ulp off.
+    if low.numel() == 1 and low.device.type == "cpu":
         numbers = map(float, numbers)
     lowest, highest, steps, zero_point, below, above = numbers
 

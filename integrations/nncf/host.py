@@ -37,7 +37,7 @@ from cora_plugin.integrations.nncf.swap import parameter_values
 from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, QuantizedLayer
-from cora_plugin.outputs import Batch, Outputs, run
+from cora_plugin.outputs import Batch, Outputs, device_of, moved, run
 
 WEIGHT_PORT = 1
 """The weight's place among the arguments of every operation that carries adapters."""
@@ -69,7 +69,7 @@ class NNCFHost:
         check_model(model)
         refuse_carriers(adapted(model))
         self.model = model
-        self._example = example_input
+        self._example = moved(example_input, device_of(model))
         self._reference = reference
         self._changed_biases: dict[str, Tensor] = {}
         self._standing = Correction()

@@ -17,6 +17,7 @@ from typing import Any
 import nncf.common.hardware.config as hardware
 import nncf.quantization.algorithms.post_training.algorithm as post_training
 import nncf.torch.function_hook.quantization.quantize_model as torch_backend
+import torch
 
 # extension.py: the variable that limits the time of a compilation. Seen in 3.4.0.
 from nncf.torch.extensions import EXTENSION_LOAD_TIMEOUT_ENV_VAR
@@ -41,7 +42,10 @@ from nncf.torch.layer_utils import StatefulModuleInterface
 
 # layers.py, layer_bits.py: the parameter that an operation takes. Seen in 3.4.0.
 from nncf.torch.model_graph_manager import get_const_data_on_port, get_const_node
-from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
+from nncf.torch.quantization.extensions import (
+    QuantizedFunctionsCPU,
+    QuantizedFunctionsCUDA,
+)
 
 # insert.py: the settings of a factor's quantizer. Seen in 3.4.0.
 from nncf.torch.quantization.layers import PTQuantizerSpec
@@ -49,6 +53,7 @@ from nncf.torch.quantization.layers import PTQuantizerSpec
 # fast.py: the range of an asymmetric quantizer, moved so that zero is a level, and what
 # pooling with indices returns, taken apart and put together. Seen in 3.4.0.
 from nncf.torch.quantization.quantize_functions import TuneRange
+from nncf.torch.quantization.reference import ReferenceQuantizedFunctions
 from nncf.torch.return_types import (
     maybe_get_values_from_torch_return_type,
     maybe_wrap_to_torch_return_type,
@@ -203,25 +208,45 @@ def hooks_of(model: nn.Module, place: str, node: str, port: int) -> list[nn.Modu
     return [*hooks[key].children()] if key in hooks else []
 
 
-# The C++ extension
+# The C++ extensions, one for the CPU and one for CUDA
+
+CPU = torch.device("cpu")
 
 
-def is_loaded() -> bool:
-    """Whether the extension is in memory: nothing to wait for then.
+def _functions(device: torch.device) -> Any:
+    """`QuantizedFunctionsCUDA` of 3.4.0 has neither attribute where there is no GPU."""
+    return QuantizedFunctionsCUDA if device.type == "cuda" else QuantizedFunctionsCPU
+
+
+def is_loaded(device: torch.device = CPU) -> bool:
+    """Whether a device's extension is in memory: nothing to wait for then.
 
     `QuantizedFunctionsCPU._loaded_namespace` of 3.4.0, None before.
     """
-    return QuantizedFunctionsCPU._loaded_namespace is not None
+    return _functions(device)._loaded_namespace is not None
 
 
-def load() -> None:
-    """Load the extension, compiling it if need be. `get` of 3.4.0, by a function."""
-    QuantizedFunctionsCPU.get("Quantize_forward")
+def load(device: torch.device = CPU) -> None:
+    """Load an extension, compiling it if need be. `get` of 3.4.0, by a function.
+
+    Raises:
+        nncf.InstallationError: CUDA's cannot be compiled here.
+    """
+    _functions(device).get("Quantize_forward")
 
 
-def build_folder() -> Path:
-    """Where the extension is compiled: its lock is awaited there, its file looked for.
+def load_reference(device: torch.device) -> None:
+    """Use NNCF's own operations in plain torch in an extension's place.
+
+    What NNCF does itself where the CPU's cannot be compiled. `_loaded_namespace` and
+    `ReferenceQuantizedFunctions` of 3.4.0.
+    """
+    _functions(device)._loaded_namespace = ReferenceQuantizedFunctions
+
+
+def build_folder(device: torch.device = CPU) -> Path:
+    """Where an extension is compiled: its lock is awaited there, its file looked for.
 
     `QuantizedFunctionsCPU._loader.get_build_dir` of 3.4.0.
     """
-    return Path(QuantizedFunctionsCPU._loader.get_build_dir())
+    return Path(_functions(device)._loader.get_build_dir())

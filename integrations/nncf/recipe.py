@@ -22,6 +22,7 @@ from cora_plugin.integrations.nncf.bits import allow_bits, check_bits
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
+from cora_plugin.outputs import device_of
 
 ACTIVATION_RANGES = {
     "default": RangeEstimatorParameters(),
@@ -82,7 +83,8 @@ def quantize_ptq(
             "the model is a bare nn.Sequential, which would call the module that NNCF "
             "adds to it as a layer; wrap it in a module of your own"
         )
-    load_extension()
+    device = device_of(model)
+    load_extension(device)
     parameters = CoRaQuantizationParameters(
         cora=cora,
         first_last_bits=first_last_bits,
@@ -99,7 +101,7 @@ def quantize_ptq(
         ),
         overflow_fix=nncf.OverflowFix.DISABLE,
     )
-    dataset = nncf.Dataset(calib_loader, _images)
+    dataset = nncf.Dataset(calib_loader, lambda item: _images(item).to(device))
     with allow_bits(weight_bits, act_bits):
         quantized: nn.Module = nncf.quantize(
             model,

@@ -22,6 +22,7 @@ from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
 from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
+from cora_plugin.outputs import device_of
 
 
 @dataclass
@@ -201,7 +202,7 @@ class CoRaPipeline(Pipeline):
                 f"cora: the model is of NNCF's {backend.name} backend; supported is "
                 "TORCH: quantize the torch.nn.Module and export it afterwards"
             )
-        load_extension()
+        load_extension(device_of(model.model))
         for algorithm in (a for step in self.pipeline_steps for a in step):
             # NNCF hands no dataset to `apply`.
             if isinstance(algorithm, CoRaAlgorithm):

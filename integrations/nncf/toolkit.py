@@ -24,6 +24,7 @@ from cora_plugin.integrations.toolkit import (
     Toolkit,
     adapters_export,
 )
+from cora_plugin.outputs import in_batches
 from cora_plugin.report import Report
 
 
@@ -97,7 +98,7 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
     @torch.no_grad()
     def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
         """Outputs of the model."""
-        return torch.cat([model(batch) for batch in images.split(32)])
+        return in_batches(model, images)
 
 
 def _quantized(

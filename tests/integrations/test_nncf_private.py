@@ -47,9 +47,15 @@ NAMES = {
     ("nncf.torch.quantization.extensions", "QuantizedFunctionsCPU"): (
         "loading the extension without waiting in vain"
     ),
+    ("nncf.torch.quantization.extensions", "QuantizedFunctionsCUDA"): (
+        "loading the extension of a GPU"
+    ),
     ("nncf.torch.quantization.layers", "PTQuantizerSpec"): "storing adapters",
     ("nncf.torch.quantization.quantize_functions", "TuneRange"): (
         "quantizing activations faster"
+    ),
+    ("nncf.torch.quantization.reference", "ReferenceQuantizedFunctions"): (
+        "models on a GPU where no CUDA compiler is installed"
     ),
     ("nncf.torch.return_types", "maybe_get_values_from_torch_return_type"): (
         "quantizing activations faster"

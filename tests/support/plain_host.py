@@ -223,7 +223,8 @@ class PlainHost:
             )
         for name, adapter in correction.adapters.items():
             self._plain[name].adapter = adapter
-            self._plain[name].branch = Branch(adapter, layers[name].operation)
+            branch = Branch(adapter, layers[name].operation)
+            self._plain[name].branch = branch.to(layers[name].weight.device)
         for name, shift in correction.shifts.items():
             self._plain[name].shift = shift
         for name, value in self.quantize(correction.weights).items():
