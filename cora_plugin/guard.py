@@ -17,7 +17,7 @@ from cora_plugin.outputs import Batch, Outputs, joined
 log = logging.getLogger(__name__)
 
 CLEAR = 2.0
-"""A difference of so many standard errors needs no further images."""
+"""A difference of so many standard errors is beyond what chance explains."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Guard:
             host.correct(correction)
             after, each = self._jury()
             pairs, more = each - self._each, None
-            if self._reserve is not None and not _clear(pairs):
+            if self._reserve is not None and _in_doubt(pairs, doubt):
                 _, more = self._reserve()
                 pairs = torch.cat([pairs, more - self._kept_on(self._reserve)])
                 host.correct(correction)
@@ -251,7 +251,14 @@ def standard_error(differences: Tensor) -> float | None:
     return float(differences.std() / len(differences) ** 0.5)
 
 
-def _clear(pairs: Tensor) -> bool:
-    """Whether a difference [N] is beyond what chance explains, or there is none."""
-    error = standard_error(pairs)
-    return error is None or abs(float(pairs.mean())) >= CLEAR * error
+def _in_doubt(pairs: Tensor, doubt: float) -> bool:
+    """Whether further images might turn the verdict on differences [N].
+
+    So they might where the mean is within what chance explains, and on the side that
+    speaks for the verdict that chance is more likely to have made: worse for a step
+    that has the benefit of the doubt, better for one that has to prove itself.
+    """
+    error, mean = standard_error(pairs), float(pairs.mean())
+    if error is None or abs(mean) >= CLEAR * error:
+        return False
+    return mean > 0 if doubt > 0 else mean < 0

@@ -92,15 +92,20 @@ def test_images_in_reserve_judge_what_is_in_doubt():
     shift = Correction(shifts={layer.name: 1e-3 * torch.eye(len(layer.weight))[0]})
     pairs = each(host, data, shift) - each(host, data, Correction())
     order = pairs.argsort()
-    for few, doubtful in ((order[:2], False), (order[[0, -1]], True)):
-        assert (pairs[few].prod() < 0) == doubtful
+    spread = order[[0, -1]]
+    worse = float(pairs[spread].mean()) > 0
+    for few, doubt, doubtful in (
+        (order[:2], 0.0, False),
+        (spread, 1.0, worse),
+        (spread, 0.0, not worse),
+    ):
         host.correct(Correction())
         rest = data[order[2:-1]].split(16)
         guard = Guard(host, (data[few],), KL(), rest)
-        kept = guard.step("a shift", shift)
+        kept = guard.step("a shift", shift, doubt)
         (step,) = guard.steps
         judged_by = torch.cat([few, order[2:-1]]) if doubtful else few
         assert step.images == len(judged_by)
         expected = float(pairs[judged_by].mean())
         assert step.difference == pytest.approx(expected, rel=1e-3)
-        assert kept == (expected < 0) == bool(host.shifts)
+        assert kept == (expected < doubt * step.error) == bool(host.shifts)

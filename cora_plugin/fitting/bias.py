@@ -75,7 +75,7 @@ class OutputMatch:
     """
 
     def __init__(
-        self, layer: QuantizedLayer, weight: Tensor, whole: bool = False
+        self, layer: QuantizedLayer, weight: Tensor, whole: float = 0.0
     ) -> None:
         self._layer = layer
         self._whole = whole
@@ -107,7 +107,8 @@ class OutputMatch:
             other: `E[ŷ]`, [m], likewise.
             covariance: What a new weight adds to `Cov(y, ŷ)`, [m].
         """
-        gain = 1.0 if self._whole else self._gain(covariance)
+        gain = self._gain(covariance)
+        gain = gain + self._whole * (1 - gain)
         shift: Tensor = (gain * mean - other).to(self._layer.weight)
         return shift
 
