@@ -26,7 +26,8 @@ def exact(tensor: Tensor) -> Tensor:
 
 def eigenvalues(matrix: Tensor) -> Tensor:
     """`torch.linalg.eigvalsh` of [..., n, n], where that is fast, put back again."""
-    return torch.linalg.eigvalsh(_near(matrix)).to(matrix.device)
+    values: Tensor = torch.linalg.eigvalsh(_near(matrix))
+    return values.to(matrix.device)
 
 
 def eigenvectors(matrix: Tensor) -> Tensor:
