@@ -1,7 +1,7 @@
 """The benchmarks' networks with the images that calibrate and test them."""
 
 import torch
-from zoo import MODELS, PREPROCESS, fashion_mnist, images, photos, split
+from zoo import MODELS, NETWORKS, PREPROCESS, fashion_mnist, images, photos, split
 
 from cora_plugin.compare.task import Task
 
@@ -13,7 +13,7 @@ def load(name: str) -> Task:
     prepare, net = PREPROCESS[name], MODELS[name]()
     # Convolutions on the CPU are up to twice as fast with channels last.
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if name == "fashion":
+    if name in NETWORKS:
         train, _ = fashion_mnist("train")
         test, labels = fashion_mnist("test")
         return Task(

@@ -46,6 +46,7 @@ class Step:
         after: Distance,
         pairs: Tensor,
         doubt: float = 0.0,
+        least: float = 0.0,
     ) -> "Step":
         """Judge a step by its differences image by image.
 
@@ -59,6 +60,7 @@ class Step:
             doubt: By how many standard errors it may seem worse and still be kept. A
                 step that is right by construction has the benefit of the doubt; one
                 below 0 must be better by so many.
+            least: The share of the distance that it must take away, too.
         """
         error = standard_error(pairs)
         difference = float(pairs.mean())
@@ -66,6 +68,8 @@ class Step:
             difference = after.value - before.value
             difference = difference if difference == difference else 0.0  # inf - inf
         limit = doubt * (error or 0.0)
+        if least:  # Not 0 times an infinite distance.
+            limit -= least * before.value
         kept = difference <= limit if doubt > 0 else difference < limit
         return cls(name, before, after, kept, difference, error, len(pairs))
 
@@ -179,13 +183,20 @@ class Guard:
         yield
         self._host.correct(self.kept)
 
-    def step(self, name: str, correction: Correction, doubt: float = 0.0) -> bool:
+    def step(
+        self,
+        name: str,
+        correction: Correction,
+        doubt: float = 0.0,
+        least: float = 0.0,
+    ) -> bool:
         """Replace the present correction, if the new one is better.
 
         Args:
             name: What the report calls it.
             correction: The whole correction, with what is kept of those before.
             doubt: As for `Step.of`.
+            least: Likewise.
 
         Returns:
             Whether it was kept. If anything fails, the model carries no correction.
@@ -199,7 +210,7 @@ class Guard:
                 _, more = self._reserve()
                 pairs = torch.cat([pairs, more - self._kept_on(self._reserve)])
                 host.correct(correction)
-            step = Step.of(name, self.now, after, pairs, doubt)
+            step = Step.of(name, self.now, after, pairs, doubt, least)
             if not step.kept:
                 host.correct(self.kept)
         except BaseException:

@@ -59,6 +59,14 @@ class LayerReport:
     error_after: float
     spectrum: tuple[float, ...] = ()
 
+    @property
+    def raised(self) -> bool:
+        """Whether the adapter raises the layer's own error.
+
+        A regression may, to lower the error that arrives from the layers before.
+        """
+        return self.error_after > self.error_before
+
 
 @dataclass(frozen=True)
 class SweepPoint:
@@ -185,13 +193,18 @@ class Report(Judged, Stored, Spent, Effort):
                 f"{row.parameters:,}",
                 f"{row.bits:.2f}",
                 f"{row.error_before:.3g}",
-                f"{row.error_after:.3g}",
+                f"{row.error_after:.3g}{'*' if row.raised else ''}",
             )
         return table
 
     def _summary(self) -> list[str]:
         unit = self.after.title
         lines = [f"left alone: {name}: {why}" for name, why in self.skipped.items()]
+        if any(row.raised for row in self.layers):
+            lines.append(
+                "* higher than without the adapter, which lowers the error that arrives "
+                "from the layers before, too"
+            )
         for step in self.steps:
             verdict = "kept" if step.kept else "rolled back: it did not help"
             lines.append(

@@ -257,3 +257,16 @@ def test_a_report_is_plain_values_and_reads_well(tmp_path):
     assert f"{report.equivalent_bits:.3f} bits a weight" in text
     with pytest.raises(FileNotFoundError, match="does not exist"):
         report.to_json(tmp_path / "nowhere" / "report.json")
+
+
+def test_the_report_marks_layers_whose_own_error_was_raised():
+    report = CoRa({"budget": 0.2}).apply(PlainHost(net()), batches())
+    note = "higher than without the adapter"
+    lowered = [
+        dataclasses.replace(e, error_after=e.error_before / 2) for e in report.layers
+    ]
+    assert note not in str(dataclasses.replace(report, layers=tuple(lowered)))
+    raised = dataclasses.replace(lowered[0], error_after=7.0, error_before=1.0)
+    layers = (raised, *lowered[1:])
+    text = str(dataclasses.replace(report, layers=layers))
+    assert note in text and "7*" in text

@@ -52,6 +52,13 @@ def test_the_benefit_of_the_doubt_is_in_standard_errors():
     assert not judged(better, -1).kept
 
 
+def test_a_step_may_have_to_take_a_share_of_the_distance_away():
+    some = Distance(2.0, None)
+    for gain, kept in ((0.39, False), (0.41, True)):
+        pairs = torch.full((4,), -gain).double()
+        assert Step.of("a step", some, some, pairs, -1, least=0.2).kept == kept
+
+
 def test_without_an_error_the_mean_decides_and_a_tie_is_enough_in_doubt():
     for doubt in (1, 0, -1):
         assert judged([-0.1], doubt).kept

@@ -9,14 +9,17 @@
   ReLU6; 4.65 M parameters.
 * squeezenet: SqueezeNet 1.1, ImageNet; convolutions with bias, no batch norm; 1.24 M.
 * fashion: ResNet-20, trained by this project on Fashion-MNIST; 0.27 M.
+* mobilenet: MobileNetV2 at width 0.5, trained by `zoo.train` on Fashion-MNIST; batch
+  norms whose scales differ widely; 0.72 M.
 """
 
 from zoo.fashion_mnist import fashion_mnist
-from zoo.models import MODELS, PREPROCESS
+from zoo.models import MODELS, NETWORKS, PREPROCESS
 from zoo.photos import Photo, images, photos, split
 
 __all__ = [
     "MODELS",
+    "NETWORKS",
     "PREPROCESS",
     "Photo",
     "fashion_mnist",

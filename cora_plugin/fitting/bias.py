@@ -75,7 +75,7 @@ class OutputMatch:
     """
 
     def __init__(
-        self, layer: QuantizedLayer, weight: Tensor, whole: float = 0.0
+        self, layer: QuantizedLayer, weight: Tensor, whole: bool = False
     ) -> None:
         self._layer = layer
         self._whole = whole
@@ -107,8 +107,7 @@ class OutputMatch:
             other: `E[ŷ]`, [m], likewise.
             covariance: What a new weight adds to `Cov(y, ŷ)`, [m].
         """
-        gain = self._gain(covariance)
-        gain = gain + self._whole * (1 - gain)
+        gain = 1.0 if self._whole else self._gain(covariance)
         shift: Tensor = (gain * mean - other).to(self._layer.weight)
         return shift
 

@@ -19,7 +19,7 @@ from cora_plugin.statistics.moments import block_count
 RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)
 """Ridges to try, in units of `k / rows` times the mean diagonal of `Cov(v, v)`."""
 
-LAST = 3
+LAST = 2
 """How many of the last layers may have their means restored to full size."""
 
 
@@ -118,12 +118,12 @@ class Regression:
 
     def __call__(self) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
         """Adapters and shifts [m] by layer, each found with those before in place."""
-        self._changes = self._walk(partial(self._visitor, whole=0.0))
+        self._changes = self._walk(partial(self._visitor, whole=False))
         self._walk.forget(list(self._changes)[:-LAST])
         return _apart(self._changes)
 
     def with_whole_means(
-        self, last: int, share: float = 1.0
+        self, last: int
     ) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
         """The same, with the mean outputs of the last layers restored to full size.
 
@@ -131,10 +131,10 @@ class Regression:
             last: How many layers, at most `LAST`. These are solved again.
         """
         known = dict(list(self._changes.items())[:-last])
-        again = self._walk(partial(self._visitor, whole=share), known=known)
+        again = self._walk(partial(self._visitor, whole=True), known=known)
         return _apart(again)
 
-    def _visitor(self, layer: QuantizedLayer, whole: float) -> Visitor:
+    def _visitor(self, layer: QuantizedLayer, whole: bool) -> Visitor:
         match = OutputMatch(layer, layer.dequantized, whole)
         if layer.name not in self._forms:
             return match
