@@ -202,8 +202,8 @@ class Report(Judged, Stored, Spent, Effort):
         lines = [f"left alone: {name}: {why}" for name, why in self.skipped.items()]
         if any(row.raised for row in self.layers):
             lines.append(
-                "* higher than without the adapter, which lowers the error that arrives "
-                "from the layers before, too"
+                "* higher than without the adapter, which lowers what arrives from the "
+                "layers before, too"
             )
         for step in self.steps:
             verdict = "kept" if step.kept else "rolled back: it did not help"
