@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.adapters.operation import first_nonfinite
+from cora_plugin.budget import added
 from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
@@ -20,7 +21,7 @@ from cora_plugin.residuals import Residuals
 from cora_plugin.search import Network
 from cora_plugin.statistics import Collector
 from cora_plugin.steps import ACTIONS, Context, note_rounding, take
-from cora_plugin.target import choose
+from cora_plugin.target import Measure, choose
 
 
 def ordinary_tensors() -> AbstractContextManager[Any]:
@@ -28,6 +29,17 @@ def ordinary_tensors() -> AbstractContextManager[Any]:
     if torch.is_inference_mode_enabled():
         return torch.inference_mode(False)
     return nullcontext()
+
+
+class Planned(Protocol):
+    """Adapters that were chosen before the model was quantized."""
+
+    def for_layers(self, layers: Sequence[QuantizedLayer]) -> Plan:
+        """The plan for a quantized model.
+
+        Raises:
+            ConfigError: It is for another model.
+        """
 
 
 class CoRa:
@@ -43,37 +55,55 @@ class CoRa:
         self.config = CoRaConfig.of(config)
         self.objective = KL() if objective is None else objective
 
-    def apply(self, host: Host, loader: Iterable[Any]) -> Report:
+    def apply(
+        self, host: Host, loader: Iterable[Any], plan: Planned | None = None
+    ) -> Report:
         """Give a quantized model its adapters; if anything fails, it is left unchanged.
 
         Args:
             host: The model inside its toolkit.
             loader: Calibration batches, images [N, …] or `(images, …)`, walked once.
+            plan: Adapters that were chosen with the bit widths of the model (see
+                `cora_plugin.widths`), in place of a choice by the budget.
 
         Raises:
             CoRaError: Something that the caller can change is wrong.
         """
         with ordinary_tensors(), host.prepared():
-            run = self.start(host)
+            run = self.start(host, plan)
             for item in tqdm(loader, desc="moments", unit="batch", disable=None):
                 run.update(item)
             return run.finish()
 
-    def start(self, host: Host) -> "Run":
+    def start(self, host: Host, plan: Planned | None = None) -> "Run":
         """Begin on a prepared host; then call `update` by batch, and `finish`."""
-        return Run(self.config, host, self.objective)
+        return Run(self.config, host, self.objective, plan)
 
 
 class Run:
     """One application to one model: `update` with every batch, then `finish`."""
 
-    def __init__(self, config: CoRaConfig, host: Host, objective: Objective) -> None:
+    def __init__(
+        self,
+        config: CoRaConfig,
+        host: Host,
+        objective: Objective,
+        plan: Planned | None = None,
+    ) -> None:
+        if config.widths and plan is None:
+            raise ConfigError(
+                ("menu",),
+                "bit widths are chosen before the toolkit quantizes: call plan_bits on "
+                "the quantized model, quantize anew at its layer_bits and pass plan=; "
+                "cora-plugin run does all of it",
+            )
         self.config = config
+        self._planned = plan
         self._objective = objective
         self._host = host
         self._watch = Stopwatch()
         with self._watch("layers"):
-            self._layers = _checked(host)
+            self._layers = checked_layers(host)
             self._pinned = pinned_ranks(config.ranks, self._layers)
         self._targets = [e for e in self._layers if self._pinned.get(e.name) != 0]
         if not self._targets:
@@ -122,7 +152,7 @@ class Run:
             return distance
 
         with watch("search"):
-            plan = choose(planner, config.budget, config.sweep, guard.before, measure)
+            plan = self._plan(planner, guard, measure)
         context = Context(
             config,
             self._objective,
@@ -170,8 +200,19 @@ class Run:
             ),
         )
 
+    def _plan(self, planner: Planner, guard: Guard, measure: Measure) -> Plan:
+        if self._planned is not None:
+            return self._planned.for_layers(self._layers)
+        config, budget = self.config, self.config.budget
+        if budget.is_total:
+            rest = added(budget, self._layers)
+            if rest is None:
+                return planner.nothing()
+            budget = rest
+        return choose(planner, budget, config.sweep, guard.before, measure)
 
-def _checked(host: Host) -> Sequence[QuantizedLayer]:
+
+def checked_layers(host: Host) -> Sequence[QuantizedLayer]:
     """The host's layers, which must exist and be finite."""
     layers = host.layers
     if not layers:

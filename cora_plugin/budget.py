@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from cora_plugin.adapters import Adapter, Form
+from cora_plugin.adapters.errors import BudgetError
 from cora_plugin.config import Budget
 from cora_plugin.layer import QuantizedLayer
 
@@ -16,18 +17,26 @@ def form_of(layer: QuantizedLayer, rank: int, adapter_bits: int) -> Form:
     return Form.smallest(rank, adapter_bits, shape, groups)
 
 
-def ladder(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
-    """The forms to choose from: factors rank by rank, then the whole residual.
+def forms(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
+    """The forms there are: factors rank by rank, then the whole residual.
 
-    Factors that take as many bits as the residual itself are left out; so is, for a
-    depthwise layer of fewer bits, what would store more than its weight in 8 bits does:
-    with so few weights a scale, two terms cost more than one of twice the bits.
+    Factors that take as many bits as the residual itself are left out.
     """
     whole = form_of(layer, layer.full_rank, adapter_bits)
-    forms = (form_of(layer, r, adapter_bits) for r in range(1, layer.full_rank))
+    ranks = (form_of(layer, r, adapter_bits) for r in range(1, layer.full_rank))
     # Factors have more scales: they may be larger with fewer parameters.
-    smaller = (f for f in forms if f.factored and f.cost().bits < whole.cost().bits)
-    found = (*smaller, whole)
+    smaller = (f for f in ranks if f.factored and f.cost().bits < whole.cost().bits)
+    return (*smaller, whole)
+
+
+def ladder(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
+    """The forms to choose from where the layer's bit width stays.
+
+    Left out is, for a depthwise layer of fewer bits, what would store more than its
+    weight in 8 bits does: with so few weights a scale, two terms cost more than one of
+    twice the bits.
+    """
+    found = forms(layer, adapter_bits)
     if layer.depthwise and layer.weight_bits < MERGED_BITS:
         limit = (MERGED_BITS - layer.weight_bits) * layer.weight.numel()
         found = tuple(form for form in found if form.cost().bits <= limit)
@@ -48,3 +57,33 @@ def allowance(
     if budget.unit == "macs":
         whole = sum(layer.weight.numel() * outputs[layer.name] for layer in layers)
     return budget.amount * whole
+
+
+def total_bits(budget: Budget, layers: Sequence[QuantizedLayer]) -> float:
+    """The stored bits that a total budget allows a quantized model."""
+    return (
+        budget.amount
+        * {
+            "bits total": sum(layer.weight.numel() for layer in layers),
+            "ptq": stored_bits(layers, ()),
+            "MiB": 8 * 2**20,
+        }[budget.unit]
+    )
+
+
+def added(budget: Budget, layers: Sequence[QuantizedLayer]) -> Budget | None:
+    """A total budget as the bits a weight that adapters may add; None where none.
+
+    Raises:
+        BudgetError: The quantized weights alone store more.
+    """
+    weights = sum(layer.weight.numel() for layer in layers)
+    stored, allowed = stored_bits(layers, ()), total_bits(budget, layers)
+    if allowed < stored * (1 - 1e-9):
+        raise BudgetError(
+            f"budget: {budget} is {allowed / weights:.4g} bits a weight, and the "
+            f"quantized weights alone store {stored / weights:.4g}; raise the budget, "
+            "or plan bit widths with a menu"
+        )
+    left = (allowed - stored) / weights
+    return Budget(left, "bits") if left > 1e-9 else None

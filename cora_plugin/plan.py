@@ -71,7 +71,9 @@ class Planner:
         self._layers = layers
         self._residuals = residuals
         self._network = network
-        self.unit = "bits" if config.budget.is_target else config.budget.unit
+        budget = config.budget
+        in_bits = budget.is_target or budget.is_total
+        self.unit = "bits" if in_bits else budget.unit
         targets = {layer.name: layer for layer in residuals.layers}
         self._pinned = {
             name: self._treatment(targets[name], rank) if rank else NOTHING

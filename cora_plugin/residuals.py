@@ -45,10 +45,12 @@ class Residuals:
     @cached_property
     def factors(self) -> Mapping[str, Factors]:
         """The residuals' factors, by layer."""
-        return {
-            e.name: Factors.of(e.residual, e.operation, self.metric(e), e.name)
-            for e in self.layers
-        }
+        return {layer.name: self.factors_of(layer) for layer in self.layers}
+
+    def factors_of(self, layer: QuantizedLayer) -> Factors:
+        """The factors of one layer's residual."""
+        metric = self.metric(layer)
+        return Factors.of(layer.residual, layer.operation, metric, layer.name)
 
     @cached_property
     def outputs(self) -> Mapping[str, int]:

@@ -42,19 +42,6 @@ def replace_correction(
     return noted
 
 
-def refuse_other_bits(bits: Mapping[str, int] | None) -> None:
-    """Refuse to quantize weights at other bit widths than the model's.
-
-    Raises:
-        ModelError: Some are asked for.
-    """
-    for name, width in (bits or {}).items():
-        raise ModelError(
-            f"{name}: cannot be tried at {width} bits; quantize the model anew at the "
-            "bit widths that you want"
-        )
-
-
 def refuse_carriers(layers: Iterable[str]) -> None:
     """Refuse to give adapters to layers that carry one already.
 

@@ -20,6 +20,7 @@ from cora_plugin.adapters.errors import ConfigError, CoRaError
 from cora_plugin.host import Host
 from cora_plugin.report import Report
 from cora_plugin.typed import unknown
+from cora_plugin.widths import WidthPlan, plan_widths
 
 GROUP = "cora_plugin.hosts"
 """The entry points of hosts: name = the place of a `Toolkit` object."""
@@ -167,13 +168,46 @@ class Toolkit(ABC, Generic[O]):
         """
 
     @abstractmethod
-    def adapt(self, quantized: Quantized[O], config: Any) -> Report:
+    def adapt(
+        self, quantized: Quantized[O], config: Any, plan: WidthPlan | None = None
+    ) -> Report:
         """Add adapters in place, and what comes after them by the options.
 
         Args:
             quantized: What `quantize` made, or a copy.
             config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+            plan: The adapters that were chosen with the model's bit widths.
         """
+
+    def plainly_rounded(self, options: O) -> O:
+        """The options without what rounds weights by more than rounding.
+
+        Bit widths are planned on a model quantized by these.
+        """
+        return options
+
+    def plan(self, quantized: Quantized[O], config: Any) -> WidthPlan:
+        """Choose bit widths and adapters for the network of a quantized model.
+
+        Args:
+            quantized: What `quantize` made of `plainly_rounded` options.
+            config: A `CoRaConfig` with a total budget and a menu, or anything that
+                `CoRaConfig.of` reads.
+        """
+        loader = quantized.loader
+        example = next(iter(loader))[0][:1]
+        host = self.host(quantized.model, example, quantized.reference)
+        return plan_widths(host, loader, config, quantized.options.layer_bits)
+
+    def quantize_planned(
+        self, quantized: Quantized[O], plan: WidthPlan
+    ) -> Quantized[O]:
+        """The float network quantized anew, at the bit widths of a plan."""
+        options = quantized.options
+        widths = {**(options.layer_bits or {}), **plan.layer_bits}
+        return self.quantize(
+            quantized.net, quantized.loader, replace(options, layer_bits=widths)
+        )
 
     @abstractmethod
     def host(

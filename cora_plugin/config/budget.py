@@ -10,6 +10,7 @@ from cora_plugin.typed import check
 
 COSTS = ("params", "bits", "macs")
 TARGETS = ("kl", "agreement")
+TOTALS = ("bits total", "ptq", "MiB")
 KEY = ("budget",)
 
 
@@ -21,6 +22,10 @@ class Budget:
     adapters add to the equivalent bit width (bits a quantized weight, scales counted),
     `macs` the fraction of the quantized layers' multiply-accumulates.
 
+    Totals count everything that is stored, quantized weights and adapters with their
+    scales: `bits total` a weight, `ptq` in multiples of what the quantized weights
+    store, or `MiB`.
+
     Targets: the smallest cost in bits is found that reaches at most this `kl` to the
     float model, or at least this share of `agreement` with its decisions, on the
     held-out images.
@@ -30,7 +35,7 @@ class Budget:
     unit: str = "params"
 
     def __post_init__(self) -> None:
-        units = (*COSTS, *TARGETS)
+        units = (*COSTS, *TOTALS, *TARGETS)
         if self.unit not in units:
             problem = f"unit {self.unit!r} is unknown; use one of {', '.join(units)}"
             raise ConfigError(KEY, problem)
@@ -53,15 +58,20 @@ class Budget:
         """Whether it says what to reach, not what it may cost."""
         return self.unit in TARGETS
 
+    @property
+    def is_total(self) -> bool:
+        """Whether it counts the quantized weights, too."""
+        return self.unit in TOTALS
+
     @classmethod
     def parse(cls, value: Any) -> "Budget":
-        """Read `0.05`, `"0.05 params"`, `"5%"`, `"0.2 bits"` or `"0.05 kl"`."""
+        """Read `0.05`, `"5%"`, `"0.2 bits"`, `"4.1 bits total"` or `"0.05 kl"`."""
         if isinstance(value, cls):
             return value
         # A space may be missing; no unit begins with the e of an exponent.
-        parts = re.sub(r"(?<=[\d.%])(?=[a-df-z])", " ", str(value)).split()
+        parts = re.sub(r"(?<=[\d.%])(?=[a-df-zM])", " ", str(value)).split()
         try:
-            if isinstance(value, bool) or not 1 <= len(parts) <= 2:
+            if isinstance(value, bool) or not 1 <= len(parts) <= 3:
                 raise ValueError
             number = parts[0]
             percent = number.endswith("%")
@@ -72,7 +82,7 @@ class Budget:
                 f"{value!r} is not an amount with a unit; pass for example "
                 "'0.05 params', '0.2 bits' or '0.05 kl'",
             ) from None
-        return cls(amount, *parts[1:])
+        return cls(amount, *([" ".join(parts[1:])] if parts[1:] else []))
 
     def __str__(self) -> str:
         """The text that `parse` reads."""

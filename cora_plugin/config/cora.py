@@ -49,6 +49,15 @@ def _amounts(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+def _widths(value: Any) -> Any:
+    """Widths of a sequence, `3/4/8` as text, or `host`."""
+    if value == "host":
+        return None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        value = [parse_value(part.strip(), ("menu",)) for part in str(value).split("/")]
+    return tuple(sorted(set(value))) if isinstance(value, list | tuple) else value
+
+
 @settings(complete=_complete)
 @dataclass(frozen=True)
 class CoRaConfig:
@@ -63,8 +72,19 @@ class CoRaConfig:
     budget: Budget = setting(
         Budget(0.05),
         "what all adapters may cost: fraction of parameters, added `bits` a weight, or "
-        "fraction of `macs`; or what they must reach: `0.05 kl`, `95% agreement`",
+        "fraction of `macs`; all that is stored: `4.1 bits total`, `1.0 ptq` (times "
+        "what plain PTQ stores), `0.8 MiB`; or what they must reach: `0.05 kl`, "
+        "`95% agreement`",
         read=Budget.parse,
+    )
+    menu: tuple[int, ...] | None = setting(
+        None,
+        "bit widths that each layer's weight may be quantized at, chosen together with "
+        "adapters in a total budget before the toolkit quantizes; `3/4/5/6/8` as flag "
+        "text; none: those of the toolkit",
+        read=_widths,
+        least=2,
+        greatest=8,
     )
     search: Search = setting(
         "spectral",
@@ -163,6 +183,11 @@ class CoRaConfig:
                 "butterworth learns for minutes; use search=spectral, or one budget of "
                 "params, bits or macs",
             )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The menu; empty where the toolkit's widths stay."""
+        return self.menu or ()
 
     @property
     def sampled_images(self) -> int:

@@ -9,6 +9,7 @@ from cora_plugin.integrations.brevitas.algorithm import (
     apply_cora,
     cora_mode,
     load_cora,
+    plan_bits,
     remove_cora,
     save_cora,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "export_qonnx",
     "export_torch_qcdq",
     "load_cora",
+    "plan_bits",
     "remove_cora",
     "save_cora",
     "snapshot",

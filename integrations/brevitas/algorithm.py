@@ -1,7 +1,7 @@
 """CoRa in Brevitas' own idioms: a helper, a mode, a graph transform; adapter files."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from types import TracebackType
@@ -29,6 +29,7 @@ from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import Correction
 from cora_plugin.report import Report
+from cora_plugin.widths import WidthPlan, plan_widths
 
 
 def apply_cora(
@@ -36,6 +37,7 @@ def apply_cora(
     model: nn.Module,
     config: Any = None,
     reference: Reference | None = None,
+    plan: WidthPlan | None = None,
 ) -> Report:
     """Give a quantized, calibrated model residual adapters, in place.
 
@@ -49,14 +51,42 @@ def apply_cora(
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
         reference: The float weights that were quantized, where the model has lost them:
             `snapshot(model)` taken right after `quantize_model`, or the float model.
+        plan: What `plan_bits` chose, for a model that was quantized at its widths.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
     algorithm = CoRa(config)
-    report = algorithm.apply(_host(model, reference), calib_loader)
+    report = algorithm.apply(_host(model, reference), calib_loader, plan)
     note_config(model, report.config)
     return report
+
+
+def plan_bits(
+    calib_loader: Iterable[Any],
+    model: nn.Module,
+    config: Any = None,
+    reference: Reference | None = None,
+    pinned: Mapping[str, int] | None = None,
+) -> WidthPlan:
+    """Choose bit widths and adapters together; the model stays unchanged.
+
+    >>> plan = plan_bits(loader, model, {"budget": "1.0 ptq", "menu": [3, 4, 5, 6, 8]})
+    >>> model = quantize_ptq(net, loader, layer_bits=plan.layer_bits)
+    >>> apply_cora(loader, model, {"budget": "1.0 ptq"}, plan=plan)
+
+    Args:
+        calib_loader: As for `apply_cora`.
+        model: The quantized, calibrated model, its weights rounded plainly: GPTQ and
+            the like come after, at the widths chosen.
+        config: As for `apply_cora`, with a total budget and a menu of widths.
+        reference: As for `apply_cora`.
+        pinned: Bit widths by layer name or glob that are not to be chosen.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    return plan_widths(_host(model, reference), calib_loader, config, pinned)
 
 
 def _host(model: nn.Module, reference: Reference | None) -> BrevitasHost:

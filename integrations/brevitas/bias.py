@@ -19,6 +19,7 @@ from cora_plugin.integrations.brevitas.layers import Reference, unpack
 from cora_plugin.objective import KL, Distance, averaged, distances
 from cora_plugin.outputs import joined, run
 from cora_plugin.report import Report
+from cora_plugin.widths import WidthPlan
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def apply_cora_and_correct_biases(
     model: nn.Module,
     config: Any = None,
     reference: Reference | None = None,
+    plan: WidthPlan | None = None,
 ) -> Report:
     """`apply_cora`, then Brevitas' bias correction if it helps; in place.
 
@@ -48,13 +50,14 @@ def apply_cora_and_correct_biases(
         model: The quantized, calibrated model.
         config: As for `apply_cora`.
         reference: As for `apply_cora`.
+        plan: As for `apply_cora`.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
     settings = CoRaConfig.of(config)
     judge = _Judge(calib_loader, model, settings, reference)
-    report = apply_cora(calib_loader, model, settings, reference)
+    report = apply_cora(calib_loader, model, settings, reference, plan)
     corrected = copy.deepcopy(model)
     correct_biases(judge.calibrating(), corrected)
     before, each = judge(model)

@@ -26,11 +26,11 @@ from cora_plugin.integrations.brevitas.layers import (
 )
 from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
+    injector,
     quantization_status_manager,
 )
 from cora_plugin.integrations.host import (
     refuse_carriers,
-    refuse_other_bits,
     replace_correction,
 )
 from cora_plugin.integrations.provenance import fingerprints
@@ -148,13 +148,12 @@ class BrevitasHost:
     def quantize(
         self, weights: Mapping[str, Tensor], bits: Mapping[str, int] | None = None
     ) -> Mapping[str, Tensor]:
-        """What the layers' own quantizers make of other float weights.
+        """What the layers' own quantizers make of float weights.
 
         Raises:
             ModelError: The main weights are not plain roundings of the float ones, or
-                other bit widths are asked for.
+                a layer cannot be quantized at one of the widths.
         """
-        refuse_other_bits(bits)
         quantized = {}
         for name, value in weights.items():
             layer = self._module(name)
@@ -168,7 +167,7 @@ class BrevitasHost:
             try:
                 layer.weight.data = value.to(held)
                 with torch.no_grad():
-                    made = type(layer).quant_weight(layer)
+                    made = _quantized(name, layer, (bits or {}).get(name))
                 quantized[name] = unpack(made).detach()
             finally:
                 layer.weight.data = held
@@ -237,3 +236,22 @@ def _reporting(layer: Any, name: str, observer: Observer) -> Any:
         return y
 
     return inner_forward_impl
+
+
+def _quantized(name: str, layer: Any, bits: int | None) -> Any:
+    """The layer's weight as its quantizer rounds it, perhaps at another bit width.
+
+    Raises:
+        ModelError: The quantizer has no bit width that could be another.
+    """
+    if bits is None:
+        return type(layer).quant_weight(layer)
+    proxy = layer.weight_quant
+    try:
+        other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
+        return other.to(layer.weight.device).eval()(layer.weight)
+    except Exception as error:
+        raise ModelError(
+            f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
+            "widths can be planned where weights are quantized to integers"
+        ) from error

@@ -1,6 +1,7 @@
 """Brevitas as a `Toolkit`: its PTQ flow, with adapters at their place."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from cora_plugin.integrations.brevitas.export import (
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.integrations.brevitas.options import (
+    ROUNDINGS,
     BrevitasOptions,
     QCDQOptions,
     QONNXOptions,
@@ -32,6 +34,7 @@ from cora_plugin.integrations.toolkit import (
     adapters_export,
 )
 from cora_plugin.report import Report
+from cora_plugin.widths import WidthPlan
 
 FREE_BATCH: Mapping[str, Any] = {
     "input_names": ["input"],
@@ -123,11 +126,20 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
         correct_biases(copied.loader, copied.model)
         return copied
 
-    def adapt(self, quantized: Quantized[BrevitasOptions], config: Any) -> Report:
+    def plainly_rounded(self, options: BrevitasOptions) -> BrevitasOptions:
+        """Without GPTQ and the like."""
+        return replace(options, **dict.fromkeys(ROUNDINGS, False))
+
+    def adapt(
+        self,
+        quantized: Quantized[BrevitasOptions],
+        config: Any,
+        plan: WidthPlan | None = None,
+    ) -> Report:
         """Adapters, then bias correction if it is asked for, and helps."""
         biases = quantized.options.bias_correction
         add = apply_cora_and_correct_biases if biases else apply_cora
-        return add(quantized.loader, quantized.model, config, quantized.reference)
+        return add(quantized.loader, quantized.model, config, quantized.reference, plan)
 
     def host(
         self,

@@ -13,6 +13,7 @@ from cora_plugin.integrations.nncf.algorithm import (
     CoRaAlgorithm,
     apply_cora,
     load_cora,
+    plan_bits,
     remove_cora,
     save_cora,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "export_program",
     "exportable",
     "load_cora",
+    "plan_bits",
     "quantize_ptq",
     "register",
     "remove_cora",

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain, islice
@@ -32,6 +32,7 @@ from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.outputs import device_of
 from cora_plugin.report import Report
+from cora_plugin.widths import WidthPlan, plan_widths
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def apply_cora(
     reference: Reference | None = None,
     subset_size: int | None = None,
     bias_correction: bool = True,
+    plan: WidthPlan | None = None,
 ) -> Report:
     """Give a model that NNCF quantized residual adapters, in place.
 
@@ -58,17 +60,60 @@ def apply_cora(
         bias_correction: Whether to correct biases after the adapters, as the config's
             `bias_correction` says. It is taken back unless it lowers the divergence on
             held-out images.
+        plan: What `plan_bits` chose, for a model that was quantized at its widths.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
+    config = CoRaConfig.of(config)
+    if not bias_correction:
+        config = replace(config, bias_correction="off")
+    host, batches = _hosted(model, dataset, reference, subset_size)
+    report = CoRa(config).apply(host, batches, plan)
+    vars(model)["cora_config"] = report.config  # for `save_cora`
+    return report
+
+
+def plan_bits(
+    model: nn.Module,
+    dataset: nncf.Dataset | Iterable[Any],
+    config: Any = None,
+    reference: Reference | None = None,
+    subset_size: int | None = None,
+    pinned: Mapping[str, int] | None = None,
+) -> WidthPlan:
+    """Choose bit widths and adapters together; the model stays unchanged.
+
+    >>> plan = plan_bits(model, loader, {"budget": "1.0 ptq", "menu": [3, 4, 5, 6, 8]})
+    >>> model = quantize_ptq(net, loader, layer_bits=plan.layer_bits)
+    >>> apply_cora(model, loader, {"budget": "1.0 ptq"}, plan=plan)
+
+    Args:
+        model: What `nncf.quantize` returned.
+        dataset: As for `apply_cora`.
+        config: As for `apply_cora`, with a total budget and a menu of widths.
+        reference: As for `apply_cora`.
+        subset_size: As for `apply_cora`.
+        pinned: Bit widths by layer name or glob that are not to be chosen.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    host, batches = _hosted(model, dataset, reference, subset_size)
+    return plan_widths(host, batches, config, pinned)
+
+
+def _hosted(
+    model: nn.Module,
+    dataset: nncf.Dataset | Iterable[Any],
+    reference: Reference | None,
+    subset_size: int | None,
+) -> tuple[NNCFHost, Iterator[Any]]:
+    """The host of a model, and the batches to calibrate with."""
     if subset_size is not None and subset_size < 1:
         raise ConfigError(
             ("subset_size",), f"{subset_size} uses no data; pass 1 or more"
         )
-    config = CoRaConfig.of(config)
-    if not bias_correction:
-        config = replace(config, bias_correction="off")
     check_model(model)
     load_extension(device_of(model))
     batches = islice(_batches(dataset), subset_size)
@@ -78,10 +123,7 @@ def apply_cora(
             "calibration data: the dataset is empty; pass a few dozen images"
         )
     images = first[0] if isinstance(first, list | tuple) else first
-    host = NNCFHost(model, images, reference)
-    report = CoRa(config).apply(host, chain([first], batches))
-    vars(model)["cora_config"] = report.config  # for `save_cora`
-    return report
+    return NNCFHost(model, images, reference), chain([first], batches)
 
 
 def _batches(dataset: nncf.Dataset | Iterable[Any]) -> Iterator[Any]:

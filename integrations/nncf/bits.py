@@ -40,6 +40,10 @@ def check_bits(name: str, bits: Any) -> None:
         raise ConfigError((name,), f"{bits!r} bits are out of range; use 2 to 8")
 
 
+FEW = 4
+"""At so many bits and fewer a range may clip a part of the weights."""
+
+
 def set_bits(quantizer: Any, bits: int, weight: Tensor | None = None) -> None:
     """Give a quantizer another bit width.
 
@@ -47,11 +51,13 @@ def set_bits(quantizer: Any, bits: int, weight: Tensor | None = None) -> None:
         quantizer: A quantizer of NNCF.
         bits: The new width.
         weight: What it quantizes, to cover from its minimum to its maximum, for a range
-            chosen for few bits may clip; None keeps the range.
+            chosen for few bits may clip; None, and few bits in place of few, keep the
+            range.
     """
     with torch.no_grad():
         low, high = quantizer.get_input_low_input_high()
-        if weight is not None:
+        few = max(bits, quantizer.num_bits) <= FEW
+        if weight is not None and not few:
             low = _reduced(weight, low, torch.amin)
             high = _reduced(weight, high, torch.amax)
         quantizer.num_bits = bits

@@ -1,5 +1,6 @@
 """The host of a model quantized by NNCF."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -14,9 +15,9 @@ from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.host import Observer
 from cora_plugin.integrations.host import (
     refuse_carriers,
-    refuse_other_bits,
     replace_correction,
 )
+from cora_plugin.integrations.nncf.bits import check_bits, set_bits
 from cora_plugin.integrations.nncf.fast import fused_quantizers
 from cora_plugin.integrations.nncf.insert import (
     OURS,
@@ -195,9 +196,29 @@ class NNCFHost:
     def quantize(
         self, weights: Mapping[str, Tensor], bits: Mapping[str, int] | None = None
     ) -> Mapping[str, Tensor]:
-        """Refused: the model's own weights are NNCF's only copy of the float ones."""
-        refuse_other_bits(bits)
-        raise ModelError(_OWN_WEIGHTS)
+        """What the layers' quantizers make of their own weights, at other bit widths.
+
+        Raises:
+            ModelError: Other weights are given, which the model's, NNCF's only copy of
+                the float ones, would have to give way to.
+            ConfigError: A width is not from 2 to 8.
+        """
+        layers, made = self.reading.layers, {}
+        quantizers = {id(w): q for q, (w, _) in self.reading.weights.items()}
+        for name, value in weights.items():
+            layer = layers[name]
+            if not torch.equal(value.to(layer.weight), layer.weight):
+                raise ModelError(_OWN_WEIGHTS)
+            width = (bits or {}).get(name)
+            made[name] = layer.dequantized
+            if width is not None and width != layer.weight_bits:
+                check_bits(f"{name}: bits", width)
+                other = copy.deepcopy(quantizers[id(layer.weight)])
+                vars(other).pop("forward", None)  # `prepared` replaces it.
+                set_bits(other, width, layer.weight)
+                with torch.no_grad():
+                    made[name] = other(layer.weight).detach()
+        return made
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""

@@ -18,7 +18,7 @@ from nncf.quantization.range_estimator import (
 from torch import nn
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
-from cora_plugin.integrations.nncf.bits import allow_bits, check_bits
+from cora_plugin.integrations.nncf.bits import FEW, allow_bits, check_bits
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
@@ -97,7 +97,7 @@ def quantize_ptq(
         activations_quantization_params=QuantizationParameters(num_bits=act_bits),
         activations_range_estimator_params=ACTIVATION_RANGES[act_range],
         weights_range_estimator_params=_weight_range(
-            weight_quantile if weight_bits <= 4 else None
+            weight_quantile if weight_bits <= FEW else None
         ),
         overflow_fix=nncf.OverflowFix.DISABLE,
     )

@@ -26,6 +26,7 @@ from cora_plugin.integrations.toolkit import (
 )
 from cora_plugin.outputs import in_batches
 from cora_plugin.report import Report
+from cora_plugin.widths import WidthPlan
 
 
 class NNCFToolkit(Toolkit[NNCFOptions]):
@@ -79,11 +80,20 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
             quantized.net, quantized.loader, quantized.options, bias_correction=True
         )
 
-    def adapt(self, quantized: Quantized[NNCFOptions], config: Any) -> Report:
+    def adapt(
+        self,
+        quantized: Quantized[NNCFOptions],
+        config: Any,
+        plan: WidthPlan | None = None,
+    ) -> Report:
         """Adapters, then bias correction where it helps, unless it is refused."""
         correct = quantized.options.bias_correction is not False
         return apply_cora(
-            quantized.model, quantized.loader, config, bias_correction=correct
+            quantized.model,
+            quantized.loader,
+            config,
+            bias_correction=correct,
+            plan=plan,
         )
 
     def host(

@@ -1,0 +1,303 @@
+"""Plans bit widths and adapters together, in one budget of everything that is stored.
+
+The error that a layer at b bits leaves, `tr(G E_b R E_bᵀ)`, is in one unit for all
+layers and widths, and what rank r of its residual removes of it, too. So a layer's
+options are points of stored bits and error, and one greedy search goes over all hulls.
+
+The prediction is of second order: it misleads where errors are large. So plans from
+several menus of widths, with adapters and without, are tried on the held-out images.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from cora_plugin.adapters import Adapter
+from cora_plugin.adapters.errors import BudgetError, ConfigError
+from cora_plugin.algorithm import checked_layers, ordinary_tensors
+from cora_plugin.budget import forms, total_bits
+from cora_plugin.config import CoRaConfig
+from cora_plugin.fitting import own_shifts
+from cora_plugin.guard import Guard
+from cora_plugin.host import Host
+from cora_plugin.layer import QuantizedLayer, by_layer
+from cora_plugin.objective import KL, Distance, Objective
+from cora_plugin.plan import Plan, merged_weights
+from cora_plugin.residuals import Residuals
+from cora_plugin.search import Candidate, Option, Treatment, spectral
+from cora_plugin.statistics import Collector
+
+NARROWEST = 4
+"""Menus that begin here are tried beside those that begin below: predictions of what 2
+and 3 bits do are the least certain."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan that was tried on the held-out images.
+
+    `menu` has the widths it chose from, none for those of the host; `bits` counts all
+    that is stored, a weight; `predicted` is the error that the search saw in it.
+    """
+
+    menu: tuple[int, ...]
+    adapters: bool
+    bits: float
+    predicted: float
+    distance: Distance
+
+
+@dataclass(frozen=True)
+class WidthPlan:
+    """Bit widths for the host to quantize at, and the adapters that go with them.
+
+    * `layer_bits`: widths by layer name, of layers that are not as the host has them;
+    * `widths`: of all layers;
+    * `treatments`: the adapters by layer name;
+    * `bits`: all that is stored, a weight, of the `allowed`;
+    * `trials`: what was tried, the chosen one first.
+    """
+
+    layer_bits: Mapping[str, int]
+    widths: Mapping[str, float]
+    treatments: Mapping[str, Treatment]
+    bits: float
+    allowed: float
+    trials: tuple[Trial, ...]
+
+    def for_layers(self, layers: Sequence[QuantizedLayer]) -> Plan:
+        """The adapters, for a model that was quantized at these widths.
+
+        Raises:
+            ConfigError: The model has other layers or widths.
+        """
+        found = {layer.name: layer.weight_bits for layer in layers}
+        for name in {*found, *self.widths}:
+            if found.get(name) != self.widths.get(name):
+                raise ConfigError(
+                    ("plan",),
+                    f"{name}: planned at {self.widths.get(name, 'no')} bits, and the "
+                    f"model has it at {found.get(name, 'no')}; quantize the float "
+                    "model anew with layer_bits=plan.layer_bits, all else as before",
+                )
+        outputs = dict.fromkeys(self.widths, 1)
+        used = sum(
+            form.cost(outputs[name]).bits
+            for name, each in self.treatments.items()
+            for form in each.forms
+        )
+        bare = {n: Treatment(each.forms) for n, each in self.treatments.items()}
+        return Plan(bare, used, used, "bits")
+
+
+def plan_widths(
+    host: Host,
+    loader: Iterable[Any],
+    config: Any = None,
+    pinned: Mapping[str, int] | None = None,
+    objective: Objective | None = None,
+) -> WidthPlan:
+    """Choose bit widths and adapters within a total budget; the model stays unchanged.
+
+    Args:
+        host: The quantized model inside its toolkit, its weights rounded plainly.
+        loader: Calibration batches, images [N, …] or `(images, …)`, walked once.
+        config: A `CoRaConfig` or anything that it reads, with a total `budget` and the
+            `menu` of widths.
+        pinned: Widths by layer name or glob that are not to be chosen.
+        objective: What "near to the float model" means; None: the KL divergence.
+
+    Raises:
+        BudgetError: The budget is no total, or less than the least that can be stored.
+        ModelError: The host cannot quantize at a width of the menu.
+    """
+    settings = CoRaConfig.of(config)
+    if not settings.budget.is_total:
+        raise BudgetError(
+            f"budget: {settings.budget} is no total; bit widths are planned in a "
+            "budget of all that is stored, such as '4.1 bits total', '1.0 ptq' or "
+            "'0.8 MiB'"
+        )
+    objective = KL() if objective is None else objective
+    with ordinary_tensors(), host.prepared():
+        layers = checked_layers(host)
+        collector = Collector(host, layers, settings, objective)
+        for item in tqdm(loader, desc="moments", unit="batch", disable=None):
+            collector.update(item)
+        statistics = collector.finish()
+        guard = Guard(host, collector.split.held_out(), objective)
+        fixed = by_layer("layer_bits", pinned or {}, [e.name for e in layers])
+        search = _Widths(settings, host, layers, statistics, {*fixed})
+        means = collector.means()
+
+        def tried(menu: tuple[int, ...], adapters: bool) -> tuple[Trial, _Chosen]:
+            chosen = search(menu, adapters)
+            made = chosen.adapters
+            weights = {e.name: e.dequantized for e in chosen.layers}
+            weights |= merged_weights(chosen.layers, made)
+            shifts = own_shifts(chosen.layers, made, means)
+            distance = min(
+                guard.trial(weights), guard.trial(weights, shifts), key=_value
+            )
+            found = Trial(menu, adapters, chosen.bits, chosen.left, distance)
+            return found, chosen
+
+        found = []
+        for menu, adapters in _menus(settings.widths):
+            try:
+                found.append(tried(menu, adapters))
+            except BudgetError:
+                # Less than this menu stores: another one may have narrower widths.
+                if (menu, adapters) == (settings.widths, True):
+                    raise
+    found.sort(key=lambda each: each[0].distance.value)
+    best = found[0][1]
+    own = {layer.name: layer.weight_bits for layer in layers}
+    return WidthPlan(
+        {n: int(b) for n, b in best.widths.items() if b != own[n]},
+        best.widths,
+        best.treatments,
+        best.bits,
+        total_bits(settings.budget, layers) / search.weights,
+        tuple(trial for trial, _ in found),
+    )
+
+
+def _value(distance: Distance) -> float:
+    return distance.value
+
+
+def _menus(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], bool]]:
+    """The menus to try, each with adapters or without; that of the host is empty."""
+    wider = tuple(width for width in widths if width >= NARROWEST)
+    ends = tuple(width for width in (4, 8) if width in widths)
+    menus = dict.fromkeys([widths, *(e for e in (wider, ends) if e), ()])
+    return [(menu, adapters) for menu in menus for adapters in (True, False)]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What a search chose: layers at their widths, treatments, bits, error left."""
+
+    layers: Sequence[QuantizedLayer]
+    treatments: Mapping[str, Treatment]
+    adapters: Mapping[str, Adapter]
+    bits: float
+    left: float
+
+    @property
+    def widths(self) -> dict[str, float]:
+        return {layer.name: layer.weight_bits for layer in self.layers}
+
+
+class _Widths:
+    """The layers at every width, and the search among them."""
+
+    def __init__(
+        self,
+        config: CoRaConfig,
+        host: Host,
+        layers: Sequence[QuantizedLayer],
+        statistics: Mapping[str, Any],
+        fixed: set[str],
+    ) -> None:
+        self._config = config
+        self._layers = layers
+        self._fixed = fixed
+        self._forms = {e.name: forms(e, config.adapter_bits) for e in layers}
+        self.weights = sum(layer.weight.numel() for layer in layers)
+        floats = {layer.name: layer.weight for layer in layers}
+        self._at: dict[int | None, Residuals] = {
+            None: Residuals(config, layers, statistics)
+        }
+        for width in config.widths:
+            made = host.quantize(floats, dict.fromkeys(floats, width))
+            wide = [
+                replace(e, dequantized=made[e.name], weight_bits=float(width))
+                for e in layers
+            ]
+            self._at[width] = Residuals(config, wide, statistics)
+        self._allowed = total_bits(config.budget, layers)
+
+    def __call__(self, menu: tuple[int, ...], adapters: bool) -> _Chosen:
+        """Choose from a menu.
+
+        Raises:
+            BudgetError: Its least is more than the budget.
+        """
+        candidates, least, errors = [], 0.0, 0.0
+        for index, layer in enumerate(self._layers):
+            points = self._points(index, menu, adapters)
+            first = points[0]
+            least += first.cost
+            errors += first.left
+            options = tuple(
+                Option(e.treatment, round(e.cost - first.cost), first.left - e.left)
+                for e in points
+            )
+            candidates.append(Candidate(layer.name, options))
+        if least > self._allowed * (1 + 1e-9):
+            raise BudgetError(
+                f"budget: {self._config.budget} is "
+                f"{self._allowed / self.weights:.4g} bits a weight, and the least "
+                f"that the menu {list(menu) or 'of the host'} stores is "
+                f"{least / self.weights:.4g}; raise the budget, or add narrower widths"
+            )
+        taken = spectral(candidates, self._allowed - least)
+        spent = sum(option.cost for option in taken.values())
+        treatments = {name: option.treatment for name, option in taken.items()}
+        layers, made = [], {}
+        for index, layer in enumerate(self._layers):
+            treatment = treatments[layer.name]
+            residuals = self._at[treatment.weight_bits]
+            layers.append(residuals.layers[index])
+            for form in treatment.forms:
+                factors = residuals.factors_of(layers[-1])
+                made[layer.name] = factors.adapter(form.rank, form.bits, layer.name)
+        left = errors - sum(option.gain for option in taken.values())
+        bits = (least + spent) / self.weights
+        return _Chosen(layers, treatments, made, bits, left)
+
+    def _points(
+        self, index: int, menu: tuple[int, ...], adapters: bool
+    ) -> list["_Point"]:
+        """A layer's options that none is cheaper and better than, cheapest first."""
+        name = self._layers[index].name
+        widths: tuple[int | None, ...] = menu or (None,)
+        if name in self._fixed:
+            widths = (None,)
+        points = []
+        for width in widths:
+            residuals = self._at[width]
+            layer = residuals.layers[index]
+            left = [sum(residuals.spectra[name])]
+            points.append(_Point(layer.stored_bits, left[0], Treatment((), width)))
+            if not adapters:
+                continue
+            for gain in residuals.spectra[name]:
+                left.append(left[-1] - gain)
+            points += [
+                _Point(
+                    layer.stored_bits + form.cost().bits,
+                    max(left[form.rank], 0.0),
+                    Treatment((form,), width),
+                )
+                for form in self._forms[name]
+            ]
+        points.sort(key=lambda each: (each.cost, each.left))
+        kept: list[_Point] = []
+        for point in points:
+            if not kept or point.left < kept[-1].left:
+                kept.append(point)
+        return kept
+
+
+@dataclass(frozen=True)
+class _Point:
+    """An option: the bits that it stores, the error that it leaves."""
+
+    cost: float
+    left: float
+    treatment: Treatment
