@@ -77,15 +77,6 @@ class CoRaConfig:
         "`95% agreement`",
         read=Budget.parse,
     )
-    menu: tuple[int, ...] | None = setting(
-        None,
-        "bit widths that each layer's weight may be quantized at, chosen together with "
-        "adapters in a total budget before the toolkit quantizes; `3/4/5/6/8` as flag "
-        "text; none: those of the toolkit",
-        read=_widths,
-        least=2,
-        greatest=8,
-    )
     search: Search = setting(
         "spectral",
         "how ranks are chosen: `spectral`, where they remove most of the loss; "
@@ -173,6 +164,15 @@ class CoRaConfig:
         0, "the same seed gives the same adapters", least=0, below=2**63
     )
     butterworth: ButterworthConfig = setting(ButterworthConfig())
+    menu: tuple[int, ...] | None = setting(
+        None,
+        "bit widths that each layer's weight may be quantized at, chosen together with "
+        "adapters in a total budget before the toolkit quantizes; `3/4/5/6/8` as flag "
+        "text; none: those of the toolkit",
+        read=_widths,
+        least=2,
+        greatest=8,
+    )
 
     def __post_init__(self) -> None:
         if self.search == "butterworth" and (self.sweep or self.budget.is_target):
