@@ -104,7 +104,8 @@ class Run:
         self._watch = Stopwatch()
         with self._watch("layers"):
             self._layers = checked_layers(host)
-            self._pinned = pinned_ranks(config.ranks, self._layers)
+            pinned = {} if plan is not None else config.ranks
+            self._pinned = pinned_ranks(pinned, self._layers)
         self._targets = [e for e in self._layers if self._pinned.get(e.name) != 0]
         if not self._targets:
             raise ConfigError(

@@ -38,7 +38,7 @@ class Residuals:
     def spectra(self) -> Mapping[str, tuple[float, ...]]:
         """The error that each further rank of a layer would remove, by layer."""
         return {
-            e.name: tuple(removed_error(e.matrices, self._observed(e)).tolist())
+            e.name: tuple(removed_error(e.matrices, self.observed(e)).tolist())
             for e in self.layers
         }
 
@@ -51,6 +51,11 @@ class Residuals:
         """The factors of one layer's residual."""
         metric = self.metric(layer)
         return Factors.of(layer.residual, layer.operation, metric, layer.name)
+
+    def error_after(self, layer: QuantizedLayer, adapter: Adapter) -> float:
+        """The error that a layer's adapter leaves, in the unit of `spectra`."""
+        left = layer.residual - adapter.merged().to(layer.residual)
+        return weighted_error(layer.as_matrices(left), self.observed(layer))
 
     @cached_property
     def outputs(self) -> Mapping[str, int]:
@@ -66,7 +71,7 @@ class Residuals:
         """The metric that a layer's factors are optimal in."""
         return self._statistics[layer.name].metric(layer, self._config)
 
-    def _observed(self, layer: QuantizedLayer) -> Weighting:
+    def observed(self, layer: QuantizedLayer) -> Weighting:
         """The metric that errors are measured in."""
         return self._statistics[layer.name].observed(layer, self._config)
 
@@ -102,7 +107,7 @@ class Residuals:
         if adapter is not None:
             left = layer.residual - exact(adapter.merged())
             matrices = layer.as_matrices(left)
-            after = weighted_error(matrices, self._observed(layer))
+            after = weighted_error(matrices, self.observed(layer))
             bits += adapter.stored_bits
             macs = adapter.cost(self.outputs[layer.name]).macs
         return LayerReport(

@@ -10,11 +10,12 @@ several menus of widths, with adapters and without, are tried on the held-out im
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from tqdm import tqdm
 
-from cora_plugin.adapters import Adapter
+from cora_plugin.adapters import Adapter, Form
 from cora_plugin.adapters.errors import BudgetError, ConfigError
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import forms, total_bits
@@ -24,7 +25,7 @@ from cora_plugin.guard import Guard
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer, by_layer
 from cora_plugin.objective import KL, Distance, Objective
-from cora_plugin.plan import Plan, merged_weights
+from cora_plugin.plan import Plan, merged_weights, pinned_ranks
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
 from cora_plugin.statistics import Collector
@@ -38,12 +39,14 @@ and 3 bits do are the least certain."""
 class Trial:
     """A plan that was tried on the held-out images.
 
-    `menu` has the widths it chose from, none for those of the host; `bits` counts all
-    that is stored, a weight; `predicted` is the error that the search saw in it.
+    `menu` has the widths it chose from, none for those of the host; with `rounding` it
+    counted what rounding adapters costs. `bits` counts all that is stored, a weight;
+    `predicted` is the error that the search saw in it.
     """
 
     menu: tuple[int, ...]
     adapters: bool
+    rounding: bool
     bits: float
     predicted: float
     distance: Distance
@@ -132,8 +135,10 @@ def plan_widths(
         search = _Widths(settings, host, layers, statistics, {*fixed})
         means = collector.means()
 
-        def tried(menu: tuple[int, ...], adapters: bool) -> tuple[Trial, _Chosen]:
-            chosen = search(menu, adapters)
+        def tried(
+            menu: tuple[int, ...], adapters: bool, rounding: bool
+        ) -> tuple[Trial, _Chosen]:
+            chosen = search(menu, adapters, rounding)
             made = chosen.adapters
             weights = {e.name: e.dequantized for e in chosen.layers}
             weights |= merged_weights(chosen.layers, made)
@@ -141,16 +146,17 @@ def plan_widths(
             distance = min(
                 guard.trial(weights), guard.trial(weights, shifts), key=_value
             )
-            found = Trial(menu, adapters, chosen.bits, chosen.left, distance)
+            how = menu, adapters, rounding
+            found = Trial(*how, chosen.bits, chosen.left, distance)
             return found, chosen
 
         found = []
-        for menu, adapters in _menus(settings.widths):
+        for menu, *how in _menus(settings.widths):
             try:
-                found.append(tried(menu, adapters))
+                found.append(tried(menu, *how))
             except BudgetError:
                 # Less than this menu stores: another one may have narrower widths.
-                if (menu, adapters) == (settings.widths, True):
+                if menu == settings.widths:
                     raise
     found.sort(key=lambda each: each[0].distance.value)
     best = found[0][1]
@@ -169,12 +175,17 @@ def _value(distance: Distance) -> float:
     return distance.value
 
 
-def _menus(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], bool]]:
-    """The menus to try, each with adapters or without; that of the host is empty."""
+def _menus(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], bool, bool]]:
+    """The menus to try, each with adapters or without; that of the host is empty.
+
+    What rounding adapters costs is counted or not: counting it spares plans of many
+    ranks that look better than any can be, and makes others too timid.
+    """
     wider = tuple(width for width in widths if width >= NARROWEST)
     ends = tuple(width for width in (4, 8) if width in widths)
     menus = dict.fromkeys([widths, *(e for e in (wider, ends) if e), ()])
-    return [(menu, adapters) for menu in menus for adapters in (True, False)]
+    ways = ((True, False), (True, True), (False, False))
+    return [(menu, *way) for menu in menus for way in ways]
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,9 @@ class _Widths:
         self._layers = layers
         self._fixed = fixed
         self._forms = {e.name: forms(e, config.adapter_bits) for e in layers}
+        for name, rank in pinned_ranks(config.ranks, layers).items():
+            pinned = [form for form in self._forms[name] if form.rank == rank]
+            self._forms[name] = tuple(pinned)
         self.weights = sum(layer.weight.numel() for layer in layers)
         floats = {layer.name: layer.weight for layer in layers}
         self._at: dict[int | None, Residuals] = {
@@ -220,8 +234,13 @@ class _Widths:
             ]
             self._at[width] = Residuals(config, wide, statistics)
         self._allowed = total_bits(config.budget, layers)
+        self._known: dict[
+            tuple[int, int | None, bool], Mapping[Form | None, float]
+        ] = {}
 
-    def __call__(self, menu: tuple[int, ...], adapters: bool) -> _Chosen:
+    def __call__(
+        self, menu: tuple[int, ...], adapters: bool, rounding: bool
+    ) -> _Chosen:
         """Choose from a menu.
 
         Raises:
@@ -229,7 +248,7 @@ class _Widths:
         """
         candidates, least, errors = [], 0.0, 0.0
         for index, layer in enumerate(self._layers):
-            points = self._points(index, menu, adapters)
+            points = self._points(index, menu, adapters, rounding)
             first = points[0]
             least += first.cost
             errors += first.left
@@ -261,7 +280,7 @@ class _Widths:
         return _Chosen(layers, treatments, made, bits, left)
 
     def _points(
-        self, index: int, menu: tuple[int, ...], adapters: bool
+        self, index: int, menu: tuple[int, ...], adapters: bool, rounding: bool
     ) -> list["_Point"]:
         """A layer's options that none is cheaper and better than, cheapest first."""
         name = self._layers[index].name
@@ -270,28 +289,62 @@ class _Widths:
             widths = (None,)
         points = []
         for width in widths:
-            residuals = self._at[width]
-            layer = residuals.layers[index]
-            left = [sum(residuals.spectra[name])]
-            points.append(_Point(layer.stored_bits, left[0], Treatment((), width)))
-            if not adapters:
-                continue
-            for gain in residuals.spectra[name]:
-                left.append(left[-1] - gain)
-            points += [
-                _Point(
-                    layer.stored_bits + form.cost().bits,
-                    max(left[form.rank], 0.0),
-                    Treatment((form,), width),
-                )
-                for form in self._forms[name]
-            ]
+            layer = self._at[width].layers[index]
+            left = self._left(index, width, rounding)
+            points.append(_Point(layer.stored_bits, left[None], Treatment((), width)))
+            if adapters:
+                points += [
+                    _Point(
+                        layer.stored_bits + form.cost().bits,
+                        left[form],
+                        Treatment((form,), width),
+                    )
+                    for form in self._forms[name]
+                ]
         points.sort(key=lambda each: (each.cost, each.left))
         kept: list[_Point] = []
         for point in points:
             if not kept or point.left < kept[-1].left:
                 kept.append(point)
         return kept
+
+    def _left(
+        self, index: int, width: int | None, rounding: bool
+    ) -> Mapping[Form | None, float]:
+        """The error that each form leaves in a layer at a width; None: no adapter."""
+        known = self._known.get((index, width, rounding))
+        if known is not None:
+            return known
+        residuals = self._at[width]
+        name = self._layers[index].name
+        removed = [0.0, *accumulate(residuals.spectra[name])]
+        whole, lost = removed[-1], 0.0
+        if rounding:
+            lost = self._lost(index, width, removed)
+        found: dict[Form | None, float] = {None: whole}
+        for form in self._forms[name]:
+            found[form] = whole - (1 - lost) * removed[form.rank]
+            if rounding and not form.factored:
+                found[form] = self._error_after(index, width, form)
+        self._known[index, width, rounding] = found
+        return found
+
+    def _lost(self, index: int, width: int | None, removed: Sequence[float]) -> float:
+        """The share of what factors remove that rounding them costs, at one rank."""
+        factored = [e for e in self._forms[self._layers[index].name] if e.factored]
+        if not factored or not removed[-1]:
+            return 0.0
+        some = factored[len(factored) // 4]
+        kept = removed[some.rank]
+        after = self._error_after(index, width, some)
+        return min(max((after - (removed[-1] - kept)) / kept, 0.0), 1.0)
+
+    def _error_after(self, index: int, width: int | None, form: Form) -> float:
+        residuals = self._at[width]
+        layer = residuals.layers[index]
+        factors = residuals.factors_of(layer)
+        adapter = factors.adapter(form.rank, form.bits, layer.name)
+        return residuals.error_after(layer, adapter)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.report import Report
 from cora_plugin.typed import unknown
@@ -198,6 +199,30 @@ class Toolkit(ABC, Generic[O]):
         example = next(iter(loader))[0][:1]
         host = self.host(quantized.model, example, quantized.reference)
         return plan_widths(host, loader, config, quantized.options.layer_bits)
+
+    def adapted(
+        self, quantized: Quantized[O], config: Any
+    ) -> tuple[Quantized[O], Report]:
+        """Adapters, and where the config has a menu, bit widths chosen with them.
+
+        Args:
+            quantized: What `quantize` made, or a copy; changed in place where there is
+                no menu.
+            config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
+
+        Returns:
+            The model with adapters: the given one, or one that was quantized anew.
+        """
+        settings = CoRaConfig.of(config)
+        if not settings.widths:
+            return quantized, self.adapt(quantized, settings)
+        plain = self.plainly_rounded(quantized.options)
+        start = quantized
+        if plain != quantized.options:
+            start = self.quantize(quantized.net, quantized.loader, plain)
+        plan = self.plan(start, settings)
+        again = self.quantize_planned(quantized, plan)
+        return again, self.adapt(again, settings, plan)
 
     def quantize_planned(
         self, quantized: Quantized[O], plan: WidthPlan

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from cora_plugin.budget import stored_bits
 from cora_plugin.compare.rows import NONE
 from cora_plugin.compare.task import Task
 from cora_plugin.host import Host
@@ -87,12 +88,15 @@ def variants(
     net, loader = task.net, task.loader()
     base, seconds = timed(console, title, toolkit.quantize, net, loader, options)
     made: list[Variant] = []
-    before = float("nan")
+    layers = toolkit.host(base.model, task.test[:1]).layers
+    weights = sum(layer.weight.numel() for layer in layers)
+    before = stored_bits(layers, ()) / weights
     for arm in arms:
-        quantized = base.copied()
         what = f"{toolkit.title}, adapters: {arm.method}"
-        report, spent = timed(console, what, toolkit.adapt, quantized, arm.config)
-        before, bits = report.equivalent_bits_before, report.equivalent_bits
+        (quantized, report), spent = timed(
+            console, what, toolkit.adapted, base.copied(), arm.config
+        )
+        bits = report.equivalent_bits
         found = (recipe, arm.method, arm.budget, quantized, bits, spent, report)
         made.append(Variant(*found))
         if arm.raised:

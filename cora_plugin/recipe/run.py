@@ -109,8 +109,10 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         results.add(what, outputs, seconds)
         model = plain.model
         if recipe.cora is not None:
-            report, more = timed(console, "adapters", toolkit.adapt, base, recipe.cora)
-            model = base.model
+            (adapted, report), more = timed(
+                console, "adapters", toolkit.adapted, base, recipe.cora
+            )
+            model = adapted.model
             outputs, _ = _outputs(toolkit.outputs, model, test, "with adapters")
             results.add("+ adapters", outputs, more, report)
         formats = toolkit.exports

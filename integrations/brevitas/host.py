@@ -246,6 +246,8 @@ def _quantized(name: str, layer: Any, bits: int | None) -> Any:
     """
     if bits is None:
         return type(layer).quant_weight(layer)
+    if bits < 1:
+        raise ModelError(f"{name}: {bits} bits are none; use 1 or more")
     proxy = layer.weight_quant
     try:
         other = type(proxy)(layer, injector(proxy).let(bit_width=bits))

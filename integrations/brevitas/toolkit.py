@@ -20,7 +20,6 @@ from cora_plugin.integrations.brevitas.export import (
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.integrations.brevitas.options import (
-    ROUNDINGS,
     BrevitasOptions,
     QCDQOptions,
     QONNXOptions,
@@ -128,7 +127,7 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
 
     def plainly_rounded(self, options: BrevitasOptions) -> BrevitasOptions:
         """Without GPTQ and the like."""
-        return replace(options, **dict.fromkeys(ROUNDINGS, False))
+        return replace(options, gptq=False, gpfq=False, qronos=False)
 
     def adapt(
         self,

@@ -65,4 +65,5 @@ def test_activations_are_fast_on_a_gpu(cuda, float_net, batches):
     other = copy.deepcopy(one).to(cuda)
     extension.load_extension(cuda)
     counts = [len(list(fused_quantizers(model))) for model in (one, other)]
-    assert counts[0] == counts[1] > 0
+    # On a GPU halves are rounded as the fast form does, and more of them fit.
+    assert counts[1] >= counts[0] > 0

@@ -1,0 +1,73 @@
+"""Bit widths and adapters in one budget of all that is stored, beside their parts.
+
+python benchmarks/budget.py --model lite0 --toolkit brevitas --times 1.0,1.05
+
+Budgets are multiples of what plain PTQ stores. Rows: PTQ, with bias correction, too;
+`bits`: widths of the menu alone; `adapters`: at the toolkit's widths; `together`: both.
+"""
+
+import argparse
+
+from accuracy import NAMES
+from data import load
+from rich.console import Console
+from toolkits import ptq_options, run_flags, weights, write_json
+
+from cora_plugin.compare.experiment import Arm, variants
+from cora_plugin.compare.rows import Row, table
+from cora_plugin.integrations.toolkit import load_toolkit
+from cora_plugin.progress import quiet
+
+METHODS = ("bits", "adapters", "together")
+
+
+def main() -> None:
+    """Run the benchmark that the arguments describe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    run_flags(parser)
+    parser.add_argument("--times", default="1.0,1.05", help="budgets, with commas")
+    parser.add_argument("--menu", default="3/4/5/6/8", help="bit widths, with slashes")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
+    parser.add_argument("--seeds", default="0", help="of calibration, with commas")
+    flags = parser.parse_args()
+    with quiet():
+        task = load(flags.model)
+    toolkit = load_toolkit(flags.toolkit)
+    options = ptq_options(toolkit, flags)
+    rows: list[Row] = []
+    console = Console()
+    arms = [
+        arm
+        for seed in flags.seeds.split(",")
+        for times in flags.times.split(",")
+        for method in flags.methods.split(",")
+        for arm in _arms(method, float(times), flags.menu, int(seed))
+    ]
+    for variant in variants(toolkit, task, options, arms):
+        with quiet():
+            outputs = toolkit.outputs(variant.model, task.test)
+        about = {"toolkit": toolkit.name, "weights": weights(flags), **variant.about}
+        rows.append(task.judge(outputs, **about))
+        console.print(
+            f"{variant.recipe}, {variant.method} {variant.budget}: "
+            f"{variant.equivalent_bits:.3f} bits, KL {rows[-1].kl:.4f}",
+            highlight=False,
+        )
+        write_json(flags.json, [row.to_dict() for row in rows])
+    console.print(table(rows, NAMES, f"{task.name} {weights(flags)}"))
+
+
+def _arms(method: str, times: float, menu: str, seed: int) -> list[Arm]:
+    budget = f"{times} ptq"
+    config = {"budget": budget, "seed": seed}
+    if method == "adapters":
+        # At once what is stored, adapters have nothing to spend.
+        return [Arm(method, config, budget)] if times > 1 else []
+    config["menu"] = menu
+    if method == "bits":
+        config["ranks"] = {"*": 0}
+    return [Arm(method, config, budget)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What every toolkit owes plans of bit widths; a subclass names the toolkit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cora_plugin import CoRaError
+from cora_plugin.objective import KL, measure
+from cora_plugin.testing.checks import assert_same_state
+
+MENU = (3, 4, 5, 6, 8)
+
+
+class PlansWidths:
+    """Other widths are tried as the toolkit quantizes at them, and planned."""
+
+    toolkit = None
+    options = None
+
+    @pytest.mark.parametrize("bits", [3, 6, 8])
+    def test_a_width_is_tried_as_the_toolkit_quantizes_at_it(
+        self, bits, float_net, batches
+    ):
+        base = self.toolkit.quantize(float_net, batches, self.options)
+        example = batches[0][0][:1]
+        host = self.toolkit.host(base.model, example, base.reference)
+        floats = {layer.name: layer.weight for layer in host.layers}
+        before = {k: v.clone() for k, v in base.model.state_dict().items()}
+        with host.prepared():
+            tried = host.quantize(floats, dict.fromkeys(floats, bits))
+        assert_same_state(base.model, before)
+        options = replace(self.options, layer_bits=dict.fromkeys(floats, bits))
+        again = self.toolkit.quantize(float_net, batches, options)
+        layers = self.toolkit.host(again.model, example, again.reference).layers
+        assert {layer.weight_bits for layer in layers} == {bits}
+        for layer in layers:
+            torch.testing.assert_close(
+                tried[layer.name], layer.dequantized, atol=1e-6, rtol=1e-5
+            )
+
+    def test_the_same_bits_and_nearer_to_float(self, float_net, batches, unseen):
+        base = self.toolkit.quantize(float_net, batches, self.options)
+        with torch.no_grad():
+            reference = {"": float_net(unseen)}
+
+        def distance(model):
+            outputs = {"": self.toolkit.outputs(model, unseen)}
+            return measure(KL(), reference, outputs).value
+
+        config = {"budget": "1.0 ptq", "menu": MENU}
+        adapted, report = self.toolkit.adapted(base, config)
+        example = batches[0][0][:1]
+        layers = self.toolkit.host(base.model, example, base.reference).layers
+        stored = sum(layer.stored_bits for layer in layers)
+        weights = sum(layer.weight.numel() for layer in layers)
+        assert report.equivalent_bits <= stored / weights * (1 + 1e-9)
+        assert adapted.model is not base.model
+        assert distance(adapted.model) < distance(base.model) / 2
+
+    def test_a_width_that_is_none(self, float_net, batches):
+        base = self.toolkit.quantize(float_net, batches, self.options)
+        host = self.toolkit.host(base.model, batches[0][0][:1], base.reference)
+        before = {k: v.clone() for k, v in base.model.state_dict().items()}
+        layer = host.layers[0]
+        with pytest.raises(CoRaError, match=layer.name):
+            host.quantize({layer.name: layer.weight}, {layer.name: self.refused})
+        assert_same_state(base.model, before)

@@ -1,0 +1,176 @@
+"""Bit widths and adapters planned together, on the plain host."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from plain_host import PlainHost, quantized_copy
+from small_net import batches, distance, net
+
+from cora_plugin import CoRa, CoRaError
+from cora_plugin.adapters.quantized import quantize
+from cora_plugin.budget import stored_bits
+from cora_plugin.config import Budget
+from cora_plugin.widths import WidthPlan, plan_widths
+
+MENU = (2, 3, 4, 6, 8)
+
+
+def at(plan, float_net):
+    """A net quantized anew at a plan's widths."""
+    model = quantized_copy(float_net, 3)
+    for name, layer in model.named_modules():
+        if name in plan.layer_bits:
+            bits = plan.layer_bits[name]
+            weight = layer.plain.weight
+            layer.weight.data = quantize(weight, bits).dequantize().to(weight)
+            layer.plain.bits = bits
+    return PlainHost(model)
+
+
+def planned(budget, **settings):
+    host = PlainHost(net())
+    config = {"budget": budget, "menu": MENU, **settings}
+    return host, plan_widths(host, batches(), config)
+
+
+@pytest.mark.parametrize("times", [0.9, 1.0, 1.3])
+def test_a_plan_holds_its_budget_and_is_better_than_adapters_alone(times):
+    host, plan = planned(f"{times} ptq")
+    before = distance(host, batches(1, seed=9)[0])
+    stored = stored_bits(host.layers, ())
+    allowed = times * stored
+    again = at(plan, net())
+    config = {"budget": f"{times} ptq", "menu": MENU}
+    report = CoRa(config).apply(again, batches(), plan)
+    weights = sum(layer.weight.numel() for layer in host.layers)
+    assert report.equivalent_bits * weights <= allowed * (1 + 1e-9)
+    assert report.equivalent_bits == pytest.approx(plan.bits)
+    after = distance(again, batches(1, seed=9)[0])
+    assert after < before
+    if times > 1:
+        alone = PlainHost(net())
+        CoRa({"budget": f"{times} ptq"}).apply(alone, batches())
+        assert after < distance(alone, batches(1, seed=9)[0])
+
+
+def test_the_best_of_what_was_tried_is_the_plan():
+    _, plan = planned("1.0 ptq")
+    values = [trial.distance.value for trial in plan.trials]
+    assert values == sorted(values)
+    assert plan.bits == plan.trials[0].bits <= plan.allowed * (1 + 1e-9)
+    # The host's own widths without adapters are always among them.
+    assert any(trial.menu == () and not trial.adapters for trial in plan.trials)
+    assert any(trial.menu == MENU and trial.adapters for trial in plan.trials)
+
+
+def test_more_budget_leaves_less_error():
+    found = [planned(f"{times} ptq")[1] for times in (0.8, 1.0, 1.2, 1.5)]
+    left = [
+        next(t.predicted for t in plan.trials if t.menu == MENU and t.adapters)
+        for plan in found
+    ]
+    assert all(more > less for more, less in itertools.pairwise(left))
+
+
+def test_the_model_is_as_it_was():
+    host = PlainHost(net())
+    before = {k: v.clone() for k, v in host.model.state_dict().items()}
+    plan_widths(host, batches(), {"budget": "1.1 ptq", "menu": MENU})
+    for name, value in host.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not host.branches and not host.shifts
+
+
+def test_ranks_are_pinned_as_without_a_menu():
+    _, plan = planned("1.2 ptq", ranks={"*": 0})
+    assert not any(each.forms for each in plan.treatments.values())
+    report = CoRa({"budget": "1.2 ptq", "ranks": {"*": 0}}).apply(
+        at(plan, net()), batches(), plan
+    )
+    assert report.adapter_parameters == 0
+    assert report.after.value < plan.trials[-1].distance.value
+
+
+def test_pinned_widths_stay():
+    host = PlainHost(net())
+    name = host.layers[0].name
+    config = {"budget": "1.2 ptq", "menu": MENU}
+    free = plan_widths(host, batches(), config)
+    assert free.widths[name] != 3
+    fixed = plan_widths(host, batches(), config, {name: 3})
+    assert fixed.widths[name] == 3 and name not in fixed.layer_bits
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [("4 bits total", 4.0), ("1.25 ptq", None), ("0.002 MiB", None)],
+)
+def test_totals_count_everything_that_is_stored(text, bits):
+    host, plan = planned(text)
+    weights = sum(layer.weight.numel() for layer in host.layers)
+    stored = stored_bits(host.layers, ()) / weights
+    expected = {
+        "1.25 ptq": 1.25 * stored,
+        "0.002 MiB": 0.002 * 2**23 / weights,
+    }.get(text, bits)
+    assert plan.allowed == pytest.approx(expected)
+    assert plan.bits <= expected * (1 + 1e-9)
+
+
+def test_a_total_without_a_menu_buys_adapters_for_what_is_left():
+    host = PlainHost(net())
+    stored = stored_bits(host.layers, ())
+    report = CoRa({"budget": "1.3 ptq"}).apply(host, batches())
+    assert 0 < report.budget_used <= 0.3 * stored
+    report = CoRa({"budget": "1.0 ptq"}).apply(PlainHost(net()), batches())
+    assert report.adapter_parameters == 0
+    assert report.after.value <= report.before.value
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"budget": "0.1 ptq", "menu": MENU}, r"the least that the menu .* stores is"),
+        ({"budget": "0.05", "menu": MENU}, r"is no total; bit widths are planned"),
+        ({"budget": "1 ptq", "menu": (1, 4)}, r"^menu\.0: 1 is out of range"),
+    ],
+)
+def test_impossible_plans(config, message):
+    with pytest.raises(CoRaError, match=message):
+        plan_widths(PlainHost(net()), batches(), config)
+
+
+def test_a_menu_without_a_plan_is_refused():
+    host = PlainHost(net())
+    with pytest.raises(CoRaError, match=r"^menu: bit widths are chosen before"):
+        CoRa({"budget": "1 ptq", "menu": MENU}).apply(host, batches())
+    with pytest.raises(CoRaError, match=r"budget: 0.5 ptq is .* alone store"):
+        CoRa({"budget": "0.5 ptq"}).apply(host, batches())
+    assert not host.branches
+
+
+def test_a_plan_for_other_widths_is_refused():
+    host, plan = planned("0.9 ptq")
+    with pytest.raises(CoRaError, match=r"planned at .* quantize the float model anew"):
+        CoRa({"budget": "1 ptq"}).apply(host, batches(), plan)
+    other = replace(plan, widths={**plan.widths, "another": 4.0})
+    with pytest.raises(CoRaError, match=r"another: planned at 4.0 bits"):
+        CoRa({"budget": "1 ptq"}).apply(at(plan, net()), batches(), other)
+    assert isinstance(plan, WidthPlan) and not host.branches
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [
+        ("4.1 bits total", 4.1, "bits total"),
+        ("1.05ptq", 1.05, "ptq"),
+        ("0.8MiB", 0.8, "MiB"),
+        ("105% ptq", 1.05, "ptq"),
+    ],
+)
+def test_totals_are_read_and_written(text, amount, unit):
+    budget = Budget.parse(text)
+    assert budget == Budget(amount, unit) and budget.is_total
+    assert Budget.parse(str(budget)) == budget
