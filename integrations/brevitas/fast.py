@@ -1,10 +1,12 @@
-"""The same activation quantization, faster, while the algorithm runs the model often.
+"""The same activation quantization, faster, where activations are quantized often.
 
 Brevitas quantizes an activation in a dozen passes over memory, each into a tensor of
 its own; with a static scale they fit into one tensor, and the gradient into one pass.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,6 +17,10 @@ from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.straight import straight_through
 
 Quantize = Callable[[Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+CACHED = 2**17
+"""Values of an activation that are worked on at a time, so that a CPU's cache holds
+them; but no less than a sample."""
 
 
 @torch.no_grad()
@@ -56,16 +62,55 @@ def _fused(quantizer: Any) -> Quantize | None:
     # A GPU divides by a number as it multiplies by its reciprocal, an ulp off.
     step = float(scale) if device.type == "cpu" else scale
 
-    def rounded(x: Tensor) -> Tensor:
-        y = x / step
-        if offset:
-            y.add_(offset).round_().clamp_(low, high).sub_(offset)
-        else:
-            y.round_().clamp_(low, high)
-        return y.mul_(step)
+    rounded = partial(_rounded, step=step, offset=offset, low=low, high=high)
 
     def quantize(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = straight_through(x, rounded, *bounds)
         return y, scale, zero_point, bit_width
 
     return quantize if torch.equal(quantize(probe)[0], expected) else None
+
+
+def _rounded(
+    x: Tensor, step: float | Tensor, offset: float, low: float, high: float
+) -> Tensor:
+    """Quantized to integers of `low` to `high`, in Brevitas' order of operations."""
+    y = x / step
+    if offset:
+        y.add_(offset).round_().clamp_(low, high).sub_(offset)
+    else:
+        y.round_().clamp_(low, high)
+    return y.mul_(step)
+
+
+@contextmanager
+def fast_range_searches(model: nn.Module) -> Iterator[None]:
+    """Within it searches of activation ranges by squared error take less time.
+
+    Brevitas quantizes an activation in its usual way for each of 20 candidates of the
+    scale, and of the zero point. The candidates are the same, and so are their errors,
+    up to the order of summation.
+    """
+    with ExitStack() as stack:
+        for quantizer in private.integer_activations(model):
+            error = partial(_squared_error, quantizer)
+            for search in private.range_searches(quantizer):
+                stack.enter_context(private.measured_by(search, quantizer, error))
+        yield
+
+
+def _squared_error(
+    quantizer: Any, x: Tensor, scale: Tensor, zero_point: Tensor, bits: Tensor
+) -> Tensor:
+    """Squared error of x [N, …], quantized with one scale and zero point."""
+    low, high = private.integer_range(quantizer, bits)
+    numbers = {"step": float(scale), "offset": float(zero_point)}
+    samples = len(x)
+    if x.device.type == "cpu":
+        samples = max(1, CACHED * samples // max(1, x.numel()))
+    return torch.stack(
+        [
+            _rounded(part, **numbers, low=low, high=high).sub_(part).square_().sum()
+            for part in x.split(samples)
+        ]
+    ).sum()

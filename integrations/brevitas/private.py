@@ -10,11 +10,14 @@ it is needed: the layers of `brevitas.nn` with their quantizers' `disable_quant`
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from brevitas.core.function_wrapper.learned_round import LearnedRoundSte
 from brevitas.core.quant import IntQuant, RescalingIntQuant
+from brevitas.core.stats import MSE
 from brevitas.fx import GraphModule
 from brevitas.graph.calibrate import quantization_status_manager
 from brevitas.graph.gpxq import gpxq_mode
@@ -193,6 +196,59 @@ def integer_range(quantizer: RescalingIntQuant, bits: Tensor) -> tuple[float, fl
     """The least and the greatest integer: `min_int` and `max_int` of 0.13.4."""
     inner = quantizer.int_quant
     return float(inner.min_int(bits)), float(inner.max_int(bits))
+
+
+def range_searches(quantizer: RescalingIntQuant) -> Iterator[MSE]:
+    """What looks for the scale and the zero point of least squared error: `MSE`.
+
+    Those of a range for the whole tensor, none of another method. Seen in 0.13.4.
+    """
+    for search in quantizer.modules():
+        if type(search) is MSE and search.stats_reduce_dim is None:
+            yield search
+
+
+@contextmanager
+def measured_by(
+    search: MSE,
+    quantizer: RescalingIntQuant,
+    error: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Iterator[None]:
+    """Within it a search measures its candidates by another function than Brevitas'.
+
+    It stands in for `evaluate_loss`, which sets the candidate and runs the quantizer:
+    here that only tells scale, zero point and bit width. Of `_mse_search` it spares the
+    search where there is one candidate, as for the zero point of activations that are
+    never negative. Seen in 0.13.4.
+
+    Args:
+        search: One of `range_searches`.
+        quantizer: The quantizer that it is a part of, which alone has seen its input.
+        error: From an input, a scale, a zero point and a bit width to a squared error.
+    """
+    whole = search._mse_search
+
+    def evaluate_loss(x: Tensor, candidate: Tensor) -> Tensor:
+        search.internal_candidate = candidate
+        _, scale, zero_point, bits = quantizer(x)
+        return error(x, scale, zero_point, bits)
+
+    def mse_search(xl: Tensor, xr: Tensor, loss_fn: Any, num_iter: int) -> Any:
+        search.set_local_loss_mode(True)  # The candidate is taken for what is sought.
+        search.set_observer_mode(True)  # Nothing is rounded.
+        try:
+            if torch.equal(xl, xr):
+                return xl, loss_fn(xl)
+            return whole(xl, xr, loss_fn, num_iter)
+        finally:
+            search.restore_observer_mode()
+            search.set_local_loss_mode(False)
+
+    search.evaluate_loss, search._mse_search = evaluate_loss, mse_search
+    try:
+        yield
+    finally:
+        del search.evaluate_loss, search._mse_search
 
 
 # Exports

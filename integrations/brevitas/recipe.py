@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ConfigError, DataError
 from cora_plugin.integrations.brevitas import private
+from cora_plugin.integrations.brevitas.fast import fast_range_searches
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
 from cora_plugin.layer import by_layer
@@ -134,7 +135,8 @@ def quantize_ptq(
         )
     with torch.no_grad():
         quantized(first[0].to(device))  # initialises the activation scales
-    calibrate(calib_loader, quantized)
+    with fast_range_searches(quantized):
+        calibrate(calib_loader, quantized)
     return quantized.eval()
 
 

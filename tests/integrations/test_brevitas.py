@@ -4,10 +4,12 @@ from dataclasses import replace
 import pytest
 import torch
 from brevitas.export.inference import quant_inference_mode
+from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from brevitas.quant_tensor import QuantTensor
 from brevitas_examples.imagenet_classification.ptq.ptq_common import (
     apply_bias_correction,
     apply_gptq,
+    calibrate,
 )
 from host_checks import kl, run
 from torch import Tensor, nn
@@ -25,7 +27,10 @@ from cora_plugin.integrations.brevitas import (
     save_cora,
     snapshot,
 )
-from cora_plugin.integrations.brevitas.fast import fused_activations
+from cora_plugin.integrations.brevitas.fast import (
+    fast_range_searches,
+    fused_activations,
+)
 from cora_plugin.integrations.brevitas.insert import read_correction
 from cora_plugin.layer import Correction
 from cora_plugin.outputs import only
@@ -159,6 +164,38 @@ def test_fused_activations_are_brevitas_own_in_values_and_gradients(
         gradients = [torch.autograd.grad(y, x, slope)[0] for y in (answer, expected)]
         torch.testing.assert_close(*gradients)
         assert 0.2 < gradients[0].eq(0).double().mean() < 0.9, "some are clipped"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("kind", ["sym", "asym"])
+def test_fast_searches_find_brevitas_own_ranges(quantize, batches, kind, bits):
+    options = {
+        "act_quant_type": kind,
+        "act_bits": bits,
+        "act_param_method": "mse",
+        "uint_sym_act_for_unsigned_values": False,
+    }
+    expected = quantize(**options)
+    model = quantize(calibrated=False, **options)
+    with fast_range_searches(model):
+        calibrate(batches, model)
+    found = scales(model)
+    assert len(found) == 2 * len(LAYERS)
+    torch.testing.assert_close(found, scales(expected), rtol=1e-6, atol=0)
+    zeros = [zero for _, zero in zip(*[iter(found)] * 2, strict=True)]
+    assert any(zeros) == (kind == "asym"), "some zero points are sought"
+    for part in model.modules():
+        assert not {"evaluate_loss", "_mse_search"} & {*vars(part)}
+
+
+def scales(model):
+    """Scale and zero point of each activation, one after the other."""
+    return [
+        float(value.detach())
+        for proxy in model.eval().modules()
+        if isinstance(proxy, ActQuantProxyFromInjectorBase) and proxy.is_quant_enabled
+        for value in (proxy.scale(), proxy.zero_point())
+    ]
 
 
 # What adapters do.

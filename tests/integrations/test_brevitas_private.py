@@ -29,6 +29,7 @@ NAMES = {
     ): "refusing learned round beside adapters",
     ("brevitas.core.quant", "IntQuant"): "quantizing activations faster",
     ("brevitas.core.quant", "RescalingIntQuant"): "quantizing activations faster",
+    ("brevitas.core.stats", "MSE"): "finding activation ranges faster",
     ("brevitas.fx", "GraphModule"): "leaving a model as it was where GPTQ is refused",
     (
         "brevitas.graph.calibrate",
@@ -90,11 +91,13 @@ def test_every_name_is_checked():
 def test_they_are_reached_in_one_place():
     attributes = {
         "algorithm_impl",
+        "evaluate_loss",
         "fused_activation_quant_proxy",
         "gptq_class",
         "handler_from_module",
         "init_tensor_quant",
         "int_quant",
+        "internal_candidate",
         "is_groupwise",
         "is_same_padded_strided",
         "orig_forward",
@@ -319,6 +322,31 @@ def test_integer_activations_are_found(private, net, images):
             assert private.integer_range(quantizer, bits) == range_
             levels = (images / scale + zero_point).round().clamp(*range_)
             torch.testing.assert_close(value, (levels - zero_point) * scale)
+
+
+def test_searches_of_ranges_are_measured_by_another_function(private, net, images):
+    from brevitas.quant.scaled_int import Int8ActPerTensorFloatMSE
+
+    feature = "finding activation ranges faster"
+    with needs("MSE.evaluate_loss and _mse_search", feature), torch.no_grad():
+        for quantizer in private.integer_activations(net):
+            assert not [*private.range_searches(quantizer)]
+        layer = qnn.QuantIdentity(act_quant=Int8ActPerTensorFloatMSE)
+        (quantizer,) = private.integer_activations(layer)
+        (search,) = private.range_searches(quantizer)
+        seen = []
+
+        def error(x, scale, zero_point, bits):
+            assert x is images and not zero_point and bits == 8
+            seen.append(float(scale))
+            return (scale - 0.01).abs()
+
+        with private.measured_by(search, quantizer, error):
+            layer(images)
+        assert len(seen) == 20 and seen == sorted(seen)
+        least = min(seen, key=lambda scale: abs(scale - 0.01))
+        assert float(quantizer.eval()(images)[1]) == least
+        assert not quantizer.observer_only and not search.local_loss_mode
 
 
 MANAGERS = ("onnx_qcdq_manager", "qonnx_manager", "torch_qcdq_manager")
