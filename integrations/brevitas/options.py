@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.integrations.ranges import AUTO
 from cora_plugin.integrations.toolkit import Options, option
 
 ROUNDINGS = ("gptq", "gpfq", "qronos")
@@ -22,7 +23,7 @@ class BrevitasOptions(Options):
     )
     equalize_iters: int = option(0, "iterations of weight equalization")
     act_range: str = option(
-        "percentile", "how activation ranges are found: percentile or mse"
+        AUTO, "how activation ranges are found: auto (by act_bits), percentile or mse"
     )
     gptq: bool = option(False, "round weights by GPTQ")
     gpfq: bool = option(False, "round weights by GPFQ")

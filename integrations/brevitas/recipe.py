@@ -10,11 +10,12 @@ from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
 from brevitas.inject import value
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import ConfigError, DataError
+from cora_plugin.adapters.errors import DataError
 from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.fast import fast_range_searches
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
+from cora_plugin.integrations.ranges import estimator
 from cora_plugin.layer import by_layer
 from cora_plugin.outputs import device_of, in_batches
 
@@ -53,18 +54,17 @@ def quantize_ptq(
             reaches a layer, and bias correction ends worse after it on Lite0.
         layer_bits: Weight bit widths by layer name or glob, over all others; the last
             that fits wins.
-        act_range: `percentile`, the 99.999th of what is seen, or `mse`, the range of
-            least squared error: better at few bits, and minutes longer.
+        act_range: `percentile`, the 99.999th of what is seen; `mse`, the range of least
+            squared error, in twice the time; or `auto`, `mse` below 6 bits, where it
+            is better, and `percentile` from there on.
 
     Raises:
         DataError: The loader is empty.
         ConfigError: `act_range` is unknown, or a key of `layer_bits` fits no layer.
     """
-    if act_range not in ACTIVATION_RANGES:
-        known = ", ".join(ACTIVATION_RANGES)
-        raise ConfigError(
-            ("act_range",), f"{act_range!r} is unknown; use one of {known}"
-        )
+    act_method = estimator(
+        act_range, act_bits, ACTIVATION_RANGES, few="mse", many="percentile"
+    )
     from brevitas_examples.imagenet_classification.ptq.ptq_common import calibrate
 
     def ends(module: Any) -> bool:
@@ -113,7 +113,7 @@ def quantize_ptq(
             weight_quant_format="int",
             act_quant_format="int",
             act_scale_type="float_scale",
-            act_param_method=ACTIVATION_RANGES[act_range],
+            act_param_method=act_method,
             act_quant_type="asym",
             act_quant_granularity="per_tensor",
             act_quant_percentile=99.999,

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from untouched import untouched
 
 from cora_plugin import CoRaError
-from cora_plugin.integrations.brevitas import apply_cora
+from cora_plugin.integrations.brevitas import apply_cora, private
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 
@@ -123,6 +123,26 @@ def test_activation_ranges_of_least_error(float_net, loader):
         assert name == "0"
         far.append(float((quantized - x).norm()))
     assert far[1] < 0.95 * far[0]
-    match = "act_range: 'best' is unknown; use one of"
+
+
+@pytest.mark.parametrize(
+    "options, searched",
+    [
+        ({"act_bits": 4}, True),
+        ({"act_bits": 5}, True),
+        ({"act_bits": 6}, False),
+        ({}, False),
+        ({"act_bits": 4, "act_range": "percentile"}, False),
+        ({"act_range": "mse"}, True),
+    ],
+)
+def test_few_bits_get_ranges_of_least_error(float_net, loader, options, searched):
+    model = quantize_ptq(float_net, loader, **options)
+    found = [any(private.range_searches(q)) for q in private.integer_activations(model)]
+    assert found == [searched] * 4
+
+
+def test_an_unknown_range_is_refused(float_net, loader):
+    match = "act_range: 'best' is unknown; use one of auto, percentile, mse"
     with untouched(float_net), pytest.raises(CoRaError, match=match):
         quantize_ptq(float_net, loader, act_range="best")
