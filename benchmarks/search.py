@@ -96,7 +96,7 @@ def _rows(
             seconds=seconds,
             details={
                 "depthwise_bits": depthwise,
-                "act_range": flags.act_range,
+                "act_range": quantized.options.act_range,
                 **details,
             },
         )

@@ -16,6 +16,7 @@ from search import CORRECTED, DEFAULT
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.compare.experiment import RAISED
 from cora_plugin.compare.rows import METHODS
+from cora_plugin.integrations.ranges import AUTO, FEW_BITS
 
 Row = Mapping[str, Any]
 
@@ -83,7 +84,13 @@ def _place(rows: Sequence[Row]) -> tuple[Any, ...]:
     first = rows[0]
     weights, acts = map(int, first["weights"].removeprefix("W").split("A"))
     network = list(NAMES).index(first["model"])
-    return network, -acts, -weights, first.get("act_range") == "mse"
+    return network, -acts, -weights, _by_mse(first)
+
+
+def _by_mse(row: Row) -> bool:
+    """Whether Brevitas searched activation ranges; files of percentiles name none."""
+    few = int(row["weights"].partition("A")[2]) <= FEW_BITS
+    return row.get("act_range") == "mse" or (row.get("act_range") == AUTO and few)
 
 
 def _title(rows: Sequence[Row]) -> str:
@@ -91,7 +98,7 @@ def _title(rows: Sequence[Row]) -> str:
     depthwise = ""
     if first["model"] == "lite0" and first["depthwise_bits"] == 8:
         depthwise = " (depthwise 8)"
-    acts = ", activations by MSE" if first.get("act_range") == "mse" else ""
+    acts = ", activations by MSE" if _by_mse(first) else ""
     return f"{NAMES[first['model']]}, {first['weights']}{depthwise}{acts}"
 
 

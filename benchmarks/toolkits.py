@@ -17,7 +17,7 @@ def network_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight-bits", type=int, default=4)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--depthwise-bits", type=int, help="default: as the others")
-    parser.add_argument("--act-range", help="how the toolkit finds activation ranges")
+    parser.add_argument("--act-range", help="estimator; default: by --act-bits")
     parser.add_argument("--equalize-iters", type=int, help="Brevitas only")
 
 

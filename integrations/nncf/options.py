@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cora_plugin.integrations.ranges import AUTO
 from cora_plugin.integrations.toolkit import Options, option
 
 CLIPPED = 0.003
@@ -24,8 +25,9 @@ class NNCFOptions(Options):
         "share of a channel's weights that its range may clip, at 4 bits and fewer",
     )
     act_range: str = option(
-        "default",
-        "how activation ranges are found: default, minmax, mean-quantile, histogram",
+        AUTO,
+        "how activation ranges are found: auto (by act_bits), default, minmax, "
+        "mean-quantile, histogram",
     )
 
 

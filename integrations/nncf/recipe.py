@@ -17,11 +17,12 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from cora_plugin.adapters.errors import ConfigError, ModelError
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.integrations.nncf.bits import FEW, allow_bits, check_bits
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
+from cora_plugin.integrations.ranges import estimator
 from cora_plugin.outputs import device_of
 
 ACTIVATION_RANGES = {
@@ -65,7 +66,8 @@ def quantize_ptq(
             size of the correction. With `cora`: correct biases after the adapters.
         weight_quantile: Share of a channel's weights that may be clipped at its range,
             at 4 bits and fewer; None clips none.
-        act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`.
+        act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`; or
+            `auto`, `mean-quantile` below 6 bits and `default` from there on.
         cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
 
     Raises:
@@ -73,11 +75,9 @@ def quantize_ptq(
     """
     check_bits("weight_bits", weight_bits)
     check_bits("act_bits", act_bits)
-    if act_range not in ACTIVATION_RANGES:
-        known = ", ".join(ACTIVATION_RANGES)
-        raise ConfigError(
-            ("act_range",), f"{act_range!r} is unknown; use one of {known}"
-        )
+    act_estimator = estimator(
+        act_range, act_bits, ACTIVATION_RANGES, few="mean-quantile", many="default"
+    )
     if isinstance(model, nn.Sequential):
         raise ModelError(
             "the model is a bare nn.Sequential, which would call the module that NNCF "
@@ -95,7 +95,7 @@ def quantize_ptq(
         bias_correction_params=AdvancedBiasCorrectionParameters(threshold=float("inf")),
         weights_quantization_params=QuantizationParameters(num_bits=weight_bits),
         activations_quantization_params=QuantizationParameters(num_bits=act_bits),
-        activations_range_estimator_params=ACTIVATION_RANGES[act_range],
+        activations_range_estimator_params=act_estimator,
         weights_range_estimator_params=_weight_range(
             weight_quantile if weight_bits <= FEW else None
         ),

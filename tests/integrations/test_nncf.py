@@ -831,9 +831,25 @@ def test_recipe_refuses_a_bare_sequential(batches):
 
 
 def test_recipe_refuses_an_unknown_range(float_net, batches):
-    match = "act_range: 'best' is unknown; use one of"
+    match = "act_range: 'best' is unknown; use one of auto, default, minmax"
     with untouched(float_net), pytest.raises(CoRaError, match=match):
         quantize_ptq(float_net, batches, act_range="best")
+
+
+@pytest.mark.parametrize(
+    "bits, named", [(4, "mean-quantile"), (5, "mean-quantile"), (6, "default")]
+)
+def test_few_bits_get_ranges_that_clip(float_net, batches, bits, named):
+    found = ranges(quantize_ptq(float_net, batches, act_bits=bits))
+    for each in ("mean-quantile", "default"):
+        model = quantize_ptq(float_net, batches, act_bits=bits, act_range=each)
+        assert (ranges(model) == found) == (each == named)
+
+
+def ranges(model):
+    """The range of each quantizer, weights included."""
+    found = quantizers(model).items()
+    return {name: [x.tolist() for x in range_of(each)] for name, each in found}
 
 
 def test_same_seed_same_adapters(quantized, dataset, unseen):
