@@ -135,29 +135,26 @@ def plan_widths(
         search = _Widths(settings, host, layers, statistics, {*fixed})
         means = collector.means()
 
-        def tried(
-            menu: tuple[int, ...], adapters: bool, rounding: bool
-        ) -> tuple[Trial, _Chosen]:
-            chosen = search(menu, adapters, rounding)
-            made = chosen.adapters
+        def measured(chosen: _Chosen) -> Distance:
             weights = {e.name: e.dequantized for e in chosen.layers}
-            weights |= merged_weights(chosen.layers, made)
-            shifts = own_shifts(chosen.layers, made, means)
-            distance = min(
-                guard.trial(weights), guard.trial(weights, shifts), key=_value
-            )
-            how = menu, adapters, rounding
-            found = Trial(*how, chosen.bits, chosen.left, distance)
-            return found, chosen
+            weights |= merged_weights(chosen.layers, chosen.adapters)
+            shifts = own_shifts(chosen.layers, chosen.adapters, means)
+            return guard.trial(weights, shifts)
 
-        found = []
-        for menu, *how in _menus(settings.widths):
+        found: list[tuple[Trial, _Chosen]] = []
+        for menu, adapters, rounding in _menus(settings.widths):
             try:
-                found.append(tried(menu, *how))
+                chosen = search(menu, adapters, rounding)
             except BudgetError:
                 # Less than this menu stores: another one may have narrower widths.
                 if menu == settings.widths:
                     raise
+                continue
+            same = [t.distance for t, e in found if e.treatments == chosen.treatments]
+            distance = same[0] if same else measured(chosen)
+            how = menu, adapters, rounding
+            trial = Trial(*how, chosen.bits, chosen.left, distance)
+            found.append((trial, chosen))
     found.sort(key=lambda each: each[0].distance.value)
     best = found[0][1]
     own = {layer.name: layer.weight_bits for layer in layers}
@@ -169,10 +166,6 @@ def plan_widths(
         total_bits(settings.budget, layers) / search.weights,
         tuple(trial for trial, _ in found),
     )
-
-
-def _value(distance: Distance) -> float:
-    return distance.value
 
 
 def _menus(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], bool, bool]]:
