@@ -574,7 +574,11 @@ def test_a_step_that_does_harm_is_rolled_back_and_reported(model, batches, unsee
     report = CoRa(config).apply(NegatedAdapters(model), batches)
     assert torch.equal(run(model, unseen), before)
     assert not adapters_in(model)
-    names = ["adapters", "regression", "adapters × 0.5", "adapters × 0.25"]
+    names = [
+        f"{step}{share}"
+        for step in ("adapters", "regression")
+        for share in ("", " × 0.5", " × 0.25")
+    ]
     assert [step.name for step in report.steps] == names
     for step in report.steps:
         assert not step.kept

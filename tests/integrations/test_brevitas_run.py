@@ -201,8 +201,9 @@ def test_a_failure_leaves_what_was_there_before(tmp_path, capsys):
 def test_adapters_that_were_taken_back_leave_the_rest_of_a_run(
     tmp_path, capsys, monkeypatch
 ):
-    def refuse(guard, name, correction, ties=False):
-        guard.steps.append(Step(name, guard.before, guard.before, False))
+    def refuse(guard, name, correction, doubt=0.0, least=0.0):
+        step = Step(name, guard.before, guard.before, False, 0.0, None, 1)
+        guard.steps.append(step)
         return False
 
     monkeypatch.setattr(Guard, "step", refuse)
