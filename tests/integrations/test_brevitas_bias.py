@@ -16,7 +16,7 @@ from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.testing.checks import assert_same_state
 
 HELPS = {"metric": "svd", "budget": 0.02, "bias_correction": "off"}
-HARMS = {"budget": 0.3}
+HARMS = {"budget": 0.3, "metric": "qera-exact"}
 
 
 @pytest.fixture
