@@ -54,8 +54,8 @@ class PlainToolkit(Toolkit[PlainOptions]):
         layers[-1].bias += error
         return replace(quantized, model=model)
 
-    def adapt(self, quantized, config):
-        return CoRa(config).apply(PlainHost(quantized.model), quantized.loader)
+    def adapt(self, quantized, config, plan=None):
+        return CoRa(config).apply(PlainHost(quantized.model), quantized.loader, plan)
 
     def host(self, model, example, reference=None):
         return PlainHost(model)
