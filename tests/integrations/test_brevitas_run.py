@@ -13,12 +13,11 @@ import yaml
 from small_recipe import images, net, photos, written
 
 from cora_plugin.cli import main
-from cora_plugin.guard import Guard
+from cora_plugin.guard import Guard, Step
 from cora_plugin.integrations.brevitas import load_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
 from cora_plugin.integrations.toolkit import declared
-from cora_plugin.report import Step
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
