@@ -67,8 +67,8 @@ def quantize_ptq(
         weight_quantile: Share of a channel's weights that may be clipped at its range,
             at 4 bits and fewer; None clips none.
         act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`; or
-            `auto`, which is `default`: at 4 bits `mean-quantile` is better on SqueezeNet
-            and ruins EfficientNet-Lite0.
+            `auto`, which is `default`: at 4 bits `mean-quantile` is better on
+            SqueezeNet and ruins EfficientNet-Lite0.
         cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
 
     Raises:
