@@ -62,7 +62,7 @@ def quantize_ptq(
         DataError: The loader is empty.
         ConfigError: `act_range` is unknown, or a key of `layer_bits` fits no layer.
     """
-    act_method = estimator(
+    found = estimator(
         act_range, act_bits, ACTIVATION_RANGES, few="mse", many="percentile"
     )
     from brevitas_examples.imagenet_classification.ptq.ptq_common import calibrate
@@ -113,7 +113,7 @@ def quantize_ptq(
             weight_quant_format="int",
             act_quant_format="int",
             act_scale_type="float_scale",
-            act_param_method=act_method,
+            act_param_method=ACTIVATION_RANGES[found],
             act_quant_type="asym",
             act_quant_granularity="per_tensor",
             act_quant_percentile=99.999,

@@ -27,7 +27,7 @@ class NNCFOptions(Options):
     act_range: str = option(
         AUTO,
         "how activation ranges are found: auto (by act_bits), default, minmax, "
-        "mean-quantile, histogram",
+        "mean-quantile, histogram, mse",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from nncf import Dataset
 from nncf.common.utils.backend import BackendType, get_backend
 from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
+from nncf.quantization.algorithms.algorithm import Algorithm
 from nncf.quantization.algorithms.bias_correction.algorithm import BiasCorrection
 from nncf.quantization.algorithms.fast_bias_correction.algorithm import (
     FastBiasCorrection,
@@ -22,6 +23,7 @@ from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
 from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
+from cora_plugin.integrations.nncf.ranges import LeastSquaresRanges
 from cora_plugin.outputs import device_of
 
 
@@ -43,12 +45,15 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
         depthwise_bits: Bit width of depthwise weights; None: as the others.
         layer_bits: Bit widths of weights by layer name or glob, over all others; the
             last that fits wins.
+        least_squares: Give activations the ranges of least squared error, whatever
+            NNCF's estimator found; see `LeastSquaresRanges`.
     """
 
     cora: Any = None
     first_last_bits: int | None = None
     depthwise_bits: int | None = None
     layer_bits: Mapping[str, int] | None = None
+    least_squares: bool = False
 
 
 class register:  # noqa: N801, a function in its use
@@ -134,16 +139,19 @@ def _with_our_steps(original: Any) -> Any:
         pipeline = original(*args, **kwargs)
         parameters: Any = kwargs.get("advanced_parameters")
         flag = _flag(parameters)
-        bits = _bits(parameters)
-        if flag is None and not bits:
+        behind: list[Algorithm] = []
+        if bits := _bits(parameters):
+            behind.append(LayerBits(**bits))
+        if getattr(parameters, "least_squares", False):
+            behind.append(LeastSquaresRanges(kwargs.get("subset_size")))
+        if flag is None and not behind:
             return pipeline
         steps = [list(step) for step in pipeline.pipeline_steps]
-        if bits:
-            for step in steps:
-                for index, algorithm in enumerate(step):
-                    if isinstance(algorithm, MinMaxQuantization):
-                        step.insert(index + 1, LayerBits(**bits))
-                        break
+        for step in steps:
+            for index, algorithm in enumerate(step):
+                if isinstance(algorithm, MinMaxQuantization):
+                    step[index + 1 : index + 1] = behind
+                    break
         if flag is not None:
             steps = [
                 [
@@ -205,7 +213,7 @@ class CoRaPipeline(Pipeline):
         load_extension(device_of(model.model))
         for algorithm in (a for step in self.pipeline_steps for a in step):
             # NNCF hands no dataset to `apply`.
-            if isinstance(algorithm, CoRaAlgorithm):
+            if isinstance(algorithm, CoRaAlgorithm | LeastSquaresRanges):
                 algorithm.dataset = dataset
         try:
             return super().run_from_step(

@@ -835,16 +835,45 @@ def test_recipe_refuses_an_unknown_range(float_net, batches):
         quantize_ptq(float_net, batches, act_range="best")
 
 
-@pytest.mark.parametrize(
-    "bits, named", [(4, "default"), (5, "default"), (6, "default")]
-)
-def test_ranges_are_the_default_ones_unless_others_are_named(
-    float_net, batches, bits, named
-):
+@pytest.mark.parametrize("bits, named", [(4, "mse"), (5, "mse"), (6, "default")])
+def test_few_bits_get_ranges_of_least_error(float_net, batches, bits, named):
     found = ranges(quantize_ptq(float_net, batches, act_bits=bits))
-    for each in ("mean-quantile", "default"):
+    for each in ("mse", "default"):
         model = quantize_ptq(float_net, batches, act_bits=bits, act_range=each)
         assert (ranges(model) == found) == (each == named)
+
+
+def test_ranges_of_least_error_have_less_of_it(float_net, batches):
+    plain, fitted = (
+        quantizers(quantize_ptq(float_net, batches, act_bits=4, act_range=each))
+        for each in ("default", "mse")
+    )
+    x = torch.cat([images for images, _ in batches])
+    model = quantize_ptq(float_net, batches, act_bits=4, first_last_bits=None)
+    host, seen = NNCFHost(model, x[:1]), {}
+    with torch.no_grad(), host.prepared(), host.acting(quantized=False):
+        watches = [
+            each.register_forward_pre_hook(
+                lambda _, args, name=name: seen.update({name: args[0]})
+            )
+            for name, each in quantizers(model).items()
+        ]
+        host.run(x)
+        for watch in watches:
+            watch.remove()
+    changed = 0
+    for name, each in fitted.items():
+        if range_of(each)[0].numel() > 1 or torch.equal(
+            torch.stack(range_of(each)), torch.stack(range_of(plain[name]))
+        ):
+            continue
+        changed += 1
+        errors = [
+            float((q.quantize(seen[name]) - seen[name]).square().sum().detach())
+            for q in (each, plain[name])
+        ]
+        assert errors[0] < errors[1], name
+    assert changed >= 4
 
 
 def ranges(model):
