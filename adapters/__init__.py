@@ -2,6 +2,7 @@
 
 from cora_plugin.adapters.adapter import Adapter, Term
 from cora_plugin.adapters.branch import Branch
+from cora_plugin.adapters.expansion import Series, SeriesProduct, expand
 from cora_plugin.adapters.factor import Root, metric_root, truncate
 from cora_plugin.adapters.factors import Factors, make_adapter
 from cora_plugin.adapters.form import Cost, Form, Kind
@@ -19,7 +20,10 @@ __all__ = [
     "Operation",
     "QuantizedTensor",
     "Root",
+    "Series",
+    "SeriesProduct",
     "Term",
+    "expand",
     "load_adapters",
     "make_adapter",
     "metric_root",

@@ -1,12 +1,14 @@
 """A residual in factors, of which adapters of any rank are slices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cora_plugin.adapters.adapter import Adapter
+from cora_plugin.adapters.adapter import Adapter, Term
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.factor import Weighting, truncate
 from cora_plugin.adapters.form import Form, residual_matrices
 from cora_plugin.adapters.operation import Operation
@@ -71,14 +73,45 @@ class Factors:
             )
         shape = tuple(self.residual.shape)
         form = Form.smallest(rank, bits, shape, self.operation.groups)
-        a, b = self.a[:, :rank], self.b[..., :rank]  # [g, r, k] and [g, m/g, r]
+        return self.adapter_of((form,))
+
+    def adapter_of(self, forms: Sequence[Form]) -> Adapter:
+        """Quantize an adapter of these terms, each of what those before it leave.
+
+        Args:
+            forms: Of this residual's shape; factors come first, if there are any.
+        """
+        first, *others = forms
+        if not first.factored:
+            return series(self.residual, forms)
+        values = first.values(self.residual, *self._slice(first.rank))
+        made = Adapter.of([first], values)
+        left = self.residual - made.merged().to(self.residual)
+        return Adapter(made.terms + series(left, others).terms) if others else made
+
+    def _slice(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The factors [g, r, k] and [g, m/g, r] of a rank."""
+        a, b = self.a[:, :rank], self.b[..., :rank]
         # A rank's share may be scaled in either factor: the sizes of b's columns move
         # into a's rows, for b has one scale in all.
         largest = b.abs().amax(1, keepdim=True)  # [g, 1, r]
         largest = torch.where(largest > 0, largest, torch.ones_like(largest))
-        return Adapter.of(
-            [form], form.values(self.residual, a * largest.mT, b / largest)
-        )
+        return a * largest.mT, b / largest
+
+
+def series(residual: Tensor, forms: Sequence[Form]) -> Adapter:
+    """Whole terms, each of what those before it leave of a residual.
+
+    Args:
+        residual: The layer's weight less what stands for it, [m, n/g, *kernel].
+        forms: Of its shape, none of factors.
+    """
+    terms: list[Term] = []
+    left = exact(residual)
+    for form in forms:
+        terms.append(Term(form, form.quantize({"a": left})))
+        left = left - Adapter((terms[-1],)).merged().to(left)
+    return Adapter(tuple(terms))
 
 
 def make_adapter(

@@ -231,8 +231,10 @@ class Form:
 
     def quantize(self, values: Mapping[str, Tensor]) -> dict[str, QuantizedTensor]:
         """Quantize the values of its tensors, by name."""
+        # What a whole term holds is an error of rounding, which is spread evenly.
+        even = self.kind is Kind.WHOLE
         return {
-            name: quantize(values[name], self.bits, self.scales_channels(name))
+            name: quantize(values[name], self.bits, self.scales_channels(name), even)
             for name in self.shapes
         }
 

@@ -46,12 +46,24 @@ class QuantizedTensor:
         return self.bits * self.parameters + FLOAT_BITS * scales
 
 
-def quantize(tensor: Tensor, bits: int, channels: bool = True) -> QuantizedTensor:
+def quantize(
+    tensor: Tensor, bits: int, channels: bool = True, even: bool = False
+) -> QuantizedTensor:
     """Quantize to `bits` in the narrow range ±(2^(bits−1) − 1).
 
     There is one scale a leading channel, or without `channels` one in all. It is the
     largest magnitude over the largest level, so quantizing the dequantized tensor again
     gives the same integers. 32 bits keep float32.
+
+    Values that are spread evenly, as the errors of rounding are, lose less where the
+    largest ones round down by half a level: with 2 bits 2.25 times less in squares.
+
+    Args:
+        tensor: [c, …].
+        bits: 2 to 8, or 32.
+        channels: Whether each leading channel has its own scale.
+        even: Whether a channel may have the scale for evenly spread values, where its
+            squared error is the smaller. (Dequantized values have none at the other.)
     """
     if bits == FLOAT_BITS:
         return QuantizedTensor(tensor.float(), None, bits)
@@ -63,6 +75,23 @@ def quantize(tensor: Tensor, bits: int, channels: bool = True) -> QuantizedTenso
     # The scale of a channel of zeros, or of less than float32 can scale, is arbitrary.
     smallest = top * torch.finfo(torch.float32).smallest_normal
     largest = torch.where(largest < smallest, torch.ones_like(largest), largest)
-    scale = (largest / top).float().view(-1, *[1] * (tensor.ndim - 1))
-    levels = (values / scale.double()).round().clamp(-top, top)
+    ones = [1] * (tensor.ndim - 1)
+    levels, scale = _rounded(values, (largest / top).view(-1, *ones), top)
+    if even:
+        other = _rounded(values, (largest / (top + 0.5)).view(-1, *ones), top)
+        first, second = (
+            (values - each * step.double()).flatten(1).square().sum(1)
+            for each, step in ((levels, scale), other)
+        )
+        if len(scale) == 1:
+            first, second = first.sum(0, True), second.sum(0, True)
+        better = (second < first).view(-1, *ones)
+        levels = torch.where(better, other[0], levels)
+        scale = torch.where(better, other[1], scale)
     return QuantizedTensor(levels.to(torch.int8), scale, bits)
+
+
+def _rounded(values: Tensor, scale: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Levels in ±top, and the scale in float32, which they are rounded with."""
+    stored = scale.float()
+    return (values / stored.double()).round().clamp(-top, top), stored

@@ -205,7 +205,7 @@ class Run:
         if self._planned is not None:
             return self._planned.for_layers(self._layers)
         config, budget = self.config, self.config.budget
-        if budget.is_total:
+        if budget.is_total and config.search != "series":
             rest = added(budget, self._layers)
             if rest is None:
                 return planner.nothing()

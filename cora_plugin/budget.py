@@ -1,6 +1,7 @@
 """What adapters cost, and how much a budget allows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from cora_plugin.adapters import Adapter, Form
 from cora_plugin.adapters.errors import BudgetError
@@ -17,26 +18,36 @@ def form_of(layer: QuantizedLayer, rank: int, adapter_bits: int) -> Form:
     return Form.smallest(rank, adapter_bits, shape, groups)
 
 
-def forms(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
-    """The forms there are: factors rank by rank, then the whole residual.
+def forms(
+    layer: QuantizedLayer, adapter_bits: int, term_bits: Collection[int] = ()
+) -> tuple[Form, ...]:
+    """The forms there are: factors rank by rank, and the whole residual.
 
     Factors that take as many bits as the residual itself are left out.
+
+    Args:
+        layer: The layer.
+        adapter_bits: Bit width of factors and of the whole residual.
+        term_bits: Further bit widths of the whole residual.
     """
     whole = form_of(layer, layer.full_rank, adapter_bits)
     ranks = (form_of(layer, r, adapter_bits) for r in range(1, layer.full_rank))
     # Factors have more scales: they may be larger with fewer parameters.
     smaller = (f for f in ranks if f.factored and f.cost().bits < whole.cost().bits)
-    return (*smaller, whole)
+    others = (replace(whole, bits=b) for b in term_bits if b != adapter_bits)
+    return tuple(sorted((*smaller, whole, *others), key=lambda f: f.cost().bits))
 
 
-def ladder(layer: QuantizedLayer, adapter_bits: int) -> tuple[Form, ...]:
+def ladder(
+    layer: QuantizedLayer, adapter_bits: int, term_bits: Collection[int] = ()
+) -> tuple[Form, ...]:
     """The forms to choose from where the layer's bit width stays.
 
     Left out is, for a depthwise layer of fewer bits, what would store more than its
     weight in 8 bits does: with so few weights a scale, two terms cost more than one of
     twice the bits.
     """
-    found = forms(layer, adapter_bits)
+    found = forms(layer, adapter_bits, term_bits)
     if layer.depthwise and layer.weight_bits < MERGED_BITS:
         limit = (MERGED_BITS - layer.weight_bits) * layer.weight.numel()
         found = tuple(form for form in found if form.cost().bits <= limit)

@@ -1,12 +1,13 @@
 """Chooses a treatment for each layer within a budget."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from torch import Tensor
 
-from cora_plugin.adapters import Adapter
+from cora_plugin.adapters import Adapter, Form
 from cora_plugin.adapters.errors import BudgetError
 from cora_plugin.budget import allowance, form_of, ladder
 from cora_plugin.config import Budget, CoRaConfig
@@ -87,6 +88,8 @@ class Planner:
             BudgetError: It buys no adapter, buys more than there is, or is less than
                 pinned ranks cost.
         """
+        if self._config.search == "series":
+            return self._series()
         allowed = self._allowance(budget)
         spent = sum(self._cost(name, e) for name, e in self._pinned.items())
         self._check(budget, spent, allowed)
@@ -102,6 +105,16 @@ class Planner:
             allowed,
             budget.unit,
         )
+
+    def _series(self) -> Plan:
+        """As many whole terms as the config says, for every layer that is free."""
+        config, treatments = self._config, dict(self._pinned)
+        for layer in self._residuals.layers:
+            shape, groups = tuple(layer.weight.shape), layer.operation.groups
+            form = Form.whole(config.adapter_bits, shape, groups)
+            treatments.setdefault(layer.name, Treatment((form,) * config.terms))
+        used = sum(self._cost(name, each) for name, each in treatments.items())
+        return Plan(treatments, used, used, self.unit)
 
     def nothing(self) -> Plan:
         """The plan without adapters."""
@@ -144,17 +157,28 @@ class Planner:
         for layer in self._residuals.layers:
             if layer.name in self._pinned:
                 continue
-            total = [0.0]
-            for gain in self._residuals.spectra[layer.name]:
-                total.append(total[-1] + gain)
+            removed = [0.0, *accumulate(self._residuals.spectra[layer.name])]
             outputs = self._residuals.outputs[layer.name]
             options = [Option(NOTHING, 0, 0.0)]
-            for form in ladder(layer, self._config.adapter_bits):
+            for form in ladder(layer, self._config.adapter_bits, self._term_bits):
+                gain = removed[form.rank]
+                if form.bits in self._term_bits:
+                    gain -= self._residuals.left_by(layer, form)
                 cost = form.cost(outputs).of(self.unit)
-                options.append(Option(Treatment((form,)), cost, total[form.rank]))
+                options.append(Option(Treatment((form,)), cost, gain))
+            options.sort(key=lambda option: option.cost)
             if len(options) > 1:
                 found.append(Candidate(layer.name, tuple(options)))
         return found
+
+    @property
+    def _term_bits(self) -> Collection[int]:
+        """Widths of whole terms; strategies other than `spectral` choose ranks alone.
+
+        Where parameters or MACs are counted, fewer bits are no cheaper.
+        """
+        chosen = self._config.search == "spectral" and self.unit == "bits"
+        return self._config.term_bits if chosen else ()
 
     def _check(self, budget: Budget, spent: float, allowed: float) -> None:
         """Refuse a budget that nothing fits in, or that nothing could use up.

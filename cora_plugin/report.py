@@ -232,15 +232,20 @@ class Report(Judged, Stored, Spent, Effort):
         if not self.config["regression"] and alone > self.after.value / 2:
             floor += ", most of what is left; regression=true answers for them, too"
         lines.append(floor)
-        budget = self.config["budget"]
+        spent = (
+            f"{self.budget_used:,.0f} of {self.budget_allowed:,.0f} "
+            f"{self.budget_unit} spent for the budget {self.config['budget']}"
+        )
+        if self.config["search"] == "series":
+            terms, bits = self.config["terms"], self.config["adapter_bits"]
+            spent = f"{terms} x {bits} bits beside each layer, whatever the budget"
         lines += [
             f"{unit} to float {self.before.value:.4g} -> {self.after.value:.4g}"
             f"{self._agreement()} ({self.images} images calibrated, {self.held_out} "
             "held out)",
             f"{self.equivalent_bits_before:.3f} -> {self.equivalent_bits:.3f} bits a "
             f"weight, {self.bytes:,} bytes; {self.adapter_parameters:,} adapter "
-            f"parameters; {self.budget_used:,.0f} of {self.budget_allowed:,.0f} "
-            f"{self.budget_unit} spent for the budget {budget}",
+            f"parameters; {spent}",
             "seconds: "
             + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()),
         ]

@@ -5,7 +5,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from cora_plugin.adapters import Adapter, Factors
+from cora_plugin.adapters import Adapter, Factors, Form
 from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.factor import Weighting, removed_error, weighted_error
 from cora_plugin.config import CoRaConfig
@@ -57,6 +57,10 @@ class Residuals:
         left = layer.residual - adapter.merged().to(layer.residual)
         return weighted_error(layer.as_matrices(left), self.observed(layer))
 
+    def left_by(self, layer: QuantizedLayer, form: Form) -> float:
+        """The error that a term of the layer's own shape leaves, as `error_after`."""
+        return self.error_after(layer, Adapter.of([form], {"a": layer.residual}))
+
     @cached_property
     def outputs(self) -> Mapping[str, int]:
         """The number of output positions an image, by layer."""
@@ -88,9 +92,9 @@ class Residuals:
         """
         factors = {**self.factors, **(trained or {})}
         return {
-            name: factors[name].adapter(form.rank, form.bits, name)
+            name: factors[name].adapter_of(treatment.forms)
             for name, treatment in treatments.items()
-            for form in treatment.forms
+            if treatment.forms
         }
 
     def row(self, layer: QuantizedLayer, adapter: Adapter | None) -> LayerReport:

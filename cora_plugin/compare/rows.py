@@ -38,6 +38,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "qera-approx butterworth": {"search": "butterworth", "metric": "qera-approx"},
     "qera-exact butterworth": {"search": "butterworth", "metric": "qera-exact"},
     "rrr butterworth": {"search": "butterworth"},
+    "series": {"search": "series"},
 }
 """Ways to choose and fit adapters: settings beside the budget; what is not said is the
 default."""
@@ -53,7 +54,8 @@ def settings(method: str) -> dict[str, Any]:
     """The settings of a method, by either of its names."""
     found = METHODS[SHORT.get(method, method)]
     # Where a metric is named, it is that one's closed form alone.
-    return {"regression": "metric" not in found, **found}
+    closed = "metric" in found or found.get("search") == "series"
+    return {"regression": not closed, **found}
 
 
 def method_name(config: CoRaConfig) -> str:
@@ -61,6 +63,8 @@ def method_name(config: CoRaConfig) -> str:
 
     The default metric with the regression behind it is called "rrr".
     """
+    if config.search == "series":
+        return "series" if config.terms == 1 else f"series of {config.terms}"
     metric: str = config.metric
     if config.regression:
         metric = "rrr" if metric == "qera-exact" else f"{metric} + regression"

@@ -1,7 +1,7 @@
 """The settings of CoRa: from keyword arguments, a mapping, YAML or a flag's text."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +13,7 @@ from cora_plugin.config.old import as_written, renewed
 from cora_plugin.document import Document, parse_value
 
 Metric = Literal["svd", "lqer", "qera-approx", "qera-exact"]
-Search = Literal["uniform", "spectral", "butterworth"]
+Search = Literal["uniform", "spectral", "butterworth", "series"]
 Correction = Literal["off", "own", "cascade"]
 
 METRICS = get_args(Metric)
@@ -26,7 +26,7 @@ def _complete(given: Given) -> Given:
     given = renewed(given)
     if given.get("regression") is None:
         given.pop("regression", None)
-        if "metric" in given:
+        if "metric" in given or given.get("search") == "series":
             given["regression"] = False
     return given
 
@@ -49,13 +49,21 @@ def _amounts(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+def _bits_of(key: str) -> Callable[[Any], Any]:
+    """Reads widths of a sequence, or `3/4/8` as text."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            value = [
+                parse_value(each.strip(), (key,)) for each in str(value).split("/")
+            ]
+        return tuple(sorted(set(value))) if isinstance(value, list | tuple) else value
+
+    return read
+
+
 def _widths(value: Any) -> Any:
-    """Widths of a sequence, `3/4/8` as text, or `host`."""
-    if value == "host":
-        return None
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        value = [parse_value(part.strip(), ("menu",)) for part in str(value).split("/")]
-    return tuple(sorted(set(value))) if isinstance(value, list | tuple) else value
+    return None if value == "host" else _bits_of("menu")(value)
 
 
 @settings(complete=_complete)
@@ -81,7 +89,8 @@ class CoRaConfig:
         "spectral",
         "how ranks are chosen: `spectral`, where they remove most of the loss; "
         "`uniform`, the same fraction of the full rank everywhere; `butterworth`, "
-        "learned by gradient as in CoRa's paper (minutes)",
+        "learned by gradient as in CoRa's paper (minutes); `series`, no ranks but "
+        "`terms` of each layer's own shape, whatever the budget",
     )
     metric: Metric = setting(
         "qera-exact",
@@ -97,6 +106,17 @@ class CoRaConfig:
         "bit width of the stored adapters, 2 to 8, or 32 for float; 4 buy most for "
         "their bits",
         among=(*range(2, 9), 32),
+    )
+    terms: int = setting(
+        1, "terms of `adapter_bits` that `search=series` gives every layer", least=1
+    )
+    term_bits: tuple[int, ...] = setting(
+        (2, 3),
+        "further bit widths, 2 to 8, of terms of a layer's own shape that `spectral` "
+        "may buy in place of factors, where bits are budgeted; `2/3` as flag text",
+        read=_bits_of("term_bits"),
+        least=2,
+        greatest=8,
     )
     ranks: Mapping[str, int] = setting(
         {}, "ranks pinned by layer name or glob; 0 leaves a layer alone", least=0
@@ -182,6 +202,16 @@ class CoRaConfig:
                 f"{self.sweep or self.budget} needs the search again and again, and "
                 "butterworth learns for minutes; use search=spectral, or one budget of "
                 "params, bits or macs",
+            )
+
+        if self.search == "series" and (
+            self.sweep or self.widths or self.budget.is_target
+        ):
+            key = "sweep" if self.sweep else "menu" if self.widths else "budget"
+            raise ConfigError(
+                (key,),
+                "search=series gives every layer as many terms as `terms` says, and "
+                "chooses nothing; leave it out, or use search=spectral",
             )
 
     @property

@@ -162,7 +162,7 @@ class _Regression:
         config: CoRaConfig,
     ) -> None:
         self._layer = layer
-        (self._form,) = forms
+        self._forms = forms
         self._match = match
         self._sensitivity = sensitivity
         self._config = config
@@ -185,7 +185,7 @@ class _Regression:
         target = layer.residual + upstream
         metric = weighting(layer, second, self._sensitivity, config.damping)
         factors = Factors.of(target, layer.operation, metric, layer.name)
-        adapter = factors.adapter(self._form.rank, self._form.bits, layer.name)
+        adapter = factors.adapter_of(self._forms)
         added = adapter.merged().to(layer.dequantized)
         effect, covariance = _effect(layer, added, moments.means[1], cross + second)
         return Change(self._match.shift(mean, other + effect, covariance), adapter)

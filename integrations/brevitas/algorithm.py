@@ -10,6 +10,7 @@ from typing import Any
 from brevitas.graph.base import GraphTransform
 from torch import Tensor, nn
 
+from cora_plugin import series
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
@@ -29,6 +30,7 @@ from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import Correction
 from cora_plugin.report import Report
+from cora_plugin.series import SeriesReport
 from cora_plugin.widths import WidthPlan, plan_widths
 
 
@@ -87,6 +89,26 @@ def plan_bits(
         CoRaError: Something that the caller can change is wrong.
     """
     return plan_widths(_host(model, reference), calib_loader, config, pinned)
+
+
+def expand_weights(
+    model: nn.Module, config: Any = None, reference: Reference | None = None
+) -> SeriesReport:
+    """Give every layer low-bit terms of its own shape, in place and without data.
+
+    >>> expand_weights(model, "search=series,terms=2,adapter_bits=4")
+
+    Args:
+        model: As for `apply_cora`; if anything fails, it is left unchanged.
+        config: As for `apply_cora`: `terms` of `adapter_bits` bits, and `ranks` of 0.
+        reference: As for `apply_cora`.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    report = series.expand_weights(_host(model, reference), config)
+    note_config(model, report.config)
+    return report
 
 
 def _host(model: nn.Module, reference: Reference | None) -> BrevitasHost:

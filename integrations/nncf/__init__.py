@@ -12,6 +12,7 @@
 from cora_plugin.integrations.nncf.algorithm import (
     CoRaAlgorithm,
     apply_cora,
+    expand_weights,
     load_cora,
     plan_bits,
     remove_cora,
@@ -42,6 +43,7 @@ __all__ = [
     "NNCFHost",
     "allow_bits",
     "apply_cora",
+    "expand_weights",
     "export_onnx",
     "export_openvino",
     "export_program",

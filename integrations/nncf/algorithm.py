@@ -13,6 +13,7 @@ from nncf.common.graph.graph import NNCFGraph
 from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
 from torch import nn
 
+from cora_plugin import series
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import ConfigError, DataError
 from cora_plugin.algorithm import CoRa
@@ -32,6 +33,7 @@ from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.outputs import device_of
 from cora_plugin.report import Report
+from cora_plugin.series import SeriesReport
 from cora_plugin.widths import WidthPlan, plan_widths
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,31 @@ def plan_bits(
     """
     host, batches = _hosted(model, dataset, reference, subset_size)
     return plan_widths(host, batches, config, pinned)
+
+
+def expand_weights(
+    model: nn.Module,
+    example: Any,
+    config: Any = None,
+    reference: Reference | None = None,
+) -> SeriesReport:
+    """Give every layer low-bit terms of its own shape, in place and without data.
+
+    >>> expand_weights(model, torch.ones(1, 3, 224, 224), "search=series,terms=2")
+
+    Args:
+        model: As for `apply_cora`; if anything fails, it is left unchanged.
+        example: An input that the model can be traced with; its values do not matter.
+        config: As for `apply_cora`: `terms` of `adapter_bits` bits, and `ranks` of 0.
+        reference: As for `apply_cora`.
+
+    Raises:
+        CoRaError: Something that the caller can change is wrong.
+    """
+    host, _ = _hosted(model, [example], reference, None)
+    report = series.expand_weights(host, config)
+    vars(model)["cora_config"] = report.config  # for `save_cora`
+    return report
 
 
 def _hosted(

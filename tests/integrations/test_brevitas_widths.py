@@ -1,8 +1,8 @@
 """Bit widths planned for Brevitas."""
 
-from toolkit_widths import MENU, PlansWidths
+from toolkit_widths import MENU, Expands, PlansWidths
 
-from cora_plugin.integrations.brevitas import apply_cora, plan_bits
+from cora_plugin.integrations.brevitas import apply_cora, expand_weights, plan_bits
 from cora_plugin.integrations.brevitas.recipe import quantize_ptq
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
 
@@ -13,6 +13,17 @@ class TestBrevitas(PlansWidths):
     toolkit = TOOLKIT
     options = TOOLKIT.options(weight_bits=4, first_last_bits=4)
     refused = 0
+
+
+class TestSeries(Expands):
+    """Terms beside the layers of a model that Brevitas quantized."""
+
+    toolkit = TOOLKIT
+    options = TOOLKIT.options(weight_bits=3, first_last_bits=3)
+
+    def expanded(self, model, batches, config):
+        """Needs no data at all."""
+        return expand_weights(model, config)
 
 
 def test_widths_are_planned_before_gptq_and_it_rounds_at_them(float_net, batches):

@@ -1,10 +1,16 @@
 """Bit widths planned for NNCF."""
 
 import pytest
-from toolkit_widths import MENU, PlansWidths
+import torch
+from toolkit_widths import MENU, Expands, PlansWidths
 
 from cora_plugin import CoRaError
-from cora_plugin.integrations.nncf import apply_cora, plan_bits, quantize_ptq
+from cora_plugin.integrations.nncf import (
+    apply_cora,
+    expand_weights,
+    plan_bits,
+    quantize_ptq,
+)
 from cora_plugin.integrations.nncf.toolkit import TOOLKIT
 
 
@@ -14,6 +20,17 @@ class TestNNCF(PlansWidths):
     toolkit = TOOLKIT
     options = TOOLKIT.options(weight_bits=4, first_last_bits=4, depthwise_bits=4)
     refused = 9
+
+
+class TestSeries(Expands):
+    """Terms beside the layers of a model that NNCF quantized."""
+
+    toolkit = TOOLKIT
+    options = TOOLKIT.options(weight_bits=3, first_last_bits=3, depthwise_bits=3)
+
+    def expanded(self, model, batches, config):
+        """NNCF traces the model; the values of its input do not matter."""
+        return expand_weights(model, torch.zeros_like(batches[0][0][:1]), config)
 
 
 def test_the_helper_plans_for_a_model_of_the_users_own(float_net, batches):

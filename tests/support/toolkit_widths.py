@@ -66,3 +66,34 @@ class PlansWidths:
         with pytest.raises(CoRaError, match=layer.name):
             host.quantize({layer.name: layer.weight}, {layer.name: self.refused})
         assert_same_state(base.model, before)
+
+
+class Expands:
+    """Series terms beside every layer, without data; a subclass names the toolkit."""
+
+    toolkit = None
+    options = None
+
+    def expanded(self, model, batches, config):
+        """Call the toolkit's `expand_weights`."""
+        raise NotImplementedError
+
+    def test_terms_bring_the_model_nearer_without_data(
+        self, float_net, batches, unseen
+    ):
+        with torch.no_grad():
+            reference = {"": float_net(unseen)}
+        found = []
+        for terms in (1, 2):
+            made = self.toolkit.quantize(float_net, batches, self.options)
+            before = measure(
+                KL(), reference, {"": self.toolkit.outputs(made.model, unseen)}
+            )
+            config = {"search": "series", "terms": terms, "adapter_bits": 3}
+            report = self.expanded(made.model, batches, config)
+            after = measure(
+                KL(), reference, {"": self.toolkit.outputs(made.model, unseen)}
+            )
+            assert after.value < before.value
+            found.append(max(error for _, error in report.errors.values()))
+        assert found[1] < found[0] / 4
