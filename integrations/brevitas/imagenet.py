@@ -88,6 +88,13 @@ def ptq_imagenet(
         CoRaError: Something that the caller can change is wrong.
         OSError: A file cannot be written.
     """
+    if config is not None and config.widths:
+        raise ConfigError(
+            ("menu",),
+            "Brevitas' script quantizes every layer at the bit widths of its flags; "
+            "use cora-plugin run, or plan_bits with quantize_model of your own",
+            "--cora",
+        )
     with stock_script() as script:
         _check(script, options)
         Path(options.export_dir).mkdir(parents=True, exist_ok=True)

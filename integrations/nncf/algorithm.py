@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain, islice
@@ -47,8 +48,12 @@ def apply_cora(
     subset_size: int | None = None,
     bias_correction: bool = True,
     plan: WidthPlan | None = None,
+    pinned: Mapping[str, int] | None = None,
 ) -> Report:
     """Give a model that NNCF quantized residual adapters, in place.
+
+    With a `menu` in the config, bit widths are chosen with them, and the model's
+    weights are quantized anew at these; the data is then walked twice.
 
     Args:
         model: What `nncf.quantize` returned, changed in place; if anything fails, it is
@@ -63,6 +68,7 @@ def apply_cora(
             `bias_correction` says. It is taken back unless it lowers the divergence on
             held-out images.
         plan: What `plan_bits` chose, for a model that was quantized at its widths.
+        pinned: Bit widths by layer name or glob that a menu is not to change.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -70,8 +76,19 @@ def apply_cora(
     config = CoRaConfig.of(config)
     if not bias_correction:
         config = replace(config, bias_correction="off")
+    if config.widths and plan is None and isinstance(dataset, Iterator):
+        raise DataError(
+            "calibration data: a menu walks it twice, and an iterator can be walked "
+            "once; pass a list, a DataLoader or an nncf.Dataset"
+        )
     host, batches = _hosted(model, dataset, reference, subset_size)
-    report = CoRa(config).apply(host, batches, plan)
+    with ExitStack() as undo:
+        if config.widths and plan is None:
+            plan = plan_widths(host, batches, config, pinned)
+            undo.callback(host.widen(plan.layer_bits))
+            host, batches = _hosted(model, dataset, reference, subset_size)
+        report = CoRa(config).apply(host, batches, plan)
+        undo.pop_all()
     vars(model)["cora_config"] = report.config  # for `save_cora`
     return report
 
@@ -169,6 +186,7 @@ class CoRaAlgorithm(TorchStep):
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
         subset_size: Number of the dataset's items that are used at most.
         bias_correction: As for `apply_cora`.
+        pinned: As for `apply_cora`.
     """
 
     def __init__(
@@ -176,12 +194,14 @@ class CoRaAlgorithm(TorchStep):
         config: Any = None,
         subset_size: int | None = None,
         bias_correction: bool = True,
+        pinned: Mapping[str, int] | None = None,
     ) -> None:
         self.config = CoRaConfig.of(config)
         self.report: Report | None = None
         self.dataset: nncf.Dataset | None = None
         self._subset_size = subset_size
         self._bias_correction = bias_correction
+        self._pinned = pinned
 
     def apply(
         self,
@@ -209,6 +229,7 @@ class CoRaAlgorithm(TorchStep):
             self.config,
             subset_size=self._subset_size,
             bias_correction=self._bias_correction,
+            pinned=self._pinned,
         )
         model.reset_graph()
         model.model.cora_report = self.report

@@ -140,7 +140,8 @@ def _with_our_steps(original: Any) -> Any:
         parameters: Any = kwargs.get("advanced_parameters")
         flag = _flag(parameters)
         behind: list[Algorithm] = []
-        if bits := _bits(parameters):
+        bits = _bits(parameters)
+        if bits:
             behind.append(LayerBits(**bits))
         if getattr(parameters, "least_squares", False):
             behind.append(LeastSquaresRanges(kwargs.get("subset_size")))
@@ -163,7 +164,9 @@ def _with_our_steps(original: Any) -> Any:
             ]
             corrected = not parameters.disable_bias_correction
             subset_size = kwargs.get("subset_size")
-            steps.append([CoRaAlgorithm(CoRaConfig.of(flag), subset_size, corrected)])
+            config, pinned = CoRaConfig.of(flag), bits.get("layers")
+            ours = CoRaAlgorithm(config, subset_size, corrected, pinned)
+            steps.append([ours])
         return CoRaPipeline(steps)
 
     return create_ptq_pipeline

@@ -26,7 +26,7 @@ from PIL import Image
 
 from cora_plugin import CoRaError
 from cora_plugin.cli import main
-from cora_plugin.config import RefineConfig
+from cora_plugin.config import CoRaConfig, RefineConfig
 from cora_plugin.document import Document
 from cora_plugin.integrations.brevitas import (
     apply_cora,
@@ -324,3 +324,10 @@ def test_an_impossible_value_is_refused_without_the_whole_list(arguments, capsys
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert "invalid choice: 'none'" in error and "--cora-damping" not in error
+
+
+def test_a_menu_is_refused_before_the_script_runs(folders):
+    with pytest.raises(CoRaError, match="use cora-plugin run"):
+        options = parser().parse_args(["--calibration-dir", str(folders)])
+        config = CoRaConfig.of({"budget": "1.0 ptq", "menu": [4, 8]})
+        ptq_imagenet(options, config, folders / "report.json")

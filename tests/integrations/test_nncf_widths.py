@@ -4,14 +4,17 @@ import pytest
 import torch
 from toolkit_widths import MENU, Expands, PlansWidths
 
-from cora_plugin import CoRaError
+from cora_plugin import CoRa, CoRaError
 from cora_plugin.integrations.nncf import (
+    NNCFHost,
     apply_cora,
     expand_weights,
     plan_bits,
     quantize_ptq,
+    remove_cora,
 )
 from cora_plugin.integrations.nncf.toolkit import TOOLKIT
+from cora_plugin.testing.checks import assert_same_state
 
 
 class TestNNCF(PlansWidths):
@@ -43,8 +46,46 @@ def test_the_helper_plans_for_a_model_of_the_users_own(float_net, batches):
     assert report.after.value < report.before.value
 
 
-def test_a_menu_without_a_plan_says_what_to_do(float_net, batches):
-    with pytest.raises(CoRaError, match=r"^menu: .* call plan_bits"):
-        quantize_ptq(
-            float_net, batches, weight_bits=4, cora={"budget": "1 ptq", "menu": MENU}
-        )
+@pytest.mark.parametrize("pinned", [None, {"dil*": 4}])
+def test_the_flag_plans_and_adapts_in_one_go(float_net, batches, pinned):
+    plain = quantize_ptq(float_net, batches, weight_bits=4, layer_bits=pinned)
+    settings = {"budget": "1.0 ptq", "menu": MENU}
+    model = quantize_ptq(
+        float_net, batches, weight_bits=4, layer_bits=pinned, cora=settings
+    )
+    report = model.cora_report
+    host = NNCFHost(plain, batches[0][0][:1])
+    stored = sum(layer.stored_bits for layer in host.layers)
+    weights = sum(layer.weight.numel() for layer in host.layers)
+    assert report.equivalent_bits <= stored / weights * (1 + 1e-9)
+    before = {layer.name: layer.weight_bits for layer in host.layers}
+    remove_cora(model)
+    after = {
+        layer.name: layer.weight_bits
+        for layer in NNCFHost(model, batches[0][0][:1]).layers
+    }
+    assert before != after
+    if pinned:
+        assert after["dilated"] == 4
+
+
+def test_widths_go_back_where_adapters_fail(float_net, batches, monkeypatch):
+    model = quantize_ptq(float_net, batches, weight_bits=4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    bits = {e.name: e.weight_bits for e in NNCFHost(model, batches[0][0][:1]).layers}
+
+    def fail(*_):
+        raise RuntimeError("half-way")
+
+    monkeypatch.setattr(CoRa, "apply", fail)
+    with pytest.raises(RuntimeError, match="half-way"):
+        apply_cora(model, batches, {"budget": "1.0 ptq", "menu": MENU})
+    assert_same_state(model, before)
+    again = {e.name: e.weight_bits for e in NNCFHost(model, batches[0][0][:1]).layers}
+    assert again == bits
+
+
+def test_an_iterator_is_refused_where_data_is_walked_twice(float_net, batches):
+    model = quantize_ptq(float_net, batches, weight_bits=4)
+    with pytest.raises(CoRaError, match="walks it twice"):
+        apply_cora(model, iter(batches), {"budget": "1.0 ptq", "menu": MENU})
