@@ -3,7 +3,9 @@
 python benchmarks/budget.py --model lite0 --toolkit brevitas --times 1.0,1.05
 
 Budgets are multiples of what plain PTQ stores. Rows: PTQ, with bias correction, too;
-`bits`: widths of the menu alone; `adapters`: at the toolkit's widths; `together`: both.
+`bits`: widths of the menu alone; `adapters`: at the toolkit's widths, and `8 bits`, the
+most sensitive layers in their place; `series`: a whole term for every layer, whatever
+the budget; `together`: widths and adapters.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from cora_plugin.compare.rows import Row, table
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.progress import quiet
 
-METHODS = ("bits", "adapters", "together")
+METHODS = ("bits", "adapters", "series", "together")
 
 
 def main() -> None:
@@ -62,7 +64,9 @@ def _arms(method: str, times: float, menu: str, seed: int) -> list[Arm]:
     config = {"budget": budget, "seed": seed}
     if method == "adapters":
         # At once what is stored, adapters have nothing to spend.
-        return [Arm(method, config, budget)] if times > 1 else []
+        return [Arm(method, config, budget, raised=True)] if times > 1 else []
+    if method == "series":
+        return [Arm(method, {"search": "series", "adapter_bits": 2, "seed": seed})]
     config["menu"] = menu
     if method == "bits":
         config["ranks"] = {"*": 0}

@@ -210,10 +210,16 @@ class _Widths:
         self._config = config
         self._layers = layers
         self._fixed = fixed
-        self._forms = {e.name: forms(e, config.adapter_bits) for e in layers}
+        self._forms = {
+            e.name: forms(e, config.adapter_bits, config.term_bits) for e in layers
+        }
         for name, rank in pinned_ranks(config.ranks, layers).items():
             pinned = [form for form in self._forms[name] if form.rank == rank]
             self._forms[name] = tuple(pinned)
+        self._costs = {
+            name: [(form, form.cost().bits) for form in found]
+            for name, found in self._forms.items()
+        }
         self.weights = sum(layer.weight.numel() for layer in layers)
         floats = {layer.name: layer.weight for layer in layers}
         self._at: dict[int | None, Residuals] = {
@@ -230,6 +236,8 @@ class _Widths:
         self._known: dict[
             tuple[int, int | None, bool], Mapping[Form | None, float]
         ] = {}
+        self._shares: dict[int, float] = {}
+        self._made: dict[tuple[int, int | None, Form], Adapter] = {}
 
     def __call__(
         self, menu: tuple[int, ...], adapters: bool, rounding: bool
@@ -263,11 +271,10 @@ class _Widths:
         layers, made = [], {}
         for index, layer in enumerate(self._layers):
             treatment = treatments[layer.name]
-            residuals = self._at[treatment.weight_bits]
-            layers.append(residuals.layers[index])
+            width = treatment.weight_bits
+            layers.append(self._at[width].layers[index])
             for form in treatment.forms:
-                factors = residuals.factors_of(layers[-1])
-                made[layer.name] = factors.adapter(form.rank, form.bits, layer.name)
+                made[layer.name] = self._adapter(index, width, form)
         left = errors - sum(option.gain for option in taken.values())
         bits = (least + spent) / self.weights
         return _Chosen(layers, treatments, made, bits, left)
@@ -288,11 +295,9 @@ class _Widths:
             if adapters:
                 points += [
                     _Point(
-                        layer.stored_bits + form.cost().bits,
-                        left[form],
-                        Treatment((form,), width),
+                        layer.stored_bits + bits, left[form], Treatment((form,), width)
                     )
-                    for form in self._forms[name]
+                    for form, bits in self._costs[name]
                 ]
         points.sort(key=lambda each: (each.cost, each.left))
         kept: list[_Point] = []
@@ -309,35 +314,47 @@ class _Widths:
         if known is not None:
             return known
         residuals = self._at[width]
-        name = self._layers[index].name
-        removed = [0.0, *accumulate(residuals.spectra[name])]
+        layer = residuals.layers[index]
+        removed = [0.0, *accumulate(residuals.spectra[layer.name])]
         whole, lost = removed[-1], 0.0
         if rounding:
-            lost = self._lost(index, width, removed)
+            lost = self._lost(index)
         found: dict[Form | None, float] = {None: whole}
-        for form in self._forms[name]:
-            found[form] = whole - (1 - lost) * removed[form.rank]
-            if rounding and not form.factored:
-                found[form] = self._error_after(index, width, form)
+        for form in self._forms[layer.name]:
+            if form.factored:
+                found[form] = whole - (1 - lost) * removed[form.rank]
+            else:  # An error of rounding, spread evenly over that many steps.
+                found[form] = whole / (2**form.bits - 1) ** 2
         self._known[index, width, rounding] = found
         return found
 
-    def _lost(self, index: int, width: int | None, removed: Sequence[float]) -> float:
-        """The share of what factors remove that rounding them costs, at one rank."""
-        factored = [e for e in self._forms[self._layers[index].name] if e.factored]
-        if not factored or not removed[-1]:
-            return 0.0
-        some = factored[len(factored) // 4]
-        kept = removed[some.rank]
-        after = self._error_after(index, width, some)
-        return min(max((after - (removed[-1] - kept)) / kept, 0.0), 1.0)
+    def _lost(self, index: int) -> float:
+        """The share of what factors remove that rounding them costs.
 
-    def _error_after(self, index: int, width: int | None, form: Form) -> float:
-        residuals = self._at[width]
-        layer = residuals.layers[index]
-        factors = residuals.factors_of(layer)
-        adapter = factors.adapter(form.rank, form.bits, layer.name)
-        return residuals.error_after(layer, adapter)
+        Of the residual at the width that the host has, at one rank: at other widths
+        both shrink alike.
+        """
+        if index in self._shares:
+            return self._shares[index]
+        self._shares[index] = 0.0
+        layer, residuals = self._layers[index], self._at[None]
+        removed = [0.0, *accumulate(residuals.spectra[layer.name])]
+        factored = [form for form in self._forms[layer.name] if form.factored]
+        if factored and removed[-1]:
+            some = factored[len(factored) // 4]
+            kept = removed[some.rank]
+            after = residuals.error_after(layer, self._adapter(index, None, some))
+            lost = (after - (removed[-1] - kept)) / kept
+            self._shares[index] = min(max(lost, 0.0), 1.0)
+        return self._shares[index]
+
+    def _adapter(self, index: int, width: int | None, form: Form) -> Adapter:
+        key = index, width, form
+        if key not in self._made:
+            residuals = self._at[width]
+            factors = residuals.factors_of(residuals.layers[index])
+            self._made[key] = factors.adapter_of((form,))
+        return self._made[key]
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,20 @@ def check_formats(found):
     assert all(f["adapted_bytes"] > f.get("bytes", 0) for f in found["files"])
 
 
+def check_budgets(found):
+    rows = {(row["method"], row["budget"]): row for row in found}
+    plain = rows["none", ""]
+    for times in (1.0, 1.3):
+        together = rows["together", f"{times} ptq"]
+        limit = times * plain["equivalent_bits"] * (1 + 1e-9)
+        assert together["equivalent_bits"] <= limit
+        assert together["kl"] < plain["kl"]
+        assert rows["bits", f"{times} ptq"]["equivalent_bits"] <= limit
+    assert ("adapters", "1.0 ptq") not in rows
+    assert rows["adapters", "1.3 ptq"]["kl"] < plain["kl"]
+    assert rows["series", ""]["kl"] < plain["kl"]
+
+
 def check_cost(found):
     about = ("model", "toolkit", "float_pass_seconds", "peak_bytes", "passes")
     stages = sum(passes for name, passes in found.items() if name not in about)
@@ -133,6 +147,7 @@ CHECKS = {"exports": check_exports, "formats": check_formats, "cost": check_cost
 
 
 SHORT = {
+    "budget": "--toolkit=brevitas --times=1.0,1.3 --menu=3/4/6",
     "cost": "--toolkit=brevitas --cora=budget=0.3",
     "exports": "--toolkit=brevitas --budgets=0.3 --formats= --batches=1 --rounds=1",
     "formats": "--cora=budget=0.3 --images=2",
@@ -161,6 +176,9 @@ def test_benchmarks_measure_a_small_network(name, monkeypatch, tmp_path):
         kl = {row["method"]: row["kl"] for row in found}
         assert list(kl) == ["none", "rrr spectral", "8 bits", "8 bits+bc"]
         assert kl["rrr spectral"] < 0.5 * kl["none"]
+        return
+    if name == "budget":
+        check_budgets(found)
         return
     CHECKS[name](found)
     if name == "exports":

@@ -13,7 +13,7 @@ from torch import Tensor
 from cora_plugin.compare.experiment import Arm, Variant, variants
 from cora_plugin.compare.rows import NONE, Row, method_name, settings, table
 from cora_plugin.compare.task import Task
-from cora_plugin.config import CoRaConfig, RefineConfig
+from cora_plugin.config import Budget, CoRaConfig, RefineConfig
 from cora_plugin.demo.data import calibration_images, test_images
 from cora_plugin.demo.files import package_folder
 from cora_plugin.demo.model import efficientnet_lite0
@@ -31,6 +31,9 @@ NEEDED = ("matplotlib", "onnxruntime", "foolbox", "timm")
 
 METHODS = ("svd uniform", "qera-exact uniform")
 """From the literature, for comparison; nothing but the closed form."""
+
+MENU = (3, 4, 5, 6, 8)
+"""Bit widths that are chosen together with adapters where nothing more is stored."""
 
 
 def run_demo(
@@ -134,6 +137,9 @@ def _arms(config: CoRaConfig, methods: Sequence[str]) -> list[Arm]:
         config, alternations=0, bias_correction="off", refine=RefineConfig()
     )
     arms = [Arm(each, dataclasses.replace(plain, **settings(each))) for each in methods]
+    if not config.widths and not config.sweep and config.search == "spectral":
+        planned = dataclasses.replace(config, budget=Budget(1.0, "ptq"), menu=MENU)
+        arms.append(Arm("widths and adapters in the bits of PTQ", planned))
     return [*arms, Arm(method_name(config), config)]
 
 

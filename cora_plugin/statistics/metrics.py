@@ -1,7 +1,7 @@
 """Turns the statistics of a layer into the metrics of its residual."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,20 +30,34 @@ class LayerStatistics:
     moments: Mapping[str, Tensor]
     sensitivity: Tensor | None
     outputs: int
+    _roots: dict[tuple[str, float], Weighting] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def metric(self, layer: QuantizedLayer, config: CoRaConfig) -> Weighting:
-        """The metric that the factors are optimal in."""
-        moment = self.moments.get(MOMENT.get(config.metric, ""))
-        if config.metric == "lqer" and moment is not None:
-            moment = moment.square()  # E|u| is the root of its metric
-        return weighting(layer, moment, None, config.damping)
+        """The metric that the factors are optimal in, factored once."""
+        key = config.metric, config.damping
+        if key not in self._roots:
+            moment = self.moments.get(MOMENT.get(config.metric, ""))
+            if config.metric == "lqer" and moment is not None:
+                moment = moment.square()  # E|u| is the root of its metric
+            self._roots[key] = weighting(layer, moment, None, config.damping)
+        return self._roots[key]
 
     def observed(self, layer: QuantizedLayer, config: CoRaConfig) -> Weighting:
         """The metric that errors are measured in: the best that was collected."""
         if "second" not in self.moments:
             return self.metric(layer, config)
-        second = self.moments["second"]
-        return weighting(layer, second, self.sensitivity, config.damping)
+        key = "observed", config.damping
+        if key not in self._roots:
+            second = self.moments["second"]
+            whole = weighting(layer, second, self.sensitivity, config.damping)
+            if config.metric == "qera-exact" and not layer.depthwise:
+                # Of the same inputs: one root serves both.
+                inputs = self.metric(layer, config).inputs
+                whole = Weighting(inputs, whole.outputs)
+            self._roots[key] = whole
+        return self._roots[key]
 
 
 def weighting(

@@ -54,9 +54,12 @@ def test_a_small_form_of_the_demo(tmp_path, capsys):
     )
     title = "Brevitas W4A8"
     svd, asked = "+ svd uniform", "+ qera-exact spectral"
-    labels = ["float", title, f"{title}, biases corrected", svd, asked]
+    planned = "+ widths and adapters in the bits of PTQ"
+    labels = ["float", title, f"{title}, biases corrected", svd, planned, asked]
     assert [row.label for row in rows] == labels
-    reference, plain, *_, adapted = rows
+    reference, plain, corrected, _, same_size, adapted = rows
+    assert same_size.equivalent_bits <= plain.equivalent_bits * (1 + 1e-9)
+    assert same_size.kl < min(plain.kl, corrected.kl)
     assert reference.kl == 0 and reference.agreement == 1
     assert plain.kl > 2 * adapted.kl
     assert plain.equivalent_bits < adapted.equivalent_bits < 6
