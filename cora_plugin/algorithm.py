@@ -41,6 +41,9 @@ class Planned(Protocol):
             ConfigError: It is for another model.
         """
 
+    def to_dict(self) -> dict[str, Any]:
+        """How it was made, in plain values for the report."""
+
 
 class CoRa:
     """The algorithm that every host registers: residual adapters after PTQ.
@@ -183,6 +186,7 @@ class Run:
             config.to_dict(),
             rows,
             {**host.skipped, **alone},
+            None if self._planned is None else self._planned.to_dict(),
             guard.judged(activations),
             Stored.of(self._layers, adapters.values()),
             Spent(

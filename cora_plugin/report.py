@@ -42,7 +42,8 @@ class Stopwatch:
 class LayerReport:
     """One layer. Errors are `tr(G E R Eᵀ)` in the statistics that were collected.
 
-    `bits` counts the layer's weight and adapter with their scales, a weight.
+    `weight_bits` is the bit width of its weight; `bits` counts weight and adapter with
+    their scales, a weight.
     `spectrum` holds the error that each further rank would remove, descending.
     """
 
@@ -58,6 +59,7 @@ class LayerReport:
     error_before: float
     error_after: float
     spectrum: tuple[float, ...] = ()
+    weight_bits: float = 0.0
 
     @property
     def raised(self) -> bool:
@@ -149,6 +151,8 @@ class Report(Judged, Stored, Spent, Effort):
     config: Mapping[str, Any]
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str]
+    plan: Mapping[str, Any] | None = None
+    """How bit widths were planned, where they were: `WidthPlan.to_dict`."""
 
     @classmethod
     def from_parts(
@@ -156,11 +160,12 @@ class Report(Judged, Stored, Spent, Effort):
         config: Mapping[str, Any],
         layers: tuple[LayerReport, ...],
         skipped: Mapping[str, str],
+        plan: Mapping[str, Any] | None,
         *parts: Judged | Stored | Spent | Effort,
     ) -> "Report":
         """Put the parts together."""
         fields = {name: value for part in parts for name, value in vars(part).items()}
-        return cls(config=config, layers=layers, skipped=skipped, **fields)
+        return cls(config=config, layers=layers, skipped=skipped, plan=plan, **fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -182,12 +187,14 @@ class Report(Judged, Stored, Spent, Effort):
 
     def _table(self) -> Table:
         table = Table("layer", "adapter", title="CoRa")
-        for heading in ("rank", "of", "parameters", "bits", "error", "after"):
+        headings = ("width", "rank", "of", "parameters", "bits", "error", "after")
+        for heading in headings:
             table.add_column(heading, justify="right")
         for row in self.layers:
             table.add_row(
                 row.name,
                 row.kind,
+                f"{row.weight_bits:g}",
                 str(row.rank),
                 str(row.full_rank),
                 f"{row.parameters:,}",
@@ -205,6 +212,7 @@ class Report(Judged, Stored, Spent, Effort):
                 "* higher than without the adapter, which lowers what arrives from the "
                 "layers before, too"
             )
+        lines += self._planned(unit)
         for step in self.steps:
             verdict = "kept" if step.kept else "rolled back: it did not help"
             lines.append(
@@ -249,6 +257,24 @@ class Report(Judged, Stored, Spent, Effort):
             "seconds: "
             + ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items()),
         ]
+        return lines
+
+    def _planned(self, unit: str) -> list[str]:
+        """What bit widths were tried, the chosen ones first."""
+        if self.plan is None:
+            return []
+        lines = []
+        for trial in self.plan["trials"]:
+            menu = "/".join(map(str, trial["menu"])) or "the toolkit's widths"
+            adapters = "with adapters" if trial["adapters"] else "without adapters"
+            lines.append(
+                f"tried {menu} {adapters}: {unit} {trial['value']:.4g} on held-out "
+                f"images, {trial['bits']:.3f} bits a weight"
+            )
+        lines.append(
+            f"0.1 bits a weight more would take {self.plan['next_tenth']:.0%} of the "
+            "predicted error away"
+        )
         return lines
 
     def _agreement(self) -> str:

@@ -127,4 +127,5 @@ class Residuals:
             error_before=before,
             error_after=after,
             spectrum=spectrum,
+            weight_bits=layer.weight_bits,
         )

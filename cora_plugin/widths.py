@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Form
-from cora_plugin.adapters.errors import BudgetError, ConfigError
+from cora_plugin.adapters.errors import BudgetError
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import forms, total_bits
 from cora_plugin.config import CoRaConfig
@@ -25,74 +25,15 @@ from cora_plugin.guard import Guard
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer, by_layer
 from cora_plugin.objective import KL, Distance, Objective
-from cora_plugin.plan import Plan, merged_weights, pinned_ranks
+from cora_plugin.plan import merged_weights, pinned_ranks
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
 from cora_plugin.statistics import Collector
+from cora_plugin.width_plan import Trial, WidthPlan
 
 NARROWEST = 4
 """Menus that begin here are tried beside those that begin below: predictions of what 2
 and 3 bits do are the least certain."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A plan that was tried on the held-out images.
-
-    `menu` has the widths it chose from, none for those of the host; with `rounding` it
-    counted what rounding adapters costs. `bits` counts all that is stored, a weight;
-    `predicted` is the error that the search saw in it.
-    """
-
-    menu: tuple[int, ...]
-    adapters: bool
-    rounding: bool
-    bits: float
-    predicted: float
-    distance: Distance
-
-
-@dataclass(frozen=True)
-class WidthPlan:
-    """Bit widths for the host to quantize at, and the adapters that go with them.
-
-    * `layer_bits`: widths by layer name, of layers that are not as the host has them;
-    * `widths`: of all layers;
-    * `treatments`: the adapters by layer name;
-    * `bits`: all that is stored, a weight, of the `allowed`;
-    * `trials`: what was tried, the chosen one first.
-    """
-
-    layer_bits: Mapping[str, int]
-    widths: Mapping[str, float]
-    treatments: Mapping[str, Treatment]
-    bits: float
-    allowed: float
-    trials: tuple[Trial, ...]
-
-    def for_layers(self, layers: Sequence[QuantizedLayer]) -> Plan:
-        """The adapters, for a model that was quantized at these widths.
-
-        Raises:
-            ConfigError: The model has other layers or widths.
-        """
-        found = {layer.name: layer.weight_bits for layer in layers}
-        for name in {*found, *self.widths}:
-            if found.get(name) != self.widths.get(name):
-                raise ConfigError(
-                    ("plan",),
-                    f"{name}: planned at {self.widths.get(name, 'no')} bits, and the "
-                    f"model has it at {found.get(name, 'no')}; quantize the float "
-                    "model anew with layer_bits=plan.layer_bits, all else as before",
-                )
-        outputs = dict.fromkeys(self.widths, 1)
-        used = sum(
-            form.cost(outputs[name]).bits
-            for name, each in self.treatments.items()
-            for form in each.forms
-        )
-        bare = {n: Treatment(each.forms) for n, each in self.treatments.items()}
-        return Plan(bare, used, used, "bits")
 
 
 def plan_widths(
@@ -165,6 +106,7 @@ def plan_widths(
         best.bits,
         total_bits(settings.budget, layers) / search.weights,
         tuple(trial for trial, _ in found),
+        search.next_tenth(found[0][0]),
     )
 
 
@@ -240,9 +182,13 @@ class _Widths:
         self._made: dict[tuple[int, int | None, Form], Adapter] = {}
 
     def __call__(
-        self, menu: tuple[int, ...], adapters: bool, rounding: bool
+        self,
+        menu: tuple[int, ...],
+        adapters: bool,
+        rounding: bool,
+        more: float = 0.0,
     ) -> _Chosen:
-        """Choose from a menu.
+        """Choose from a menu, with so many bits more than the budget.
 
         Raises:
             BudgetError: Its least is more than the budget.
@@ -258,14 +204,15 @@ class _Widths:
                 for e in points
             )
             candidates.append(Candidate(layer.name, options))
-        if least > self._allowed * (1 + 1e-9):
+        allowed = self._allowed + more
+        if least > allowed * (1 + 1e-9):
             raise BudgetError(
                 f"budget: {self._config.budget} is "
                 f"{self._allowed / self.weights:.4g} bits a weight, and the least "
                 f"that the menu {list(menu) or 'of the host'} stores is "
                 f"{least / self.weights:.4g}; raise the budget, or add narrower widths"
             )
-        taken = spectral(candidates, self._allowed - least)
+        taken = spectral(candidates, allowed - least)
         spent = sum(option.cost for option in taken.values())
         treatments = {name: option.treatment for name, option in taken.items()}
         layers, made = [], {}
@@ -278,6 +225,13 @@ class _Widths:
         left = errors - sum(option.gain for option in taken.values())
         bits = (least + spent) / self.weights
         return _Chosen(layers, treatments, made, bits, left)
+
+    def next_tenth(self, trial: Trial) -> float:
+        """The share of a trial's predicted error that 0.1 bits more would remove."""
+        if not trial.predicted:
+            return 0.0
+        more = self(trial.menu, trial.adapters, trial.rounding, 0.1 * self.weights)
+        return 1 - more.left / trial.predicted
 
     def _points(
         self, index: int, menu: tuple[int, ...], adapters: bool, rounding: bool

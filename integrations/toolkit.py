@@ -21,7 +21,8 @@ from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.report import Report
 from cora_plugin.typed import unknown
-from cora_plugin.widths import WidthPlan, plan_widths
+from cora_plugin.width_plan import WidthPlan
+from cora_plugin.widths import plan_widths
 
 GROUP = "cora_plugin.hosts"
 """The entry points of hosts: name = the place of a `Toolkit` object."""

@@ -12,7 +12,8 @@ from cora_plugin import CoRa, CoRaError
 from cora_plugin.adapters.quantized import quantize
 from cora_plugin.budget import stored_bits
 from cora_plugin.config import Budget
-from cora_plugin.widths import WidthPlan, plan_widths
+from cora_plugin.width_plan import WidthPlan
+from cora_plugin.widths import plan_widths
 
 MENU = (2, 3, 4, 6, 8)
 
@@ -53,6 +54,21 @@ def test_a_plan_holds_its_budget_and_is_better_than_adapters_alone(times):
         alone = PlainHost(net())
         CoRa({"budget": f"{times} ptq"}).apply(alone, batches())
         assert after < distance(alone, batches(1, seed=9)[0])
+
+
+def test_the_report_tells_widths_and_what_was_tried():
+    _, plan = planned("1.0 ptq")
+    assert 0 < plan.next_tenth < 1
+    report = CoRa({"budget": "1.0 ptq", "menu": MENU}).apply(
+        at(plan, net()), batches(), plan
+    )
+    widths = {row.name: row.weight_bits for row in report.layers}
+    assert widths == plan.widths
+    text = " ".join(str(report).split())
+    assert "tried 2/3/4/6/8 with adapters: KL" in text
+    assert f"would take {plan.next_tenth:.0%} of the predicted error" in text
+    values = [trial["value"] for trial in report.to_dict()["plan"]["trials"]]
+    assert values == sorted(values) and len(values) == len(plan.trials)
 
 
 def test_the_best_of_what_was_tried_is_the_plan():

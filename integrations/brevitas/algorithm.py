@@ -31,7 +31,8 @@ from cora_plugin.integrations.scopes import replaced
 from cora_plugin.layer import Correction
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
-from cora_plugin.widths import WidthPlan, plan_widths
+from cora_plugin.width_plan import WidthPlan
+from cora_plugin.widths import plan_widths
 
 
 def apply_cora(

@@ -19,7 +19,7 @@ from cora_plugin.integrations.brevitas.layers import Reference, unpack
 from cora_plugin.objective import KL, Distance, averaged, distances
 from cora_plugin.outputs import joined, run
 from cora_plugin.report import Report
-from cora_plugin.widths import WidthPlan
+from cora_plugin.width_plan import WidthPlan
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from cora_plugin.integrations.toolkit import (
     adapters_export,
 )
 from cora_plugin.report import Report
-from cora_plugin.widths import WidthPlan
+from cora_plugin.width_plan import WidthPlan
 
 FREE_BATCH: Mapping[str, Any] = {
     "input_names": ["input"],

@@ -35,7 +35,8 @@ from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.outputs import device_of
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
-from cora_plugin.widths import WidthPlan, plan_widths
+from cora_plugin.width_plan import WidthPlan
+from cora_plugin.widths import plan_widths
 
 log = logging.getLogger(__name__)
 

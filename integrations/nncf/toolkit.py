@@ -26,7 +26,7 @@ from cora_plugin.integrations.toolkit import (
 )
 from cora_plugin.outputs import in_batches
 from cora_plugin.report import Report
-from cora_plugin.widths import WidthPlan
+from cora_plugin.width_plan import WidthPlan
 
 
 class NNCFToolkit(Toolkit[NNCFOptions]):
