@@ -1,4 +1,9 @@
-"""The runtimes that exported files are loaded into, in the same words for each."""
+"""The runtimes that exported files are loaded into, in the same words for each.
+
+With `as_written` a runtime computes what the file says, node by node in float32, in
+place of its int8 kernels. Those of CPUs without VNNI saturate sums of 16 bits, so that
+their answers say little about a file.
+"""
 
 import tempfile
 from collections.abc import Callable
@@ -32,8 +37,14 @@ class Session(Protocol):
 class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
-    def __init__(self, path: Path, images: Tensor, threads: int) -> None:
+    def __init__(
+        self, path: Path, images: Tensor, threads: int, as_written: bool = False
+    ) -> None:
         options = onnxruntime.SessionOptions()
+        if as_written:
+            level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.graph_optimization_level = level
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         with tempfile.TemporaryDirectory() as folder:
@@ -58,11 +69,15 @@ class OnnxRuntime:
 class OpenVino:
     """OpenVINO on the CPU, in the precision that it chooses itself."""
 
-    def __init__(self, path: Path, images: Tensor, threads: int) -> None:
+    def __init__(
+        self, path: Path, images: Tensor, threads: int, as_written: bool = False
+    ) -> None:
         core = openvino.Core()
         model = core.read_model(path)
         model.reshape(list(images.shape))
         settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        if as_written:
+            settings["LP_TRANSFORMS_MODE"] = "NO"
         self.compiled = core.compile_model(model, "CPU", settings)
         self.request = self.compiled.create_infer_request()
 
@@ -84,17 +99,22 @@ class OpenVino:
         return sum(kernel.endswith("i8") for kernel in kernels), len(kernels)
 
 
-RUNTIMES: dict[str, Callable[[Path, Tensor, int], Session]] = {
+RUNTIMES: dict[str, Callable[..., Session]] = {
     "onnxruntime": OnnxRuntime,
     "openvino": OpenVino,
 }
 
 
 def outputs(
-    runtime: str, path: Path, images: Tensor, batch_size: int, threads: int
+    runtime: str,
+    path: Path,
+    images: Tensor,
+    batch_size: int,
+    threads: int,
+    as_written: bool = False,
 ) -> Tensor:
     """Outputs of a file for images of any number, [N, classes]."""
-    session = RUNTIMES[runtime](path, images[:batch_size], threads)
+    session = RUNTIMES[runtime](path, images[:batch_size], threads, as_written)
     found = []
     for batch in images.split(batch_size):
         filled = torch.cat([batch, images[: batch_size - len(batch)]])
