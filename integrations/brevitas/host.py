@@ -14,6 +14,7 @@ from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.host import Observer
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
+    Branches,
     corrected,
     insert_correction,
     remove_correction,
@@ -56,6 +57,7 @@ class BrevitasHost:
         self._reference = reference
         self._standing = Correction()
         self._requantized: dict[str, Any] = {}
+        self._branches = Branches()
 
     @cached_property
     def _read(
@@ -179,7 +181,7 @@ class BrevitasHost:
             self._standing,
             correction,
             self._fingerprints,
-            partial(insert_correction, self.model),
+            partial(insert_correction, self.model, branches=self._branches),
             partial(remove_correction, self.model),
         )
         self._requantized.clear()

@@ -73,6 +73,35 @@ class QuantBranch(nn.Module):
         return tuple(shares)
 
 
+class Branches:
+    """The branches of one model's layers, kept, for building one takes milliseconds.
+
+    Steps are judged with the same adapters again and again, beside other shifts.
+    """
+
+    KEPT = 3
+    """The last so many of each layer."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, list[QuantBranch]] = {}
+
+    def __call__(self, name: str, layer: Any, adapter: Adapter) -> QuantBranch:
+        """The branch of a layer's adapter, made or found."""
+        found = self._made.setdefault(name, [])
+        for branch in found:
+            # Notes apart, an adapter is its terms.
+            shift = branch.adapter.rounding_shift
+            if branch.adapter.terms is adapter.terms and (
+                shift is adapter.rounding_shift
+            ):
+                branch.adapter = adapter
+                return branch
+        branch = QuantBranch(layer, adapter)
+        found.insert(0, branch)
+        del found[self.KEPT :]
+        return branch
+
+
 class _Adapted:
     """Mixed into a Brevitas layer that carries a branch, or a shift, or both.
 
@@ -192,8 +221,15 @@ def in_int8(model: nn.Module, wanted: bool) -> dict[str, str]:
     return names
 
 
-def insert_correction(model: nn.Module, correction: Correction) -> None:
+def insert_correction(
+    model: nn.Module, correction: Correction, branches: Branches | None = None
+) -> None:
     """Put a correction into a model; if anything fails, the model is left unchanged.
+
+    Args:
+        model: The model.
+        correction: What to put in.
+        branches: Those made for this model before; None: none.
 
     Raises:
         ModelError: A layer is missing, does not fit, or already carries one.
@@ -202,13 +238,14 @@ def insert_correction(model: nn.Module, correction: Correction) -> None:
     carriers = corrected(model)
     refuse_carriers(name for name in names if name in carriers)
     modules = dict(model.named_modules())
+    make = Branches() if branches is None else branches
     parts = []
     for name in names:
         layer: Any = modules.get(name)
         weight = layer.weight if type(layer) in _ADAPTED else None
         adapter, given = correction.adapters.get(name), correction.shifts.get(name)
         check_fit(name, weight, getattr(layer, "groups", 1), adapter, given)
-        branch = None if adapter is None else QuantBranch(layer, adapter)
+        branch = None if adapter is None else make(name, layer, adapter)
         shift = None if given is None else _shift(layer, given)
         parts.append((name, layer, branch, shift, correction.weights.get(name)))
     for name, layer, branch, shift, weight in parts:

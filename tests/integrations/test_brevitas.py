@@ -319,6 +319,26 @@ def test_the_branch_gives_what_the_merged_weight_would(model, batches, unseen):
         torch.testing.assert_close(share, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_branches_are_built_once_for_the_same_terms(exact, unseen):
+    host = BrevitasHost(exact)
+    adapters = factored(host)
+    name = host.layers[1].name
+    module = exact.get_submodule(name)
+    host.correct(Correction(adapters))
+    built, before = module.cora, run(exact, unseen)
+    host.correct(Correction())
+    shift = {name: torch.ones(len(module.weight))}
+    host.correct(Correction(adapters, shift))
+    assert module.cora is built
+    assert not torch.equal(run(exact, unseen), before)
+    halves = {n: each.scaled(0.5) for n, each in adapters.items()}
+    host.correct(Correction(halves))
+    assert module.cora is not built
+    host.correct(Correction(adapters))
+    assert module.cora is built
+    assert torch.equal(run(exact, unseen), before)
+
+
 def test_the_same_seed_gives_the_same_adapters(prototypes, batches, tmp_path):
     saved = []
     for name in ("a", "b"):
