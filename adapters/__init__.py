@@ -7,10 +7,12 @@ from cora_plugin.adapters.factor import Root, metric_root, truncate
 from cora_plugin.adapters.factors import Factors, make_adapter
 from cora_plugin.adapters.form import Cost, Form, Kind
 from cora_plugin.adapters.operation import Operation
+from cora_plugin.adapters.parallel import AbelianSum, isomorphic
 from cora_plugin.adapters.quantized import QuantizedTensor, quantize
 from cora_plugin.adapters.storage import load_adapters, save_adapters
 
 __all__ = [
+    "AbelianSum",
     "Adapter",
     "Branch",
     "Cost",
@@ -24,6 +26,7 @@ __all__ = [
     "SeriesProduct",
     "Term",
     "expand",
+    "isomorphic",
     "load_adapters",
     "make_adapter",
     "metric_root",

@@ -39,6 +39,13 @@ class Series:
             found = found + _value(term)
         return found
 
+    def parts(self) -> Iterator[Tensor]:
+        """Tensors that add up to the sum: one a term, all else with the first."""
+        first, *others = self.terms
+        yield replace(self, terms=(first,)).sum()
+        for term in others:
+            yield _value(term)
+
     @property
     def bound(self) -> Tensor:
         """What no element's error exceeds: half the last scale, [c, 1, …], float64."""
@@ -132,8 +139,7 @@ class SeriesProduct:
     def products(self, x: Tensor) -> Iterator[Tensor]:
         """The summands for an input [N, …], in the order of their size."""
         series = expand(x, self.bits, self.terms, channels=False, ends=self.ends)
-        inputs = list(_parts(series))
-        weights = list(_parts(self.weight))
+        inputs, weights = list(series.parts()), list(self.weight.parts())
         pairs = product(range(len(weights)), range(len(inputs)))
         for i, j in sorted(pairs, key=sum):
             if self.order is None or i + j < self.order:
@@ -142,14 +148,6 @@ class SeriesProduct:
     def __call__(self, x: Tensor) -> Tensor:
         """The sum of all products."""
         return torch.stack(list(self.products(x))).sum(0)
-
-
-def _parts(series: Series) -> Iterator[Tensor]:
-    """Tensors that add up to a series' sum: one a term, all else with the first."""
-    first, *others = series.terms
-    yield replace(series, terms=(first,)).sum()
-    for term in others:
-        yield _value(term)
 
 
 def _scale(term: QuantizedTensor) -> Tensor:
