@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import Batch, Outputs
@@ -97,3 +98,83 @@ class MovesBiases(Protocol):
     @property
     def biases_moved(self) -> bool:
         """Whether the toolkit has corrected any bias."""
+
+
+Role = Literal["latents", "weight_scales", "activation_scales", "adapters"]
+"""What a parameter of a quantized model is; one without a role is like any other."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A float weight that is quantized in every forward pass.
+
+    Attributes:
+        name: Its layer, or the first of those that share it.
+        weight: The parameter.
+        levels: Integer codes now, a tensor of integers in the weight's shape. A
+            constant may be added to them: they are only compared.
+        positions: The weight in units of its steps, unrounded and within the range of
+            levels, so that halves are where codes change; None if not known.
+    """
+
+    name: str
+    weight: nn.Parameter
+    levels: Callable[[], Tensor]
+    positions: Callable[[], Tensor] | None = None
+
+
+@runtime_checkable
+class TrainableHost(Protocol):
+    """A host whose model can be trained; it may carry a correction already."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The quantized model."""
+
+    @property
+    def correction(self) -> Correction:
+        """What stands beside its layers."""
+
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        """Roles by name of the model's parameters; shared ones are named once."""
+
+    def run(self, batch: Batch) -> Outputs:
+        """As `Host.run`; with gradients."""
+
+    def correct(self, correction: Correction) -> None:
+        """As `Host.correct`."""
+
+    def training(
+        self, scales: bool = False
+    ) -> AbstractContextManager[Sequence[Latent]]:
+        """Within it latent weights want gradients, and scales of weights stand still.
+
+        A scale that the toolkit computes from the weight at every pass becomes a value
+        of its own, for good: a moving scale would move codes by itself.
+
+        Args:
+            scales: Whether scales of weights are left as they are, to be trained.
+
+        Raises:
+            ModelError: No weight of the model can be trained.
+        """
+
+    def renew(self) -> None:
+        """After training: store adapters as trained, for the weights as trained.
+
+        Their values are rounded anew, and their fingerprints are of the new weights.
+        """
+
+    def fresh(self) -> Host:
+        """A host of the same model, whose float weights are the latent ones now.
+
+        The model must carry no correction.
+        """
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """The settings that its adapters were made with, if they are known."""
+
+    def note(self, settings: Mapping[str, Any] | None) -> None:
+        """Store the settings that its adapters were made with."""

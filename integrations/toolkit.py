@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ConfigError, CoRaError
 from cora_plugin.config import CoRaConfig
-from cora_plugin.host import Host
+from cora_plugin.host import Host, TrainableHost
 from cora_plugin.report import Report
 from cora_plugin.typed import unknown
 from cora_plugin.width_plan import WidthPlan
@@ -249,6 +249,18 @@ class Toolkit(ABC, Generic[O]):
             example: An input [N, …].
             reference: The float weights, where the model has lost them.
         """
+
+    def trainable(self, model: nn.Module, example: Any = None) -> TrainableHost | None:
+        """The host of a model that can be trained, with adapters or without.
+
+        Args:
+            model: Any model.
+            example: An input; None: only what needs none will work.
+
+        Returns:
+            None for a model of another toolkit, or where the host cannot train.
+        """
+        return None
 
     @abstractmethod
     def outputs(self, model: nn.Module, images: Tensor) -> Tensor:

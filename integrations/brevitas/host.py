@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.host import Observer
+from cora_plugin.host import Latent, Observer, Role
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
     Branches,
     corrected,
     insert_correction,
+    note_config,
+    read_config,
+    read_correction,
     remove_correction,
 )
 from cora_plugin.integrations.brevitas.layers import (
@@ -29,6 +32,12 @@ from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
     injector,
     quantization_status_manager,
+)
+from cora_plugin.integrations.brevitas.training import (
+    roles,
+    settle,
+    trained_correction,
+    training,
 )
 from cora_plugin.integrations.host import (
     refuse_carriers,
@@ -47,15 +56,23 @@ class BrevitasHost:
         model: The quantized, calibrated model.
         reference: Its float weights, where the model has lost them.
 
+        carrying: Whether the model may carry adapters already, which then stand.
+
     Raises:
         ModelError: The model already carries adapters.
     """
 
-    def __init__(self, model: nn.Module, reference: Reference | None = None) -> None:
-        refuse_carriers(corrected(model))
+    def __init__(
+        self,
+        model: nn.Module,
+        reference: Reference | None = None,
+        carrying: bool = False,
+    ) -> None:
+        if not carrying:
+            refuse_carriers(corrected(model))
         self.model = model
         self._reference = reference
-        self._standing = Correction()
+        self._standing = read_correction(model)
         self._requantized: dict[str, Any] = {}
         self._branches = Branches()
 
@@ -189,6 +206,61 @@ class BrevitasHost:
             layer = self._module(name)
             with torch.no_grad(), evaluation(layer):
                 self._requantized[name] = type(layer).quant_weight(layer)
+
+    @property
+    def correction(self) -> Correction:
+        """What stands beside the layers."""
+        return self._standing
+
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        """What the model's parameters are, by name."""
+        return roles(self.model)
+
+    @contextmanager
+    def training(self, scales: bool = False) -> Iterator[Sequence[Latent]]:
+        """Latent weights want gradients; scales of weights are values that stand still.
+
+        Raises:
+            ModelError: No weight can be trained, or alternation has replaced one.
+        """
+        for name in self._standing.weights:
+            raise ModelError(
+                f"{name}: alternation has replaced its weight by what the adapter "
+                "leaves of it, which cannot be trained; make the adapters with "
+                "alternations=0"
+            )
+        with training(self.model, scales) as latents:
+            yield latents
+
+    def renew(self) -> None:
+        """Store adapters as trained, for the weights as trained."""
+        trained = trained_correction(self.model)
+        settle(self.model)
+        self._reference = None
+        for stale in ("_read", "_fingerprints"):
+            vars(self).pop(stale, None)
+        settings = self.settings
+        self.correct(trained)
+        self.note(settings)
+
+    def fresh(self) -> "BrevitasHost":
+        """A host whose float weights are the latent ones now.
+
+        Raises:
+            ModelError: The model carries adapters.
+        """
+        settle(self.model)
+        return BrevitasHost(self.model)
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """The settings that the adapters were made with."""
+        return read_config(self.model)
+
+    def note(self, settings: Mapping[str, Any] | None) -> None:
+        """Store the settings that the adapters were made with."""
+        note_config(self.model, settings)
 
     def _module(self, name: str) -> Any:
         return self.model.get_submodule(name)

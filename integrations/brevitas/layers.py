@@ -121,7 +121,7 @@ def read_layers(
     for name, layer in model.named_modules():
         if not isinstance(layer, QuantWeightBiasInputOutputLayer):
             continue
-        if _inside_adapter(model, name):
+        if inside_adapter(model, name):
             continue
         if layer.weight_quant.is_quant_enabled:
             quantized[name] = layer.quant_weight()
@@ -147,7 +147,8 @@ def read_layers(
     return layers, skipped, quantized
 
 
-def _inside_adapter(model: nn.Module, name: str) -> bool:
+def inside_adapter(model: nn.Module, name: str) -> bool:
+    """Whether a module is a part of an adapter."""
     parent, _, child = name.rpartition(".")
     while parent:
         if child == "cora":

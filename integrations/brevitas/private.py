@@ -30,6 +30,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjectorBase
 from torch import Tensor, fx, nn
 
 __all__ = [
+    "ActQuantProxyFromInjectorBase",
     "QuantWeightBiasInputOutputLayer",
     "quantization_status_manager",
 ]
@@ -49,6 +50,15 @@ def kept_weight(layer: Any) -> Tensor | None:
     """
     weight: Tensor | None = getattr(layer, "weight_orig", None)
     return weight
+
+
+def forget_kept_weight(layer: Any) -> None:
+    """Forget that weight: where the layer's own was trained, the residual is of that.
+
+    `weight_orig` of 0.13.4.
+    """
+    if kept_weight(layer) is not None:
+        del layer.weight_orig
 
 
 def is_same_padded(layer: Any) -> bool:
@@ -92,8 +102,12 @@ def begins_learned_round(proxy: Any) -> bool:
     modules that it has done so already. Seen in 0.13.4.
     """
     rounding = getattr(proxy.quant_injector, "float_to_int_impl_type", None)
-    begun = any(isinstance(module, LearnedRoundSte) for module in proxy.modules())
-    return rounding == FloatToIntImplType.LEARNED_ROUND and not begun
+    return rounding == FloatToIntImplType.LEARNED_ROUND and not learns_rounding(proxy)
+
+
+def learns_rounding(proxy: Any) -> bool:
+    """Whether a proxy rounds up or down as was learned: `LearnedRoundSte` of 0.13.4."""
+    return any(isinstance(module, LearnedRoundSte) for module in proxy.modules())
 
 
 def before_building(proxy: Any, check: Callable[[Any], None]) -> None:
@@ -196,6 +210,50 @@ def integer_range(quantizer: RescalingIntQuant, bits: Tensor) -> tuple[float, fl
     """The least and the greatest integer: `min_int` and `max_int` of 0.13.4."""
     inner = quantizer.int_quant
     return float(inner.min_int(bits)), float(inner.max_int(bits))
+
+
+def holds_scale(quantizer: Any) -> bool:
+    """Whether a weight quantizer's scale is a value, not computed from the weight.
+
+    Only then do codes change because weights do. The two kinds of `scaling_impl` that
+    are computed anew with every pass, seen in 0.13.4, have neither a parameter nor a
+    constant named `value`.
+    """
+    return hasattr(getattr(quantizer, "scaling_impl", None), "value")
+
+
+def with_held_scale(proxy: Any, layer: Any) -> Any:
+    """Another proxy of a layer, whose scale is a parameter that begins as it stands.
+
+    `scaling_impl_type` of 0.13.4, as the recipes for training set it.
+    """
+    given = proxy.quant_injector.let(scaling_impl_type="parameter_from_stats")
+    return type(proxy)(layer, given)
+
+
+def integer_weight(proxy: Any) -> RescalingIntQuant | None:
+    """A proxy's quantizer, if it rounds to the nearest integer at a scale.
+
+    As `integer_activations` does. `tensor_quant` of 0.13.4.
+    """
+    quantizer = proxy.tensor_quant
+    if type(quantizer) is not RescalingIntQuant:
+        return None
+    if type(quantizer.int_quant) is not IntQuant:
+        return None
+    return quantizer if proxy.rounding_mode.upper() == "ROUND" else None
+
+
+def integer_steps(
+    quantizer: RescalingIntQuant, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, zero point and bit width, without what they quantize.
+
+    The first lines of the `forward` of 0.13.4: codes of weights take no other.
+    """
+    bits = quantizer.msb_clamp_bit_width_impl()
+    scale = quantizer.scaling_impl(weight, quantizer.int_scaling_impl(bits))
+    return scale, quantizer.zero_point_impl(weight, scale, bits), bits
 
 
 def range_searches(quantizer: RescalingIntQuant) -> Iterator[MSE]:

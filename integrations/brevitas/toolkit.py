@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cora_plugin.host import Host
+from cora_plugin.host import Host, TrainableHost
 from cora_plugin.integrations.brevitas.algorithm import apply_cora, save_cora
 from cora_plugin.integrations.brevitas.bias import (
     apply_cora_and_correct_biases,
@@ -24,6 +24,7 @@ from cora_plugin.integrations.brevitas.options import (
     QCDQOptions,
     QONNXOptions,
 )
+from cora_plugin.integrations.brevitas.private import QuantWeightBiasInputOutputLayer
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
@@ -148,6 +149,13 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     ) -> Host:
         """The host of a model; Brevitas needs no example."""
         return BrevitasHost(model, reference)
+
+    def trainable(self, model: nn.Module, example: Any = None) -> TrainableHost | None:
+        """The host of a model with layers of Brevitas."""
+        layers = (
+            isinstance(e, QuantWeightBiasInputOutputLayer) for e in model.modules()
+        )
+        return BrevitasHost(model, carrying=True) if any(layers) else None
 
     def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
         """Outputs in Brevitas' inference mode."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.host import Observer
+from cora_plugin.host import Latent, Observer, Role
 from cora_plugin.integrations.host import (
     refuse_carriers,
     replace_correction,
@@ -36,6 +36,11 @@ from cora_plugin.integrations.nncf.layers import (
 )
 from cora_plugin.integrations.nncf.private import set_bits_of_config
 from cora_plugin.integrations.nncf.swap import parameter_values
+from cora_plugin.integrations.nncf.training import (
+    roles,
+    trained_correction,
+    training,
+)
 from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.layer import Correction, QuantizedLayer
@@ -60,21 +65,28 @@ class NNCFHost:
         reference: The float model that was quantized. It is needed where NNCF corrected
             biases, which it does not keep, or where training moved the weights.
 
+        carrying: Whether the model may carry adapters already, which then stand.
+
     Raises:
         ModelError: The model is of another backend, not quantized, or already carries
             adapters.
     """
 
     def __init__(
-        self, model: nn.Module, example_input: Any, reference: Reference | None = None
+        self,
+        model: nn.Module,
+        example_input: Any,
+        reference: Reference | None = None,
+        carrying: bool = False,
     ) -> None:
         check_model(model)
-        refuse_carriers(adapted(model))
+        if not carrying:
+            refuse_carriers(adapted(model))
         self.model = model
         self._example = moved(example_input, device_of(model))
         self._reference = reference
         self._changed_biases: dict[str, Tensor] = {}
-        self._standing = Correction()
+        self._standing = trained_correction(model) if carrying else Correction()
 
     @cached_property
     def _fingerprints(self) -> dict[str, Fingerprint]:
@@ -82,7 +94,16 @@ class NNCFHost:
 
     @cached_property
     def reading(self) -> Reading:
-        """The model's quantized layers as they were when first asked for."""
+        """The model's quantized layers as they were when first asked for.
+
+        Raises:
+            ModelError: There is no example to trace the model with.
+        """
+        if self._example is None:
+            raise ModelError(
+                "NNCF finds layers by tracing the model, which takes an input; pass "
+                "NNCFHost(model, example_input, carrying=True)"
+            )
         with evaluation(self.model):
             return read_layers(self.model, self._example, self._reference)
 
@@ -259,6 +280,56 @@ class NNCFHost:
         self._standing = replace_correction(
             self._standing, correction, self._fingerprints, self._insert, self._remove
         )
+
+    @property
+    def correction(self) -> Correction:
+        """What stands beside the layers."""
+        return self._standing
+
+    @property
+    def roles(self) -> Mapping[str, Role]:
+        """What the model's parameters are, by name."""
+        return roles(self.model, self._example)
+
+    @contextmanager
+    def training(self, scales: bool = False) -> Iterator[Sequence[Latent]]:
+        """Latent weights want gradients; scales of weights stand still.
+
+        Raises:
+            ModelError: No weight can be trained.
+        """
+        with training(self.model, self._example, scales) as latents:
+            yield latents
+
+    def renew(self) -> None:
+        """Store adapters as trained, for the weights as trained."""
+        trained = trained_correction(self.model)
+        self._forget()
+        self.correct(trained)
+
+    def fresh(self) -> "NNCFHost":
+        """A host whose float weights are the latent ones now.
+
+        Raises:
+            ModelError: The model carries adapters.
+        """
+        return NNCFHost(self.model, self._example)
+
+    def _forget(self) -> None:
+        """What was read of the model before it was trained, biases included."""
+        self._reference = None
+        self._changed_biases.clear()
+        for stale in ("reading", "moved", "_fingerprints"):
+            vars(self).pop(stale, None)
+
+    @property
+    def settings(self) -> Mapping[str, Any] | None:
+        """The settings that the adapters were made with."""
+        return vars(self.model).get("cora_config")
+
+    def note(self, settings: Mapping[str, Any] | None) -> None:
+        """Store the settings that the adapters were made with."""
+        vars(self.model)["cora_config"] = settings
 
     def _insert(self, correction: Correction) -> None:
         reading = self.reading

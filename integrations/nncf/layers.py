@@ -83,7 +83,7 @@ def read_layers(
     Raises:
         ModelError: The reference does not fit the model.
     """
-    hooks = _quantizer_hooks(model)
+    hooks = quantizer_hooks(model)
     seen: dict[BaseQuantizer, tuple[Tensor, Tensor]] = {}
     with ExitStack() as stack:
         for quantizer in set(hooks.values()):
@@ -186,7 +186,7 @@ def _each(value: Any, dimensions: int) -> tuple[int, ...]:
     return sizes * dimensions if len(sizes) == 1 else sizes
 
 
-def _quantizer_hooks(model: nn.Module) -> dict[tuple[str, int], BaseQuantizer]:
+def quantizer_hooks(model: nn.Module) -> dict[tuple[str, int], BaseQuantizer]:
     """The quantizers in front of operations, by operation and port."""
     found = {}
     storage = get_hook_storage(model)

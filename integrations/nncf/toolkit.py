@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.host import Host
+from cora_plugin.host import Host, TrainableHost
 from cora_plugin.integrations.nncf.algorithm import apply_cora, save_cora
 from cora_plugin.integrations.nncf.export import export_onnx, export_openvino
 from cora_plugin.integrations.nncf.extension import is_compiled, load_extension
@@ -16,6 +16,7 @@ from cora_plugin.integrations.nncf.options import (
     ONNXOptions,
     OpenVINOOptions,
 )
+from cora_plugin.integrations.nncf.private import is_wrapped
 from cora_plugin.integrations.nncf.recipe import quantize_ptq
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
@@ -104,6 +105,10 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
     ) -> Host:
         """The host of a model."""
         return NNCFHost(model, example, reference)
+
+    def trainable(self, model: nn.Module, example: Any = None) -> TrainableHost | None:
+        """The host of a model that `nncf.quantize` returned."""
+        return NNCFHost(model, example, carrying=True) if is_wrapped(model) else None
 
     @torch.no_grad()
     def outputs(self, model: nn.Module, images: Tensor) -> Tensor:

@@ -1,0 +1,39 @@
+"""Finds the host of a quantized model that is to be trained."""
+
+import sys
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cora_plugin.adapters.errors import ModelError
+from cora_plugin.host import TrainableHost
+from cora_plugin.integrations.toolkit import load_toolkit, toolkits
+
+
+def hosted(model: nn.Module | TrainableHost, example: Any = None) -> TrainableHost:
+    """The host of a model that a toolkit quantized, with adapters or without.
+
+    Only toolkits that are imported already are asked: no other can have made it.
+
+    Args:
+        model: The model, or a host, which is returned.
+        example: An input, for toolkits that have to trace the model.
+
+    Raises:
+        ModelError: No toolkit knows the model.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    for name in toolkits():
+        if name not in sys.modules and not name.startswith("cora"):
+            continue
+        host = load_toolkit(name).trainable(inner, example)
+        if host is not None:
+            return host
+    raise ModelError(
+        f"the model ({type(model).__qualname__}) was quantized by no toolkit that can "
+        f"be trained here ({', '.join(toolkits())}); pass what the toolkit returned, or "
+        "the host of it"
+    )

@@ -1,0 +1,385 @@
+"""Schedules how many weights change their codes in a step, not how far they move."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cora_plugin.adapters.errors import ConfigError, ModelError
+from cora_plugin.host import Latent, TrainableHost
+from cora_plugin.qat.controller import Controller, State
+from cora_plugin.qat.hosted import hosted
+from cora_plugin.qat.record import LayerRecord, StepRecord, Transitional
+from cora_plugin.qat.schedule import Schedule, schedule_of, target_at
+from cora_plugin.qat.transitions import Transitions
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 1000
+"""A target that is not reached in so many steps is reported."""
+
+SAMPLED = 50
+"""Steps between measurements of what is near transition points, and oscillates."""
+
+
+class TransitionRateScheduler:
+    """Owns the learning rate of latent weights, so that codes change at a target rate.
+
+    >>> optimizer = torch.optim.SGD(param_groups(model), lr=0.1, momentum=0.9)
+    >>> scheduler = TransitionRateScheduler(optimizer, model, target=5e-3, steps=1000)
+    >>> for images, labels in loader:
+    ...     loss(model(images), labels).backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    ...     scheduler.step()
+
+    In the shape of `torch.optim.lr_scheduler`. Works with any optimizer that has a
+    learning rate a group; other groups are left to a scheduler of their own, which may
+    be called before or after this one. While it is open, latent weights want gradients,
+    and scales of weights do not: a moving scale changes codes by itself. `close`, or
+    the end of a `with` block, gives that back.
+
+    A call of `step` counts, and moves the schedule on, where the optimizer has made a
+    step since the last: batches that are accumulated, and steps that a GradScaler skips
+    or that gradients which are not finite forbid, do neither. In several processes
+    counts are summed.
+
+    Args:
+        optimizer: Has each latent weight in a group without other parameters, as
+            `param_groups` makes them. The learning rate of that group is the first one.
+        model: The quantized model, its host, or latent weights.
+        target: The first target rate, the share of all weights that change in a step.
+        steps: All steps of the optimizer; the schedule ends there.
+        schedule: `cosine`, `linear`, `step`, or a function from the share of training
+            that is done, 0 to 1, to a factor of the target.
+        warmup: Steps in which the target rises linearly.
+        momentum: Of the running rate.
+        eta: How strongly the learning rate follows; None: the first learning rate.
+        enabled: Whether to control: else nothing of the training changes, scales of
+            weights are trained as the toolkit has it, and rates are only measured.
+        window: A weight oscillates that goes back within so many steps; 0: not watched.
+
+    Raises:
+        ModelError: The optimizer lacks latent weights, or mixes them with others.
+        ConfigError: A setting is impossible.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: nn.Module | TrainableHost | Sequence[Latent],
+        target: float = 5e-3,
+        *,
+        steps: int,
+        schedule: str | Schedule = "cosine",
+        warmup: int = 0,
+        momentum: float = 0.99,
+        eta: float | None = None,
+        enabled: bool = True,
+        window: int = 0,
+    ) -> None:
+        _check(target, steps, warmup, momentum, eta)
+        self._schedule = schedule_of(schedule)
+        self.optimizer = optimizer
+        self.enabled = enabled
+        self._target, self._steps, self._warmup = target, steps, warmup
+        self._stack = ExitStack()
+        latents: Sequence[Latent]
+        if isinstance(model, Sequence):
+            latents = model
+        else:
+            scope = hosted(model).training(scales=not enabled)
+            latents = self._stack.enter_context(scope)
+        with ExitStack() as failing:
+            failing.callback(self.close)
+            self._places = _groups_of(optimizer, latents, enabled)
+            failing.pop_all()
+        rates = {float(group["lr"]) for group in self._groups}
+        if len(rates) > 1 and enabled:
+            self.close()
+            raise ConfigError(
+                ("optimizer",),
+                f"latent weights have learning rates {sorted(rates)}; the scheduler "
+                "has one for the whole model: give their groups the same",
+            )
+        first = rates.pop()
+        self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self._controller = Controller(momentum, first if eta is None else eta)
+        self._state = State(0.0, first)
+        self._transitions = Transitions(latents, window)
+        self.last_epoch = 0
+        self._stepped = False
+        self._skipped = self._nonfinite = self._below = 0
+        self._records: list[StepRecord] = []
+        self._totals = [0] * len(latents)
+        for handle in (
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ):
+            self._stack.callback(handle.remove)
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        # By place, for an optimizer that loads a state makes new groups.
+        return [self.optimizer.param_groups[place] for place in self._places]
+
+    @property
+    def target(self) -> float:
+        """The target rate `R` of the next step."""
+        return target_at(
+            self.last_epoch, self._target, self._schedule, self._steps, self._warmup
+        )
+
+    @property
+    def rate(self) -> float:
+        """The running transition rate `K`."""
+        return self._state.rate
+
+    @property
+    def lr(self) -> float:
+        """The transition-adaptive learning rate `U`."""
+        return self._state.lr
+
+    @property
+    def last(self) -> StepRecord | None:
+        """What was measured at the last step."""
+        return self._records[-1] if self._records else None
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of every group of the optimizer."""
+        return [
+            self._state.lr
+            if self.enabled and place in self._places
+            else float(group["lr"])
+            for place, group in enumerate(self.optimizer.param_groups)
+        ]
+
+    def step(self) -> None:
+        """Count what the optimizer's step changed, and set the next learning rate."""
+        if not self._stepped:
+            self._skipped += 1
+            return
+        self._stepped = False
+        target = self.target
+        self.last_epoch += 1
+        counts = self._transitions.count()
+        self._totals = [a + b for a, b in zip(self._totals, counts, strict=True)]
+        rate = self._overall(sum(counts))
+        state = self._controller.step(self._state, rate, target)
+        if not self.enabled:
+            state = State(state.rate, float(self._groups[0]["lr"]))
+        self._state = state
+        self._note(target, rate)
+        self._report_unreached(target)
+        self._set_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in plain values; weights and their codes are the model's."""
+        return {
+            "last_epoch": self.last_epoch,
+            "rate": self._state.rate,
+            "lr": self._state.lr,
+            "skipped": self._skipped,
+            "nonfinite": self._nonfinite,
+            "below": self._below,
+            "steps": self._transitions.steps,
+            "totals": list(self._totals),
+            "records": [vars(each).copy() for each in self._records],
+            "past": self._transitions.past(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; load the model's and the optimizer's, too."""
+        self.last_epoch = state["last_epoch"]
+        self._state = State(state["rate"], state["lr"])
+        self._skipped, self._nonfinite = state["skipped"], state["nonfinite"]
+        self._below = state["below"]
+        self._totals = list(state["totals"])
+        self._records = [StepRecord(**each) for each in state["records"]]
+        self._transitions.resume(state["steps"], state["past"])
+        self._stepped = False
+        self._set_lr()
+
+    def transitions(self) -> Transitional:
+        """What was measured so far."""
+        counted = self._transitions
+        near = counted.near()
+        back = counted.oscillating() if counted.window else None
+        layers = []
+        for index, each in enumerate(counted.latents):
+            size, total = counted.sizes[index], self._totals[index]
+            layers.append(
+                LayerRecord(
+                    each.name,
+                    size,
+                    total,
+                    total / size / max(1, counted.steps),
+                    None if near is None else near[index] / size,
+                    None if back is None else back[index] / size,
+                )
+            )
+        return Transitional(
+            tuple(self._records), tuple(layers), self._skipped, self._nonfinite
+        )
+
+    def close(self) -> None:
+        """Give gradients of weights and scales back; count no more."""
+        self._stack.close()
+
+    def __enter__(self) -> "TransitionRateScheduler":
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _before_step(self, optimizer: Any, *_: Any) -> None:
+        if not self._transitions.read:
+            self._transitions.begin()
+        if not self.enabled:
+            return
+        # Whatever another scheduler has made of it since.
+        self._set_lr()
+        # A GradScaler that lets the optimizer skip has looked at gradients itself.
+        if getattr(optimizer, "found_inf", None) is None and not _finite(optimizer):
+            self._nonfinite += 1
+            log.warning(
+                "a gradient is not finite: step %d is skipped (%d so far)",
+                self.last_epoch + 1,
+                self._nonfinite,
+            )
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def _after_step(self, optimizer: Any, *_: Any) -> None:
+        found = getattr(optimizer, "found_inf", None)
+        if found is not None and bool(found):
+            return
+        made = any(p.grad is not None for g in self._groups for p in g["params"])
+        self._stepped = self._stepped or made
+
+    def _set_lr(self) -> None:
+        if not self.enabled:
+            return
+        for group in self._groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(self._state.lr)
+            else:
+                group["lr"] = self._state.lr
+
+    def _overall(self, changed: int) -> float:
+        """The rate of this step (eq. 5), over the weights of all processes."""
+        weights = sum(self._transitions.sizes)
+        if not (
+            torch.distributed.is_available() and torch.distributed.is_initialized()
+        ):
+            return changed / weights
+        device = self._transitions.latents[0].weight.device
+        sums = torch.tensor([changed, weights], dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(sums)
+        return float(sums[0] / sums[1])
+
+    def _note(self, target: float, rate: float) -> None:
+        shares: dict[str, float] = {}
+        if self._transitions.window and self._transitions.steps % SAMPLED == 0:
+            weights = sum(self._transitions.sizes)
+            near = self._transitions.near()
+            if near is not None:
+                shares["near"] = sum(near) / weights
+            shares["oscillating"] = sum(self._transitions.oscillating()) / weights
+        self._records.append(
+            StepRecord(
+                self.last_epoch,
+                target,
+                rate,
+                self._state.rate,
+                self._state.lr,
+                **shares,
+            )
+        )
+
+    def _report_unreached(self, target: float) -> None:
+        self._below = self._below + 1 if self._state.rate < target / 2 else 0
+        if self._below == PATIENCE and self.enabled:
+            log.warning(
+                "the transition rate is %.2g, less than half of its target %.2g for %d "
+                "steps now: it cannot be reached; lower target, or raise eta (%.2g) or "
+                "the first learning rate",
+                self._state.rate,
+                target,
+                PATIENCE,
+                self._controller.eta,
+            )
+
+
+def _check(
+    target: float, steps: int, warmup: int, momentum: float, eta: float | None
+) -> None:
+    problems = (
+        ("target", target, 0 < target < 1, "a share of weights, above 0 and below 1"),
+        ("steps", steps, steps >= 1, "the number of all steps, 1 or more"),
+        ("warmup", warmup, 0 <= warmup < steps, f"0 or more, fewer than {steps} steps"),
+        ("momentum", momentum, 0 <= momentum < 1, "0 or more and less than 1"),
+        ("eta", eta, eta is None or 0 < eta < float("inf"), "more than 0"),
+    )
+    for name, value, right, use in problems:
+        if not right:
+            raise ConfigError((name,), f"{value} is out of range; use {use}")
+
+
+def _groups_of(
+    optimizer: torch.optim.Optimizer, latents: Sequence[Latent], alone: bool
+) -> list[int]:
+    """The places of the optimizer's groups that hold latent weights.
+
+    Raises:
+        ModelError: It lacks one, or a group holds other parameters, too, while the
+            latent ones are to be `alone`.
+    """
+    latent = {each.weight for each in latents}
+    places = [
+        place
+        for place, group in enumerate(optimizer.param_groups)
+        if latent & {*group["params"]}
+    ]
+    held = {p for place in places for p in optimizer.param_groups[place]["params"]}
+    missing = [each.name for each in latents if each.weight not in held]
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"the optimizer does not hold the weights of {names} ({len(missing)} of "
+            f"{len(latents)} latent weights); make its groups by param_groups(model)"
+        )
+    others = sum(p.requires_grad for p in held - latent)
+    if others and alone:
+        raise ModelError(
+            f"a group of the optimizer holds {others} other parameters beside latent "
+            "weights, whose learning rate the scheduler sets; make the groups by "
+            "param_groups(model)"
+        )
+    return places
+
+
+def _finite(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all gradients of an optimizer are finite."""
+    slopes = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    if not slopes:
+        return True
+    norms = [torch.linalg.vector_norm(slope, dtype=torch.float32) for slope in slopes]
+    return bool(
+        torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+    )
