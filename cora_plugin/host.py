@@ -160,10 +160,14 @@ class TrainableHost(Protocol):
             ModelError: No weight of the model can be trained.
         """
 
-    def renew(self) -> None:
-        """After training: store adapters as trained, for the weights as trained.
+    def renew(self, correction: Correction | None = None) -> None:
+        """After training: store adapters for the weights as they are now.
 
-        Their values are rounded anew, and their fingerprints are of the new weights.
+        They get new fingerprints. Whatever was read of the model before is read anew.
+
+        Args:
+            correction: What is to stand; None: what stands, with the values that
+                adapters were trained to, rounded.
         """
 
     def fresh(self) -> Host:

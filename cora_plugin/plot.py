@@ -10,6 +10,7 @@ from cora_plugin.adapters.files import whole_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from cora_plugin.qat.record import Transitional
     from cora_plugin.report import Report
 
 
@@ -108,6 +109,47 @@ def plot_sweep(report: "Report", path: str | os.PathLike[str]) -> None:
     axes.set_xlabel("bits a weight, adapters and scales included")
     axes.set_ylabel(f"{report.after.title} to the float model")
     axes.grid(visible=True, which="both", alpha=0.3)
+    _save(figure, path)
+
+
+def plot_transitions(transitions: "Transitional", path: str | os.PathLike[str]) -> None:
+    """Draw the transition rate of a training step by step, and layer by layer.
+
+    Args:
+        transitions: What was measured.
+        path: The picture; the suffix says which format (.png, .svg, .pdf).
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        FileError: The suffix is no format for pictures.
+    """
+    steps, layers = transitions.steps, transitions.layers
+    figure = _figure(path, max(7.0, 0.24 * len(layers) + 2), 8.0)
+    rates, size, by_layer = figure.subplots(3, 1)
+    numbers = [each.step for each in steps]
+    rates.plot(numbers, [e.rate for e in steps], color="#bbbbbb", lw=0.5, label="rate")
+    rates.plot(numbers, [e.running for e in steps], color="#4477aa", label="running")
+    rates.plot(numbers, [e.target for e in steps], color="red", ls="--", label="target")
+    watched = [each for each in steps if each.oscillating is not None]
+    if watched:
+        rates.plot(
+            [each.step for each in watched],
+            [each.oscillating for each in watched],
+            color="#228833",
+            label="oscillating weights",
+        )
+    rates.set_ylabel("share of weights")
+    rates.set_yscale("symlog", linthresh=1e-4)
+    rates.legend()
+    size.plot(numbers, [each.lr for each in steps], color="#4477aa")
+    size.set_ylabel("learning rate of latent weights")
+    size.set_xlabel("step")
+    columns = range(len(layers))
+    by_layer.bar(columns, [each.rate for each in layers], color="#4477aa")
+    by_layer.set_xticks(
+        columns, [each.name for each in layers], rotation=90, fontsize=6
+    )
+    by_layer.set_ylabel("mean rate")
     _save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from cora_plugin.config.budget import Budget
 from cora_plugin.config.cora import CORRECTIONS, METRICS, SEARCHES, CoRaConfig
 from cora_plugin.config.learning import ButterworthConfig, RefineConfig
+from cora_plugin.config.qat import QATConfig
 
 __all__ = [
     "CORRECTIONS",
@@ -11,5 +12,6 @@ __all__ = [
     "Budget",
     "ButterworthConfig",
     "CoRaConfig",
+    "QATConfig",
     "RefineConfig",
 ]

@@ -34,6 +34,5 @@ def hosted(model: nn.Module | TrainableHost, example: Any = None) -> TrainableHo
             return host
     raise ModelError(
         f"the model ({type(model).__qualname__}) was quantized by no toolkit that can "
-        f"be trained here ({', '.join(toolkits())}); pass what the toolkit returned, or "
-        "the host of it"
+        f"train ({', '.join(toolkits())}); pass what the toolkit returned, or its host"
     )

@@ -1,6 +1,7 @@
 """Schedules how many weights change their codes in a step, not how far they move."""
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -63,6 +64,9 @@ class TransitionRateScheduler:
             weights are trained as the toolkit has it, and rates are only measured.
         window: A weight oscillates that goes back within so many steps; 0: not watched.
 
+    Attributes:
+        seconds: What counting took so far.
+
     Raises:
         ModelError: The optimizer lacks latent weights, or mixes them with others.
         ConfigError: A setting is impossible.
@@ -116,6 +120,7 @@ class TransitionRateScheduler:
         self._skipped = self._nonfinite = self._below = 0
         self._records: list[StepRecord] = []
         self._totals = [0] * len(latents)
+        self.seconds = 0.0
         for handle in (
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -163,6 +168,7 @@ class TransitionRateScheduler:
         if not self._stepped:
             self._skipped += 1
             return
+        start = time.perf_counter()
         self._stepped = False
         target = self.target
         self.last_epoch += 1
@@ -176,6 +182,7 @@ class TransitionRateScheduler:
         self._note(target, rate)
         self._report_unreached(target)
         self._set_lr()
+        self.seconds += time.perf_counter() - start
 
     def state_dict(self) -> dict[str, Any]:
         """The state, in plain values; weights and their codes are the model's."""

@@ -233,15 +233,15 @@ class BrevitasHost:
         with training(self.model, scales) as latents:
             yield latents
 
-    def renew(self) -> None:
-        """Store adapters as trained, for the weights as trained."""
-        trained = trained_correction(self.model)
+    def renew(self, correction: Correction | None = None) -> None:
+        """Store adapters as trained, or others, for the weights as they are now."""
+        given = trained_correction(self.model) if correction is None else correction
         settle(self.model)
         self._reference = None
         for stale in ("_read", "_fingerprints"):
             vars(self).pop(stale, None)
         settings = self.settings
-        self.correct(trained)
+        self.correct(given)
         self.note(settings)
 
     def fresh(self) -> "BrevitasHost":

@@ -52,13 +52,13 @@ def kept_weight(layer: Any) -> Tensor | None:
     return weight
 
 
-def forget_kept_weight(layer: Any) -> None:
-    """Forget that weight: where the layer's own was trained, the residual is of that.
-
-    `weight_orig` of 0.13.4.
+def renew_kept_weight(layer: Any) -> None:
+    """Keep the layer's weight in place of that one: it was trained, and is the float
+    weight now. `weight_orig` of 0.13.4, a buffer.
     """
-    if kept_weight(layer) is not None:
-        del layer.weight_orig
+    kept = kept_weight(layer)
+    if kept is not None:
+        kept.copy_(layer.weight.detach())
 
 
 def is_same_padded(layer: Any) -> bool:

@@ -17,7 +17,7 @@ from cora_plugin.integrations.brevitas.layers import inside_adapter, unpack
 from cora_plugin.integrations.brevitas.private import (
     ActQuantProxyFromInjectorBase,
     QuantWeightBiasInputOutputLayer,
-    forget_kept_weight,
+    renew_kept_weight,
     holds_scale,
     integer_range,
     integer_steps,
@@ -153,9 +153,9 @@ def _any_levels(layer: Any) -> Tensor:
 
 
 def settle(model: nn.Module) -> None:
-    """Forget the weights from before GPTQ: the trained ones are the float weights."""
+    """Take the weights as they are for the float ones, in place of those before GPTQ."""
     for _, layer in _layers(model):
-        forget_kept_weight(layer)
+        renew_kept_weight(layer)
 
 
 def trained_correction(model: nn.Module) -> Correction:

@@ -301,11 +301,11 @@ class NNCFHost:
         with training(self.model, self._example, scales) as latents:
             yield latents
 
-    def renew(self) -> None:
-        """Store adapters as trained, for the weights as trained."""
-        trained = trained_correction(self.model)
+    def renew(self, correction: Correction | None = None) -> None:
+        """Store adapters as trained, or others, for the weights as they are now."""
+        given = trained_correction(self.model) if correction is None else correction
         self._forget()
-        self.correct(trained)
+        self.correct(given)
 
     def fresh(self) -> "NNCFHost":
         """A host whose float weights are the latent ones now.

@@ -30,5 +30,5 @@ def test_a_function_is_taken_as_it_is():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="schedule: .*'cosin'.*cosine"):
+    with pytest.raises(ConfigError, match=r"schedule: .*'cosin'.*cosine"):
         schedule_of("cosin")

@@ -1,0 +1,75 @@
+"""The state of a training in a file, from which it goes on as if never interrupted."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cora_plugin.adapters.errors import FileError
+from cora_plugin.adapters.files import whole_file
+
+FORMAT = "cora-plugin qat 1"
+
+
+def save(path: str, made_for: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a state, whole or not at all.
+
+    Args:
+        path: The file.
+        made_for: Plain values that must be the same where it is loaded.
+        state: Tensors and plain values.
+    """
+    with whole_file(path) as temporary:
+        torch.save(
+            {"format": FORMAT, "made for": json.dumps(made_for), **state}, temporary
+        )
+
+
+def load(path: str, made_for: dict[str, Any]) -> dict[str, Any] | None:
+    """Read what `save` wrote; None if there is no file.
+
+    Raises:
+        FileError: The file is no checkpoint of this training.
+    """
+    if not Path(path).exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Of many kinds; torch names none as its own.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(f"{path}: not a readable checkpoint: {reason}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise FileError(
+            f"{path}: is not a checkpoint of a training; name another file in "
+            "qat.checkpoint"
+        )
+    before = json.loads(state["made for"])
+    for key, value in json.loads(json.dumps(made_for)).items():
+        if before.get(key) != value:
+            raise FileError(
+                f"{path}: is of a training with {key} {before.get(key)}, this one has "
+                f"{value}; delete the file to begin anew, or name another in "
+                "qat.checkpoint"
+            )
+    return state
+
+
+def randomness() -> dict[str, Any]:
+    """The state of random generators that loaders and layers draw from."""
+    found: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state_all()
+    return found
+
+
+def set_randomness(state: dict[str, Any]) -> None:
+    """Put the generators back to a state."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,155 @@
+"""Judges a model in training on images that it is not trained on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cora_plugin.adapters.errors import DataError
+from cora_plugin.adapters.exact import exact
+from cora_plugin.host import TrainableHost
+from cora_plugin.objective import Distance, Objective, averaged
+from cora_plugin.outputs import Outputs, device_of, joined, moved, only, run
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, and labels [N] where there are any."""
+
+    images: Any
+    labels: Tensor | None
+
+
+def batch_of(item: Any, what: str, labelled: bool) -> Batch:
+    """What a loader yielded: images alone, or first in a tuple with labels.
+
+    Raises:
+        DataError: It is neither, or labels are wanted and there are none.
+    """
+    images = item[0] if isinstance(item, list | tuple) and item else item
+    given = item[1] if isinstance(item, list | tuple) and len(item) > 1 else None
+    labels = given if isinstance(given, Tensor) else None
+    if not isinstance(images, Tensor) or images.ndim < 2:
+        raise DataError(
+            f"{what}: a batch is a {type(item).__name__}; the loader should yield "
+            "images [N, …], alone or first in a tuple such as (images, labels)"
+        )
+    if labelled and (labels is None or labels.is_floating_point()):
+        raise DataError(
+            f"{what}: batches have no labels of integers, which the loss is to use; "
+            "yield (images, labels), or pass labels=0"
+        )
+    return Batch(images, labels)
+
+
+def losses(
+    objective: Objective,
+    share: float,
+    reference: Outputs,
+    outputs: Outputs,
+    labels: Tensor | None,
+) -> Tensor:
+    """The loss of each sample [N]: the distance, and a share of cross-entropy."""
+    distance = objective.distance(reference, outputs)
+    if not share or labels is None:
+        return distance
+    logits = only(outputs)
+    each = functional.cross_entropy(
+        logits, labels.to(logits.device).long(), reduction="none"
+    )
+    return (1 - share) * distance + share * each.reshape(len(each), -1).mean(1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A model on the held-out images.
+
+    Attributes:
+        distance: From the float model.
+        losses: The training's loss of each image [N].
+        top1: The share of images with the right class; None without labels.
+    """
+
+    distance: Distance
+    losses: Tensor
+    top1: float | None
+
+    @property
+    def loss(self) -> float:
+        """The mean loss; infinite where it is not a number."""
+        mean = float(self.losses.mean())
+        return mean if mean == mean else float("inf")
+
+
+class HeldOut:
+    """The held-out images, with the float model's outputs for them.
+
+    Args:
+        loader: Yields batches; walked once, and kept.
+        reference: The float model.
+        objective: What "near to the float model" means.
+        share: The labels' share of the loss.
+
+    Raises:
+        DataError: There are no images.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        reference: nn.Module,
+        objective: Objective,
+        share: float,
+    ) -> None:
+        self._batches = [batch_of(e, "held-out data", share > 0) for e in loader]
+        if not self._batches:
+            raise DataError("held-out data: the loader is empty; pass a few batches")
+        self._objective, self._share = objective, share
+        self._reference = joined(
+            [on_cpu(answers(reference, batch.images)) for batch in self._batches]
+        )
+        labels = [e.labels for e in self._batches if e.labels is not None]
+        whole = len(labels) == len(self._batches)
+        self._labels = torch.cat(labels).cpu() if whole else None
+
+    @torch.no_grad()
+    def __call__(self, host: TrainableHost) -> Verdict:
+        """Judge a model, which must be in evaluation mode."""
+        outputs = joined([on_cpu(host.run(e.images)) for e in self._batches])
+        pair = [
+            {name: exact(value) for name, value in each.items()}
+            for each in (self._reference, outputs)
+        ]
+        each = self._objective.distance(*pair)
+        distance = averaged(self._objective, each, self._reference, outputs)
+        mixed = losses(self._objective, self._share, *pair, self._labels)
+        return Verdict(distance, mixed, self._top1(outputs))
+
+    def _top1(self, outputs: Outputs) -> float | None:
+        if self._labels is None or len(outputs) != 1 or only(outputs).ndim < 2:
+            return None
+        chosen = only(outputs).argmax(1)
+        if chosen.shape != self._labels.shape:
+            return None
+        return float((chosen == self._labels).double().mean())
+
+
+@torch.no_grad()
+def answers(reference: nn.Module, images: Any) -> Outputs:
+    """The float model's outputs, on its device."""
+    return run(reference, images)
+
+
+def on_cpu(outputs: Outputs) -> Outputs:
+    """Outputs off the GPU, where they would add up."""
+    found: Outputs = moved(outputs, torch.device("cpu"))
+    return found
+
+
+def beside(outputs: Outputs, model: nn.Module) -> Outputs:
+    """Outputs on the device of a model."""
+    found: Outputs = moved(outputs, device_of(model))
+    return found

@@ -1,0 +1,371 @@
+"""The training loop of `finetune`: epochs, steps, measurements, checkpoints."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cora_plugin.adapters.errors import DataError, ModelError
+from cora_plugin.config import QATConfig
+from cora_plugin.host import TrainableHost
+from cora_plugin.objective import Objective
+from cora_plugin.outputs import device_of
+from cora_plugin.qat import checkpoint
+from cora_plugin.qat.groups import param_groups
+from cora_plugin.qat.held_out import HeldOut, answers, batch_of, beside, losses
+from cora_plugin.qat.norms import train_mode
+from cora_plugin.qat.report import Measured
+from cora_plugin.qat.schedule import cosine
+from cora_plugin.qat.scheduler import TransitionRateScheduler
+
+LOST = 20
+"""After so many losses in a row that are not finite, training is given up."""
+
+
+class Loop:
+    """Trains a host's model; `best` is the state that judged best, once it has run.
+
+    Args:
+        host: The host of the model.
+        loader: Yields training batches; its length must be known.
+        reference: The float model.
+        held_out: Judges in the course of training.
+        objective: What "near to the float model" means.
+        config: The settings.
+        made_for: What a checkpoint must have been made for, beside the settings.
+    """
+
+    def __init__(
+        self,
+        host: TrainableHost,
+        loader: Any,
+        reference: nn.Module,
+        held_out: HeldOut,
+        objective: Objective,
+        config: QATConfig,
+        made_for: dict[str, Any],
+    ) -> None:
+        self._host, self._loader, self._reference = host, loader, reference
+        self._held_out, self._objective, self._config = held_out, objective, config
+        batches = _length(loader)
+        self._steps = config.epochs * math.ceil(batches / config.accumulate)
+        self._batches = batches
+        groups = _groups(host, config)
+        self.optimizer = _optimizer(config, groups)
+        self.scheduler = TransitionRateScheduler(
+            self.optimizer,
+            host,
+            config.target,
+            steps=self._steps,
+            schedule=config.schedule,
+            warmup=min(config.warmup, self._steps - 1),
+            momentum=config.rate_momentum,
+            eta=config.eta,
+            enabled=config.method == "trs",
+            window=config.window,
+        )
+        self._others = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            [
+                _kept if self.scheduler.enabled and group["name"] == "latents" else fall
+                for group in groups
+                for fall in [partial(_fallen, self._steps)]
+            ],
+        )
+        settings = {**vars(config), "checkpoint": None}
+        self._made_for = {**made_for, "settings": settings, "batches": batches}
+        self.step = self.epoch = self._batch = self._since = 0
+        self.stopped = False
+        self.losses: list[float] = []
+        self.measured: list[Measured] = []
+        self.best: dict[str, Tensor] | None = None
+        self._best_loss = math.inf
+        self._lost = self.nonfinite = 0
+        self.seconds = 0.0
+        self._whole = True
+        self._begun = self._now = checkpoint.randomness()
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data, in part."""
+        return self.epoch + self._batch / self._batches
+
+    def run(self) -> None:
+        """Train to the end, from where a checkpoint left it.
+
+        Raises:
+            CoRaError: The loss is not finite again and again, or a checkpoint is of
+                another training.
+        """
+        resumed = self._resume()
+        start = time.perf_counter() - self.seconds
+        bar = tqdm(
+            total=self._steps,
+            initial=self.step,
+            desc="qat",
+            unit="step",
+            disable=None,
+        )
+        try:
+            with bar:
+                while self.epoch < self._config.epochs and not self.stopped:
+                    self._run_epoch(resumed, bar, start)
+                    resumed = False
+        except KeyboardInterrupt:
+            self.seconds = time.perf_counter() - start
+            if self._whole:
+                self._save()
+            raise
+        self.seconds = time.perf_counter() - start
+        self._save()
+
+    def _run_epoch(self, resumed: bool, bar: Any, start: float) -> None:
+        config = self._config
+        if resumed:
+            now = self._now
+            checkpoint.set_randomness(self._begun)
+        else:
+            self._begun, self._batch = checkpoint.randomness(), 0
+        skipped, group = self._batch if resumed else 0, 0
+        train_mode(self._host.model, config.norms == "frozen")
+        for number, item in enumerate(self._loader):
+            if number < skipped:
+                continue
+            if resumed and number == skipped:
+                checkpoint.set_randomness(now)
+            group += 1
+            last = number + 1 == self._batches
+            size = config.accumulate
+            if number >= self._batches // size * size:
+                size = self._batches % size  # of the last group, which is smaller
+            loss = self._backward(item, size)
+            if group < config.accumulate and not last:
+                continue
+            group = 0
+            self._whole = False
+            self._update()
+            self._batch = number + 1
+            self.seconds = time.perf_counter() - start
+            if config.every and self.step % config.every == 0 and not last:
+                self._measure()
+            self._now = checkpoint.randomness() if config.checkpoint else {}
+            self._whole = True
+            if config.every and self.step % config.every == 0 and not last:
+                self._save()
+            self._show(bar, loss)
+            if self.stopped:
+                return
+        if self._batch != self._batches:
+            raise DataError(
+                f"training data: the loader gave {self._batch} batches where its length "
+                f"is {self._batches}; its length must not change"
+            )
+        self._measure()
+        self.epoch += 1
+        self._batch = 0
+        self._now = self._begun = checkpoint.randomness()
+        self._save()
+
+    def _backward(self, item: Any, size: int) -> float:
+        """Add the gradients of a batch, as a part of a step of `size` batches."""
+        config, host = self._config, self._host
+        batch = batch_of(item, "training data", config.labels > 0)
+        target = beside(answers(self._reference, batch.images), host.model)
+        device = device_of(host.model).type
+        with torch.autocast(device, torch.bfloat16, enabled=bool(config.autocast)):
+            outputs = host.run(batch.images)
+        outputs = {name: value.float() for name, value in outputs.items()}
+        each = losses(self._objective, config.labels, target, outputs, batch.labels)
+        loss = each.mean()
+        value = float(loss.detach())
+        self.losses.append(value)
+        self._lost = 0 if math.isfinite(value) else self._lost + 1
+        if self._lost >= LOST:
+            raise ModelError(
+                f"qat: the loss has been {value} for {LOST} batches, up to step "
+                f"{self.step}: lower lr ({config.first_lr:g}) or target "
+                f"({config.target:g})"
+            )
+        (loss / size).backward()
+        return value
+
+    def _update(self) -> None:
+        """Make a step, unless gradients are not finite."""
+        config, optimizer = self._config, self.optimizer
+        held = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if config.clip is not None:
+            nn.utils.clip_grad_norm_(held, config.clip)
+        if self.scheduler.enabled or all(bool(p.grad.isfinite().all()) for p in held):
+            optimizer.step()
+        else:
+            self.nonfinite += 1
+        optimizer.zero_grad()
+        self.scheduler.step()
+        self._others.step()
+        self.step += 1
+
+    def _measure(self) -> None:
+        """Judge the model on held-out images; keep it, or stop, by what they say."""
+        self._host.model.eval()
+        found = self._held_out(self._host)
+        train_mode(self._host.model, self._config.norms == "frozen")
+        value = found.distance.value
+        self.measured.append(Measured(self.step, found.loss, value, found.top1))
+        if found.loss < self._best_loss:
+            self._best_loss, self._since = found.loss, 0
+            self.best = state_of(self._host.model)
+        else:
+            self._since += 1
+            self.stopped = self._since >= self._config.patience
+
+    def _show(self, bar: Any, loss: float) -> None:
+        figures = {"loss": f"{loss:.4g}"}
+        last = self.scheduler.last
+        if last is not None:
+            figures |= {"rate": f"{last.running:.2g}", "target": f"{last.target:.2g}"}
+        bar.update()
+        bar.set_postfix(figures)
+
+    def _save(self) -> None:
+        path = self._config.checkpoint
+        if path is None:
+            return
+        state = {
+            "model": state_of(self._host.model),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "others": _plain(self._others.state_dict()),
+            "best": self.best,
+            "begun": self._begun,
+            "now": self._now or self._begun,
+            "measured": [vars(each).copy() for each in self.measured],
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+        checkpoint.save(path, self._made_for, state)
+
+    def _resume(self) -> bool:
+        path = self._config.checkpoint
+        state = None if path is None else checkpoint.load(path, self._made_for)
+        if state is None:
+            return False
+        load_state(self._host.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self._others.load_state_dict({**self._others.state_dict(), **state["others"]})
+        self.best, self._begun, self._now = state["best"], state["begun"], state["now"]
+        self.measured = [Measured(**each) for each in state["measured"]]
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        return True
+
+
+_PLAIN = (
+    "step",
+    "epoch",
+    "_batch",
+    "_since",
+    "stopped",
+    "losses",
+    "_best_loss",
+    "_lost",
+    "nonfinite",
+    "seconds",
+)
+"""What of a loop is plain values, to be stored as it is."""
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state that training leaves alone."""
+    return {
+        name: value.detach().cpu().clone()
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load what `state_of` gave; adapters that have come or gone since are left."""
+    model.load_state_dict(state, strict=False)
+
+
+@contextmanager
+def on_device(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Within it the models are on a device; they come back to where they were."""
+    with ExitStack() as stack:
+        for model in models:
+            before = device_of(model)
+            if before != device:
+                model.to(device)
+                stack.callback(model.to, before)
+        yield
+
+
+def _length(loader: Any) -> int:
+    try:
+        count = len(loader)
+    except TypeError as error:
+        raise DataError(
+            f"training data: a {type(loader).__name__} has no length, which the "
+            "schedule needs; pass a DataLoader of a dataset with a length, or a list "
+            "of batches"
+        ) from error
+    if not count:
+        raise DataError("training data: the loader is empty; pass a few batches")
+    return count
+
+
+def _groups(host: TrainableHost, config: QATConfig) -> list[dict[str, Any]]:
+    rest = {"lr": config.rest_lr, "weight_decay": 0.0}
+    adapters = {**rest, "lr": config.adapter_lr or config.rest_lr}
+    groups = param_groups(
+        host,
+        latents={"lr": config.first_lr, "weight_decay": config.weight_decay},
+        weight_scales=rest,
+        activation_scales=rest,
+        adapters=adapters,
+        rest=rest,
+    )
+    if config.adapters == "train":
+        return groups
+    for group in groups:
+        if group["name"] == "adapters":
+            for parameter in group["params"]:
+                parameter.requires_grad_(False)
+    return [group for group in groups if group["name"] != "adapters"]
+
+
+def _optimizer(
+    config: QATConfig, groups: list[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, config.first_lr, momentum=config.momentum)
+    kinds: dict[str, type[torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "nadam": torch.optim.NAdam,
+    }
+    return kinds[config.optimizer](groups, lr=config.first_lr)  # type: ignore[call-arg]
+
+
+def _fallen(steps: int, step: int) -> float:
+    return cosine(min(1.0, step / steps))
+
+
+def _kept(step: int) -> float:
+    return 1.0
+
+
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """What of a scheduler's state files hold; the functions are made anew."""
+    return {name: value for name, value in state.items() if name != "lr_lambdas"}
