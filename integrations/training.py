@@ -1,7 +1,7 @@
 """What hosts share where models are trained: codes of weights, and gradients."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,42 @@ def latent(
     return Latent(name, weight, levels, torch.no_grad()(positions))
 
 
-@contextmanager
-def gradients(wanted: Mapping[nn.Parameter, bool]) -> Iterator[None]:
-    """Switch gradients of parameters on and off for the length of a block."""
-    before = {parameter: parameter.requires_grad for parameter in wanted}
+class Training:
+    """Within it some parameters want gradients and others do not: the latent weights.
+
+    Not a generator, whose end would come with the garbage collector, too, in the middle
+    of whatever runs then.
+
+    Args:
+        latents: The latent weights; of those that share a weight the first counts.
+        still: Parameters that are to want no gradients.
+    """
+
+    def __init__(
+        self, latents: Sequence[Latent], still: Iterable[nn.Parameter]
+    ) -> None:
+        self._latents = distinct(latents)
+        self._wanted = dict.fromkeys(still, False)
+        self._wanted |= {each.weight: True for each in latents}
+        self._before: dict[nn.Parameter, bool] = {}
+
+    def __enter__(self) -> Sequence[Latent]:
+        self._before = {each: each.requires_grad for each in self._wanted}
+        _want_gradients(self._wanted)
+        return self._latents
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _want_gradients(self._before)
+
+
+def _want_gradients(wanted: Mapping[nn.Parameter, bool]) -> None:
     for parameter, on in wanted.items():
         parameter.requires_grad_(on)
-    try:
-        yield
-    finally:
-        for parameter, on in before.items():
-            parameter.requires_grad_(on)
 
 
 def distinct(latents: Sequence[Latent]) -> list[Latent]:

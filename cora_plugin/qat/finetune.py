@@ -189,6 +189,7 @@ class _Tuner:
         load_state(self._model, initial)
         self._model.eval()
         self._host.renew(standing)
+        load_state(self._model, initial)  # Adapters again, to the last bit.
         self._host.note(settings)
 
     def _images(self) -> Iterator[Any]:

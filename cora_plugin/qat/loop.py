@@ -83,6 +83,7 @@ class Loop:
         self.step = self.epoch = self._batch = self._since = 0
         self.stopped = False
         self.losses: list[float] = []
+        self._part: list[float] = []
         self.measured: list[Measured] = []
         self.best: dict[str, Tensor] | None = None
         self._best_loss = math.inf
@@ -163,8 +164,8 @@ class Loop:
                 return
         if self._batch != self._batches:
             raise DataError(
-                f"training data: the loader gave {self._batch} batches where its length "
-                f"is {self._batches}; its length must not change"
+                f"training data: the loader gave {self._batch} batches, and its length "
+                f"is {self._batches}; both must be the same"
             )
         self._measure()
         self.epoch += 1
@@ -184,7 +185,7 @@ class Loop:
         each = losses(self._objective, config.labels, target, outputs, batch.labels)
         loss = each.mean()
         value = float(loss.detach())
-        self.losses.append(value)
+        self._part.append(value)
         self._lost = 0 if math.isfinite(value) else self._lost + 1
         if self._lost >= LOST:
             raise ModelError(
@@ -214,6 +215,8 @@ class Loop:
         self.scheduler.step()
         self._others.step()
         self.step += 1
+        self.losses.append(sum(self._part) / len(self._part))
+        self._part.clear()
 
     def _measure(self) -> None:
         """Judge the model on held-out images; keep it, or stop, by what they say."""
@@ -294,9 +297,16 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
 def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load what `state_of` gave; adapters that have come or gone since are left."""
-    model.load_state_dict(state, strict=False)
+    """Copy in place what `state_of` gave; adapters that have come or gone are left.
+
+    Not by `load_state_dict`, at which Brevitas builds its quantizers anew: an optimizer
+    would go on with the parameters of the old ones.
+    """
+    for name, value in model.state_dict(keep_vars=True).items():
+        if name in state:
+            value.copy_(state[name])
 
 
 @contextmanager

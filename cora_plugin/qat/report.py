@@ -77,9 +77,10 @@ class QATReport:
         if None not in self.top1:
             lines.append(f"top-1 {self.top1[0]:.2%} → {self.top1[1]:.2%} held out")
         if steps:
+            last = steps[-1]
             lines.append(
-                f"transition rate {steps[-1].running:.2g}, target {steps[-1].target:.2g}"
-                f", learning rate {steps[-1].lr:.2g} at the end"
+                f"transition rate {last.running:.2g}, target {last.target:.2g}, "
+                f"learning rate {last.lr:.2g} at the end"
             )
         shares = {
             "near a transition point": self.transitions.near,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.host import Latent, Observer, Role
+from cora_plugin.host import Observer, Role
 from cora_plugin.integrations.brevitas.fast import fused_activations
 from cora_plugin.integrations.brevitas.insert import (
     Branches,
@@ -45,6 +45,7 @@ from cora_plugin.integrations.host import (
 )
 from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
+from cora_plugin.integrations.training import Training
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import Batch, Outputs, run
 
@@ -217,8 +218,7 @@ class BrevitasHost:
         """What the model's parameters are, by name."""
         return roles(self.model)
 
-    @contextmanager
-    def training(self, scales: bool = False) -> Iterator[Sequence[Latent]]:
+    def training(self, scales: bool = False) -> Training:
         """Latent weights want gradients; scales of weights are values that stand still.
 
         Raises:
@@ -230,8 +230,7 @@ class BrevitasHost:
                 "leaves of it, which cannot be trained; make the adapters with "
                 "alternations=0"
             )
-        with training(self.model, scales) as latents:
-            yield latents
+        return training(self.model, scales)
 
     def renew(self, correction: Correction | None = None) -> None:
         """Store adapters as trained, or others, for the weights as they are now."""

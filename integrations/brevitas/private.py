@@ -53,8 +53,9 @@ def kept_weight(layer: Any) -> Tensor | None:
 
 
 def renew_kept_weight(layer: Any) -> None:
-    """Keep the layer's weight in place of that one: it was trained, and is the float
-    weight now. `weight_orig` of 0.13.4, a buffer.
+    """Keep a layer's weight as it is now in place of that one.
+
+    It was trained, and is the float weight now. `weight_orig` of 0.13.4, a buffer.
     """
     kept = kept_weight(layer)
     if kept is not None:

@@ -1,7 +1,6 @@
 """Trains a Brevitas model: its latent weights, and what its parameters are."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,25 +16,23 @@ from cora_plugin.integrations.brevitas.layers import inside_adapter, unpack
 from cora_plugin.integrations.brevitas.private import (
     ActQuantProxyFromInjectorBase,
     QuantWeightBiasInputOutputLayer,
-    renew_kept_weight,
     holds_scale,
     integer_range,
     integer_steps,
     integer_weight,
     learns_rounding,
+    renew_kept_weight,
     with_held_scale,
 )
 from cora_plugin.integrations.training import (
-    distinct,
-    gradients,
+    Training,
     latent,
     refuse_without_latents,
 )
 from cora_plugin.layer import Correction
 
 
-@contextmanager
-def training(model: nn.Module, scales: bool) -> Iterator[Sequence[Latent]]:
+def training(model: nn.Module, scales: bool) -> Training:
     """Have the latent weights want gradients: see `TrainableHost.training`."""
     found, obstacles = [], {}
     for name, layer in _layers(model):
@@ -48,16 +45,8 @@ def training(model: nn.Module, scales: bool) -> Iterator[Sequence[Latent]]:
         found.append(_latent(name, layer))
     refuse_without_latents(found, obstacles)
     # Trained scales are left as the user has them.
-    still = {
-        parameter: False
-        for _, layer in _layers(model)
-        for parameter in layer.weight_quant.parameters()
-    }
-    with ExitStack() as stack:
-        if not scales:
-            stack.enter_context(gradients(still))
-        stack.enter_context(gradients({each.weight: True for each in found}))
-        yield distinct(found)
+    held = [] if scales else [layer.weight_quant for _, layer in _layers(model)]
+    return Training(found, (p for proxy in held for p in proxy.parameters()))
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
@@ -90,12 +79,12 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _obstacle(layer: Any) -> str | None:
     """Why a layer's weight cannot be trained, or None."""
+    if layer.weight_quant.disable_quant:
+        return "its quantizer is switched off"
     if not layer.weight_quant.is_quant_enabled:
         return "its weight is not quantized"
     if not isinstance(layer.weight, nn.Parameter):
         return "its weight is computed (pruned or parametrized), not stored"
-    if layer.weight_quant.disable_quant:
-        return "its quantizer is switched off"
     if learns_rounding(layer.weight_quant):
         return "its rounding was learned, so its weight is no longer what is rounded"
     return None
@@ -138,7 +127,8 @@ def _latent(name: str, layer: Any) -> Latent:
         lowest, highest = integer_range(quantizer, integer_steps(quantizer, weight)[2])
 
     def positions() -> Tensor:
-        scale, zero_point, _ = integer_steps(quantizer, weight)
+        # As it is by then: Brevitas builds quantizers anew where it loads a state.
+        scale, zero_point, _ = integer_steps(layer.weight_quant.tensor_quant, weight)
         return (weight / scale).add_(zero_point).clamp_(lowest, highest)
 
     return latent(name, weight, positions, lowest, highest)
@@ -146,14 +136,14 @@ def _latent(name: str, layer: Any) -> Latent:
 
 @torch.no_grad()
 def _any_levels(layer: Any) -> Tensor:
-    """Codes as Brevitas tells them: binary and ternary weights, other roundings."""
+    """Codes of binary and ternary weights, and of other roundings."""
     weight: Any = type(layer).quant_weight(layer)
-    levels: Tensor = weight.int(float_datatype=False)
-    return levels
+    codes: Tensor = (weight.value / weight.scale).round_()
+    return codes.to(torch.int8 if codes.abs().max() <= 127 else torch.int32)
 
 
 def settle(model: nn.Module) -> None:
-    """Take the weights as they are for the float ones, in place of those before GPTQ."""
+    """Take the weights as they are now for the float ones, also after GPTQ."""
     for _, layer in _layers(model):
         renew_kept_weight(layer)
 

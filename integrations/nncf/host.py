@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
-from cora_plugin.host import Latent, Observer, Role
+from cora_plugin.host import Observer, Role
 from cora_plugin.integrations.host import (
     refuse_carriers,
     replace_correction,
@@ -43,6 +43,7 @@ from cora_plugin.integrations.nncf.training import (
 )
 from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
+from cora_plugin.integrations.training import Training
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import Batch, Outputs, device_of, moved, run
 
@@ -291,15 +292,13 @@ class NNCFHost:
         """What the model's parameters are, by name."""
         return roles(self.model, self._example)
 
-    @contextmanager
-    def training(self, scales: bool = False) -> Iterator[Sequence[Latent]]:
+    def training(self, scales: bool = False) -> Training:
         """Latent weights want gradients; scales of weights stand still.
 
         Raises:
             ModelError: No weight can be trained.
         """
-        with training(self.model, self._example, scales) as latents:
-            yield latents
+        return training(self.model, self._example, scales)
 
     def renew(self, correction: Correction | None = None) -> None:
         """Store adapters as trained, or others, for the weights as they are now."""

@@ -1,7 +1,6 @@
 """Trains a model that NNCF quantized: its latent weights, and what parameters are."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from cora_plugin.integrations.nncf.insert import adapted, read_adapters, shifts
 from cora_plugin.integrations.nncf.layers import layer_names, quantizer_hooks
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.integrations.training import (
-    distinct,
-    gradients,
+    Training,
     latent,
     refuse_without_latents,
 )
@@ -29,10 +27,7 @@ _OPERATIONS = ("conv", "linear", "embedding", "addmm", "matmul", "bmm", "baddbmm
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-@contextmanager
-def training(
-    model: nn.Module, example: Any, scales: bool
-) -> Iterator[Sequence[Latent]]:
+def training(model: nn.Module, example: Any, scales: bool) -> Training:
     """Have the latent weights want gradients: see `TrainableHost.training`."""
     weights = _weights(model, example)
     found, obstacles = [], {}
@@ -43,16 +38,8 @@ def training(
         found.append(_latent(name, quantizer, weight))
     refuse_without_latents(found, obstacles)
     # Trained scales are left as the user has them.
-    still = {
-        parameter: False
-        for quantizer, _ in weights.values()
-        for parameter in _scales(quantizer)
-    }
-    with ExitStack() as stack:
-        if not scales:
-            stack.enter_context(gradients(still))
-        stack.enter_context(gradients({each.weight: True for each in found}))
-        yield distinct(found)
+    held = [] if scales else [quantizer for quantizer, _ in weights.values()]
+    return Training(found, (p for quantizer in held for p in _scales(quantizer)))
 
 
 def roles(model: nn.Module, example: Any) -> dict[str, Role]:

@@ -17,7 +17,7 @@ def resnet():
 
 
 def images(count, seed=0):
-    """Smooth shapes on black, in the network's units; classes are what it makes of them."""
+    """Smooth shapes on black, in the network's units."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 1, 5, 5, generator=random)
     smooth = functional.interpolate(coarse, (28, 28), mode="bicubic")
