@@ -56,20 +56,28 @@ def load(path: str, made_for: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def randomness() -> dict[str, Any]:
-    """The state of random generators that loaders and layers draw from."""
+def randomness(own: torch.Generator | None = None) -> dict[str, Any]:
+    """The state of random generators that loaders and layers draw from.
+
+    Args:
+        own: The loader's own generator, if it has one.
+    """
     found: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
     }
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state_all()
+    if own is not None:
+        found["own"] = own.get_state()
     return found
 
 
-def set_randomness(state: dict[str, Any]) -> None:
+def set_randomness(state: dict[str, Any], own: torch.Generator | None = None) -> None:
     """Put the generators back to a state."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "own" in state and own is not None:
+        own.set_state(state["own"])

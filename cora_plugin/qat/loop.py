@@ -53,6 +53,7 @@ class Loop:
     ) -> None:
         self._host, self._loader, self._reference = host, loader, reference
         self._held_out, self._objective, self._config = held_out, objective, config
+        self._own = getattr(loader, "generator", None)
         batches = _length(loader)
         self._steps = config.epochs * math.ceil(batches / config.accumulate)
         self._batches = batches
@@ -90,7 +91,7 @@ class Loop:
         self._lost = self.nonfinite = 0
         self.seconds = 0.0
         self._whole = True
-        self._begun = self._now = checkpoint.randomness()
+        self._begun = self._now = checkpoint.randomness(self._own)
 
     @property
     def epochs(self) -> float:
@@ -130,16 +131,16 @@ class Loop:
         config = self._config
         if resumed:
             now = self._now
-            checkpoint.set_randomness(self._begun)
+            checkpoint.set_randomness(self._begun, self._own)
         else:
-            self._begun, self._batch = checkpoint.randomness(), 0
+            self._begun, self._batch = checkpoint.randomness(self._own), 0
         skipped, group = self._batch if resumed else 0, 0
         train_mode(self._host.model, config.norms == "frozen")
         for number, item in enumerate(self._loader):
             if number < skipped:
                 continue
             if resumed and number == skipped:
-                checkpoint.set_randomness(now)
+                checkpoint.set_randomness(now, self._own)
             group += 1
             last = number + 1 == self._batches
             size = config.accumulate
@@ -155,7 +156,7 @@ class Loop:
             self.seconds = time.perf_counter() - start
             if config.every and self.step % config.every == 0 and not last:
                 self._measure()
-            self._now = checkpoint.randomness() if config.checkpoint else {}
+            self._now = checkpoint.randomness(self._own) if config.checkpoint else {}
             self._whole = True
             if config.every and self.step % config.every == 0 and not last:
                 self._save()
@@ -170,7 +171,7 @@ class Loop:
         self._measure()
         self.epoch += 1
         self._batch = 0
-        self._now = self._begun = checkpoint.randomness()
+        self._now = self._begun = checkpoint.randomness(self._own)
         self._save()
 
     def _backward(self, item: Any, size: int) -> float:

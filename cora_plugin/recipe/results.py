@@ -17,6 +17,7 @@ from cora_plugin.adapters.errors import DataError
 from cora_plugin.compare.rows import Row, judge, table
 from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.qat import QATReport
 from cora_plugin.recipe.images import Item
 from cora_plugin.recipe.schema import Recipe
 from cora_plugin.report import Report
@@ -38,6 +39,7 @@ class Results:
         self.toolkit = toolkit
         self.rows: list[Row] = []
         self.report: Report | None = None
+        self.qat: QATReport | None = None
         self.notes: list[str] = []
 
     def begin(self, reference: Tensor, labels: Tensor, images: Subset[Item]) -> None:
@@ -75,6 +77,13 @@ class Results:
         )
         self.rows.append(row)
 
+    def add_trained(self, outputs: Tensor, seconds: float, report: QATReport) -> None:
+        """Judge the trained model by its outputs [N, classes, …]."""
+        self.qat = report
+        self.add("+ qat", outputs, seconds, bits=self.rows[-1].equivalent_bits)
+        if not report.kept:
+            self.notes.append("training was taken back, for it did not help held-out")
+
     def table(self) -> Table:
         """One row a model."""
         title = f"{self.images} test images, KL to the float model"
@@ -98,18 +107,20 @@ class Results:
             "exports": exports,
             "versions": _versions(),
             "cora": self.report.to_dict() if self.report else None,
+            "qat": self.qat.to_dict() if self.qat else None,
         }
         (folder / "report.json").write_text(json.dumps(whole, indent=2, default=str))
         resolved = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
         (folder / "recipe.yaml").write_text(resolved)
         text = io.StringIO()
         Console(file=text, width=108).print(self.table())
-        if self.report is not None:
-            text.write(f"\n{self.report}")
-            try:
-                self.report.plot(folder / "report.png")
-            except ModuleNotFoundError as error:
-                self.notes.append(f"no picture: {error}")
+        for report, picture in ((self.report, "report"), (self.qat, "qat")):
+            if report is not None:
+                text.write(f"\n{report}\n")
+                try:
+                    report.plot(folder / f"{picture}.png")
+                except ModuleNotFoundError as error:
+                    self.notes.append(f"no picture: {error}")
         (folder / "report.txt").write_text(text.getvalue())
 
     def _check_labels(self, source: Any, outputs: int) -> None:

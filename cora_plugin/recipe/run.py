@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from tqdm import tqdm
 
-from cora_plugin.adapters.errors import CoRaError, FileError
+from cora_plugin.adapters.errors import CoRaError, DataError, FileError
 from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
+from cora_plugin.qat import QATReport, finetune
 from cora_plugin.recipe.images import (
     Files,
     Item,
@@ -115,6 +117,12 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             model = adapted.model
             outputs, _ = _outputs(toolkit.outputs, model, test, "with adapters")
             results.add("+ adapters", outputs, more, report)
+        if recipe.qat is not None:
+            trained, more = timed(
+                console, "training", _trained, recipe, batches, model, net
+            )
+            outputs, _ = _outputs(toolkit.outputs, model, test, "trained")
+            results.add_trained(outputs, more, trained)
         formats = toolkit.exports
         _export(results, formats, model, batches.dataset[:1][0], folder, console)
         results.write(folder)
@@ -156,6 +164,31 @@ def _export(
                 what = f"{export.format} cannot be written"
                 why = f"{what}: {type(error).__name__}: {why}"
             raise recipe.document.error(("exports", index), why, FileError) from error
+
+
+def _trained(
+    recipe: Recipe, batches: Any, model: nn.Module, net: nn.Module
+) -> QATReport:
+    """Train a model in place on the calibration images, and judge it by a fifth."""
+    images, labels = batches.dataset.tensors
+    held = torch.arange(len(images)) % 5 == 4
+    if held.sum() == 0:
+        raise recipe.document.error(
+            ("qat",),
+            f"{len(images)} images leave none to judge the training; raise data.images",
+            DataError,
+        )
+    parts = [TensorDataset(images[chosen], labels[chosen]) for chosen in (~held, held)]
+    order = torch.Generator().manual_seed(recipe.data.seed)
+    size = recipe.data.batch_size
+    training = DataLoader(parts[0], size, shuffle=True, generator=order)
+    return finetune(
+        model,
+        training,
+        reference=net,
+        held_out=DataLoader(parts[1], size),
+        config=recipe.qat,
+    )
 
 
 def _plan(recipe: Recipe) -> _Plan:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from cora_plugin.adapters.errors import ConfigError, CoRaError, Key
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import CoRaConfig, QATConfig
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import toolkits
@@ -113,6 +113,7 @@ class Recipe:
     toolkit: str
     ptq: Mapping[str, Any]
     cora: CoRaConfig | None
+    qat: QATConfig | None
     exports: Sequence[Export]
     output: str
     document: Document = field(repr=False, compare=False)
@@ -149,6 +150,7 @@ class Recipe:
                 ("ptq",), document.values.get("ptq") or {}, dict[str, Any]
             ),
             cora=_cora(document),
+            qat=_qat(document),
             exports=_exports(document),
             output=output,
             document=document,
@@ -161,6 +163,7 @@ class Recipe:
         whole = asdict(replace(self, document=Document("")))
         del whole["document"]
         whole["cora"] = self.cora.to_dict() if self.cora else False
+        whole["qat"] = asdict(self.qat) if self.qat else False
         whole["exports"] = [
             {"format": e.format, "path": e.path or None, **e.options}
             for e in self.exports
@@ -210,6 +213,16 @@ def _cora(document: Document) -> CoRaConfig | None:
         return CoRaConfig.of(value)
     except CoRaError as error:
         raise document.error(("cora",), str(error)) from error
+
+
+def _qat(document: Document) -> QATConfig | None:
+    value = document.values.get("qat", False)
+    if value is False or value is None:
+        return None
+    if value is True:
+        return QATConfig()
+    document.typed(("qat",), value, dict[str, Any])
+    return read(QATConfig, document, ("qat",))
 
 
 def _exports(document: Document) -> tuple[Export, ...]:

@@ -153,7 +153,7 @@ def trained_correction(model: nn.Module) -> Correction:
     adapters = {
         name: Adapter.of(
             layer.cora.adapter.forms,
-            {part: each.weight for part, each in layer.cora.named_children()},
+            {part: each.weight.detach() for part, each in layer.cora.named_children()},
         )
         for name, layer in corrected(model).items()
         if layer.cora is not None

@@ -17,7 +17,8 @@ class Rounded(nn.Linear):
 
     def forward(self, x):
         rounded = self.positions().round() * STEP
-        return functional.linear(x, self.weight + (rounded - self.weight).detach())
+        weight = self.weight + (rounded - self.weight).detach()
+        return functional.linear(x, weight, self.bias)
 
 
 def latents(net):

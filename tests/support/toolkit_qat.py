@@ -323,7 +323,7 @@ class Trains:
             steps=40,
             schedule=lambda _: 1.0,
             momentum=0.0,
-            eta=0.03,
+            eta=0.1,
         )
         with scheduler:
             for x, _ in data:
