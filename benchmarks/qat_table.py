@@ -1,0 +1,92 @@
+"""Tables and pictures of what benchmarks/qat.py measured.
+
+python benchmarks/qat_table.py benchmarks/qat/*.json --picture qat.png
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+ABOUT = ("model", "toolkit", "weights", "optimizer", "method", "adapters", "epochs")
+COLUMNS = (*ABOUT, "images", "best value", "top-1", "oscillating", "counting")
+
+
+def table(rows: list[Row]) -> str:
+    """One line a setting: its best value by mean top-1 held out, tested."""
+    settings: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(dict)
+    for row in rows:
+        key = tuple(row.get(name, "") for name in (*ABOUT, "images"))
+        settings[key].setdefault(row.get("value", ""), []).append(row)
+    lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(['---'] * len(COLUMNS))} |"]
+    for key, by_value in settings.items():
+        # Chosen on images that neither train nor test.
+        value, best = max(by_value.items(), key=lambda each: _held_out(each[1]))
+        cells = [*key, value, _spread(best), _share(best, "oscillating")]
+        cells.append(_share(best, "overhead"))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _held_out(rows: list[Row]) -> float:
+    return statistics.mean(row.get("held_out_top1") or 0.0 for row in rows)
+
+
+def _spread(rows: list[Row]) -> str:
+    found = [100 * row["top1"] for row in rows]
+    if len(found) == 1:
+        return f"{found[0]:.2f}"
+    return f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f}"
+
+
+def _share(rows: list[Row], name: str) -> str:
+    found = [row[name] for row in rows if row.get(name) is not None]
+    return f"{statistics.mean(found):.1%}" if found else ""
+
+
+def picture(rows: list[Row], path: Path) -> None:
+    """Draw running rate, learning rate and held-out top-1 by step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    rates, size, right = figure.subplots(3, 1, sharex=True)
+    for row in rows:
+        if "curve" not in row:
+            continue
+        steps, targets, running, lr = zip(*row["curve"], strict=True)
+        label = f"{row['method']} {row['value']:g}, seed {row['seed']}"
+        style = {"ls": "--" if row["method"] == "lr" else "-", "label": label}
+        (line,) = rates.plot(steps, running, **style)
+        if row["method"] == "trs":
+            rates.plot(steps, targets, ls=":", color=line.get_color())
+        size.plot(steps, lr, color=line.get_color(), **style)
+        numbers, shares = zip(*row["measured"], strict=True)
+        right.plot(numbers, shares, color=line.get_color(), **style)
+    rates.set_ylabel("running transition rate")
+    rates.set_yscale("log")
+    size.set_ylabel("learning rate of latent weights")
+    size.set_yscale("log")
+    right.set_ylabel("top-1 held out")
+    right.set_xlabel("step")
+    rates.legend(fontsize=6)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Print the table of some files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--picture", type=Path)
+    flags = parser.parse_args()
+    rows = [row for file in flags.files for row in json.loads(file.read_text())]
+    print(table(rows))
+    if flags.picture is not None:
+        picture(rows, flags.picture)
+
+
+if __name__ == "__main__":
+    main()
