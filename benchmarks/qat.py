@@ -5,8 +5,8 @@ OMP_NUM_THREADS=2 python benchmarks/qat.py --toolkit brevitas --weights W2A4 \
 
 Each method is tuned over as many values: `lr` over first learning rates (scales of
 weights trained), `trs` over first target rates. A row is one training; it is written as
-soon as it is there, and rows that the file has are not made again, so that the benchmark
-can be interrupted. `python benchmarks/qat_table.py FILE…` prints tables of files.
+soon as it is there, and rows that the file has are not made again: the benchmark can be
+interrupted. `python benchmarks/qat_table.py FILE…` prints tables of files.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from toolkits import write_json
+from torch import Tensor
 from zoo import MODELS, PREPROCESS, fashion_mnist
 from zoo.models import NETWORKS
 from zoo.train import changed

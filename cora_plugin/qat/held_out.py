@@ -119,13 +119,13 @@ class HeldOut:
     def __call__(self, host: TrainableHost) -> Verdict:
         """Judge a model, which must be in evaluation mode."""
         outputs = joined([on_cpu(host.run(e.images)) for e in self._batches])
-        pair = [
+        wanted, found = (
             {name: exact(value) for name, value in each.items()}
             for each in (self._reference, outputs)
-        ]
-        each = self._objective.distance(*pair)
+        )
+        each = self._objective.distance(wanted, found)
         distance = averaged(self._objective, each, self._reference, outputs)
-        mixed = losses(self._objective, self._share, *pair, self._labels)
+        mixed = losses(self._objective, self._share, wanted, found, self._labels)
         return Verdict(distance, mixed, self._top1(outputs))
 
     def _top1(self, outputs: Outputs) -> float | None:

@@ -91,4 +91,4 @@ class Transitional:
             return None
         sizes = [layer.weights for layer in self.layers]
         parts = (share * size for share, size in zip(shares, sizes, strict=True))
-        return sum(parts) / sum(sizes)
+        return float(sum(parts) / sum(sizes))

@@ -213,14 +213,14 @@ def integer_range(quantizer: RescalingIntQuant, bits: Tensor) -> tuple[float, fl
     return float(inner.min_int(bits)), float(inner.max_int(bits))
 
 
-def holds_scale(quantizer: Any) -> bool:
-    """Whether a weight quantizer's scale is a value, not computed from the weight.
+def holds_scale(proxy: Any) -> bool:
+    """Whether a weight's scale is a value, not computed from the weight; or unknown.
 
-    Only then do codes change because weights do. The two kinds of `scaling_impl` that
-    are computed anew with every pass, seen in 0.13.4, have neither a parameter nor a
-    constant named `value`.
+    Only then do codes change because weights do. A `scaling_impl` that is computed anew
+    with every pass has no `value`, parameter or constant, in 0.13.4.
     """
-    return hasattr(getattr(quantizer, "scaling_impl", None), "value")
+    scaling = getattr(proxy.tensor_quant, "scaling_impl", None)
+    return scaling is None or hasattr(scaling, "value")
 
 
 def with_held_scale(proxy: Any, layer: Any) -> Any:
@@ -245,13 +245,12 @@ def integer_weight(proxy: Any) -> RescalingIntQuant | None:
     return quantizer if proxy.rounding_mode.upper() == "ROUND" else None
 
 
-def integer_steps(
-    quantizer: RescalingIntQuant, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale, zero point and bit width, without what they quantize.
+def integer_steps(proxy: Any, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, zero point and bit width of a proxy that `integer_weight` knows.
 
     The first lines of the `forward` of 0.13.4: codes of weights take no other.
     """
+    quantizer = proxy.tensor_quant
     bits = quantizer.msb_clamp_bit_width_impl()
     scale = quantizer.scaling_impl(weight, quantizer.int_scaling_impl(bits))
     return scale, quantizer.zero_point_impl(weight, scale, bits), bits

@@ -60,8 +60,7 @@ def roles(model: nn.Module) -> dict[str, Role]:
         if isinstance(module, ActQuantProxyFromInjectorBase) and not inside_adapter(
             model, name
         ):
-            scales = dict.fromkeys(module.parameters(), "activation_scales")
-            found.update(scales)  # type: ignore[arg-type]
+            found.update(dict.fromkeys(module.parameters(), "activation_scales"))
     for layer in corrected(model).values():
         if layer.cora is not None:
             found.update(dict.fromkeys(layer.cora.parameters(), "adapters"))
@@ -98,8 +97,7 @@ def _hold_scale(name: str, layer: Any) -> None:
         ModelError: It cannot be.
     """
     proxy = layer.weight_quant
-    quantizer = proxy.tensor_quant
-    if holds_scale(quantizer) or not hasattr(quantizer, "scaling_impl"):
+    if holds_scale(proxy):
         return
     before = unpack(type(layer).quant_weight(layer))
     try:
@@ -124,12 +122,15 @@ def _latent(name: str, layer: Any) -> Latent:
     if quantizer is None:
         return Latent(name, weight, partial(_any_levels, layer))
     with torch.no_grad():
-        lowest, highest = integer_range(quantizer, integer_steps(quantizer, weight)[2])
+        lowest, highest = integer_range(
+            quantizer, integer_steps(layer.weight_quant, weight)[2]
+        )
 
     def positions() -> Tensor:
         # As it is by then: Brevitas builds quantizers anew where it loads a state.
-        scale, zero_point, _ = integer_steps(layer.weight_quant.tensor_quant, weight)
-        return (weight / scale).add_(zero_point).clamp_(lowest, highest)
+        scale, zero_point, _ = integer_steps(layer.weight_quant, weight)
+        steps: Tensor = weight / scale
+        return steps.add_(zero_point).clamp_(lowest, highest)
 
     return latent(name, weight, positions, lowest, highest)
 

@@ -107,11 +107,12 @@ def _weights(model: nn.Module, example: Any) -> dict[str, tuple[Any, nn.Paramete
     }
     names = layer_names(model, list(hooks))
     modules = dict(model.named_modules())
-    found, unknown = {}, {}
+    found: dict[str, tuple[Any, nn.Parameter]] = {}
+    unknown = {}
     for node, quantizer in hooks.items():
         module = modules.get(_path(node))
         if isinstance(module, _PLAIN):
-            found[names[node]] = (quantizer, module.weight)
+            found[names[node]] = (quantizer, module.get_parameter("weight"))
         else:
             unknown[names[node]] = quantizer
     if unknown and example is None:

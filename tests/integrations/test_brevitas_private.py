@@ -202,6 +202,38 @@ def test_gptq_keeps_the_float_weight(private, net):
             assert torch.equal(kept, net.conv.weight) and kept is not net.conv.weight
 
 
+def test_a_trained_weight_is_kept_in_its_place(private, net):
+    with needs("the buffer weight_orig", "training after GPTQ"):
+        net.conv.register_buffer("weight_orig", torch.zeros_like(net.conv.weight))
+        private.renew_kept_weight(net.conv)
+        assert torch.equal(net.conv.weight_orig, net.conv.weight)
+
+
+def test_codes_follow_from_scale_zero_point_and_bit_width(private):
+    what = "tensor_quant of weights, and the parts of a RescalingIntQuant"
+    with needs(what, "counting transitions of weights"), torch.no_grad():
+        layer = qnn.QuantLinear(8, 4, weight_quant=Int8WeightPerTensorFloat)
+        quantizer = private.integer_weight(layer.weight_quant)
+        scale, zero_point, bits = private.integer_steps(
+            layer.weight_quant, layer.weight
+        )
+        low, high = private.integer_range(quantizer, bits)
+        codes = (layer.weight / scale + zero_point).round().clamp(low, high)
+        assert torch.equal(codes, layer.quant_weight().int().float())
+        assert not private.learns_rounding(layer.weight_quant)
+
+
+def test_a_scale_can_become_a_value(private):
+    what = "scaling_impl of weights, and scaling_impl_type of their injector"
+    with needs(what, "training under transition rates"), torch.no_grad():
+        layer = qnn.QuantLinear(8, 4, weight_quant=Int8WeightPerTensorFloat)
+        proxy = layer.weight_quant
+        assert not private.holds_scale(proxy)
+        held = private.with_held_scale(proxy, layer)
+        assert private.holds_scale(held)
+        assert torch.allclose(held(layer.weight).value, proxy(layer.weight).value)
+
+
 def test_same_padding_is_told(private, net):
     with needs("is_same_padded_strided", "adapters of convolutions padded as 'same'"):
         assert not private.is_same_padded(net.conv)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from small_recipe import images, net, photos, written
 
+from cora_plugin import load_adapters
 from cora_plugin.cli import main
 from cora_plugin.guard import Guard, Step
 from cora_plugin.integrations.brevitas import load_cora
@@ -73,6 +74,32 @@ def test_the_whole_way(tmp_path, capsys):
         report["rows"], result(tmp_path / "again")["rows"], strict=True
     ):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_training_after_adapters(tmp_path):
+    qat = {"epochs": 2, "lr": 1e-3, "labels": 0.5}
+    recipe = written(tmp_path / "recipe.yaml", qat=qat, exports=["adapters"])
+    assert main(["run", str(recipe)]) == 0
+    out = tmp_path / "out"
+    report = json.loads((out / "report.json").read_text())
+    names = [row["model"] for row in report["rows"]]
+    assert names == ["float", "Brevitas PTQ", "+ adapters", "+ qat"]
+    assert report["rows"][3]["bits"] == report["rows"][2]["bits"]
+    assert report["recipe"]["qat"]["epochs"] == 2
+    # Four fifths of 40 images in batches of 16, twice.
+    assert len(report["qat"]["transitions"]["steps"]) == 4
+    assert "trs: 4 steps, 2 epochs" in (out / "report.txt").read_text()
+    assert (out / "qat.png").exists()
+    assert load_adapters(out / "adapters.safetensors")[0]
+
+
+def test_what_is_wrong_with_training_says_its_line(tmp_path, capsys):
+    recipe = written(tmp_path / "recipe.yaml", qat={"target": 1.5})
+    assert main(["run", str(recipe)]) == 2
+    assert "qat.target: 1.5 is out of range" in capsys.readouterr().err
+    recipe = written(tmp_path / "recipe.yaml", qat={"epoch": 1})
+    assert main(["run", str(recipe), "--check"]) == 2
+    assert "qat: " in capsys.readouterr().err
 
 
 def test_photos_without_labels_adapters_off_biases_corrected(tmp_path):
