@@ -18,9 +18,10 @@ from cora_plugin.objective import KL, Objective
 from cora_plugin.outputs import device_of
 from cora_plugin.qat.held_out import HeldOut, Verdict, batch_of
 from cora_plugin.qat.hosted import hosted
-from cora_plugin.qat.loop import Loop, load_state, on_device, state_of
+from cora_plugin.qat.loop import Loop
 from cora_plugin.qat.norms import measure, norms_of
 from cora_plugin.qat.report import QATReport
+from cora_plugin.qat.state import load_state, on_device, state_of
 
 RESOLVED_IMAGES = 512
 """Training images that adapters are solved again with, at most."""

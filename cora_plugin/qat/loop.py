@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,12 +15,13 @@ from cora_plugin.host import TrainableHost
 from cora_plugin.objective import Objective
 from cora_plugin.outputs import device_of
 from cora_plugin.qat import checkpoint
-from cora_plugin.qat.groups import param_groups
 from cora_plugin.qat.held_out import HeldOut, answers, batch_of, beside, losses
 from cora_plugin.qat.norms import train_mode
+from cora_plugin.qat.optimizers import groups_of, optimizer_of
 from cora_plugin.qat.report import Measured
 from cora_plugin.qat.schedule import cosine
 from cora_plugin.qat.scheduler import TransitionRateScheduler
+from cora_plugin.qat.state import load_state, state_of
 
 LOST = 20
 """After so many losses in a row that are not finite, training is given up."""
@@ -57,8 +56,8 @@ class Loop:
         batches = _length(loader)
         self._steps = config.epochs * math.ceil(batches / config.accumulate)
         self._batches = batches
-        groups = _groups(host, config)
-        self.optimizer = _optimizer(config, groups)
+        groups = groups_of(host, config)
+        self.optimizer = optimizer_of(config, groups)
         self.scheduler = TransitionRateScheduler(
             self.optimizer,
             host,
@@ -289,39 +288,6 @@ _PLAIN = (
 """What of a loop is plain values, to be stored as it is."""
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state that training leaves alone."""
-    return {
-        name: value.detach().cpu().clone()
-        for name, value in model.state_dict().items()
-        if isinstance(value, Tensor)
-    }
-
-
-@torch.no_grad()
-def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Copy in place what `state_of` gave; adapters that have come or gone are left.
-
-    Not by `load_state_dict`, at which Brevitas builds its quantizers anew: an optimizer
-    would go on with the parameters of the old ones.
-    """
-    for name, value in model.state_dict(keep_vars=True).items():
-        if name in state:
-            value.copy_(state[name])
-
-
-@contextmanager
-def on_device(models: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Within it the models are on a device; they come back to where they were."""
-    with ExitStack() as stack:
-        for model in models:
-            before = device_of(model)
-            if before != device:
-                model.to(device)
-                stack.callback(model.to, before)
-        yield
-
-
 def _length(loader: Any) -> int:
     try:
         count = len(loader)
@@ -334,39 +300,6 @@ def _length(loader: Any) -> int:
     if not count:
         raise DataError("training data: the loader is empty; pass a few batches")
     return count
-
-
-def _groups(host: TrainableHost, config: QATConfig) -> list[dict[str, Any]]:
-    rest = {"lr": config.rest_lr, "weight_decay": 0.0}
-    adapters = {**rest, "lr": config.adapter_lr or config.rest_lr}
-    groups = param_groups(
-        host,
-        latents={"lr": config.first_lr, "weight_decay": config.weight_decay},
-        weight_scales=rest,
-        activation_scales=rest,
-        adapters=adapters,
-        rest=rest,
-    )
-    if config.adapters == "train":
-        return groups
-    for group in groups:
-        if group["name"] == "adapters":
-            for parameter in group["params"]:
-                parameter.requires_grad_(False)
-    return [group for group in groups if group["name"] != "adapters"]
-
-
-def _optimizer(
-    config: QATConfig, groups: list[dict[str, Any]]
-) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.first_lr, momentum=config.momentum)
-    kinds: dict[str, type[torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-        "nadam": torch.optim.NAdam,
-    }
-    return kinds[config.optimizer](groups, lr=config.first_lr)  # type: ignore[call-arg]
 
 
 def _fallen(steps: int, step: int) -> float:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import ConfigError, ModelError
+from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.host import Latent, TrainableHost
+from cora_plugin.qat.checks import check_settings, finite, places_of
 from cora_plugin.qat.controller import Controller, State
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.record import LayerRecord, StepRecord, Transitional
@@ -86,7 +87,7 @@ class TransitionRateScheduler:
         enabled: bool = True,
         window: int = 0,
     ) -> None:
-        _check(target, steps, warmup, momentum, eta)
+        check_settings(target, steps, warmup, momentum, eta)
         self._schedule = schedule_of(schedule)
         self.optimizer = optimizer
         self.enabled = enabled
@@ -100,7 +101,7 @@ class TransitionRateScheduler:
             latents = self._stack.enter_context(scope)
         with ExitStack() as failing:
             failing.callback(self.close)
-            self._places = _groups_of(optimizer, latents, enabled)
+            self._places = places_of(optimizer, latents, enabled)
             failing.pop_all()
         rates = {float(group["lr"]) for group in self._groups}
         if len(rates) > 1 and enabled:
@@ -256,7 +257,7 @@ class TransitionRateScheduler:
         # Whatever another scheduler has made of it since.
         self._set_lr()
         # A GradScaler that lets the optimizer skip has looked at gradients itself.
-        if getattr(optimizer, "found_inf", None) is None and not _finite(optimizer):
+        if getattr(optimizer, "found_inf", None) is None and not finite(optimizer):
             self._nonfinite += 1
             log.warning(
                 "a gradient is not finite: step %d is skipped (%d so far)",
@@ -326,67 +327,3 @@ class TransitionRateScheduler:
                 PATIENCE,
                 self._controller.eta,
             )
-
-
-def _check(
-    target: float, steps: int, warmup: int, momentum: float, eta: float | None
-) -> None:
-    problems = (
-        ("target", target, 0 < target < 1, "a share of weights, above 0 and below 1"),
-        ("steps", steps, steps >= 1, "the number of all steps, 1 or more"),
-        ("warmup", warmup, 0 <= warmup < steps, f"0 or more, fewer than {steps} steps"),
-        ("momentum", momentum, 0 <= momentum < 1, "0 or more and less than 1"),
-        ("eta", eta, eta is None or 0 < eta < float("inf"), "more than 0"),
-    )
-    for name, value, right, use in problems:
-        if not right:
-            raise ConfigError((name,), f"{value} is out of range; use {use}")
-
-
-def _groups_of(
-    optimizer: torch.optim.Optimizer, latents: Sequence[Latent], alone: bool
-) -> list[int]:
-    """The places of the optimizer's groups that hold latent weights.
-
-    Raises:
-        ModelError: It lacks one, or a group holds other parameters, too, while the
-            latent ones are to be `alone`.
-    """
-    latent = {each.weight for each in latents}
-    places = [
-        place
-        for place, group in enumerate(optimizer.param_groups)
-        if latent & {*group["params"]}
-    ]
-    held = {p for place in places for p in optimizer.param_groups[place]["params"]}
-    missing = [each.name for each in latents if each.weight not in held]
-    if missing:
-        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise ModelError(
-            f"the optimizer does not hold the weights of {names} ({len(missing)} of "
-            f"{len(latents)} latent weights); make its groups by param_groups(model)"
-        )
-    others = sum(p.requires_grad for p in held - latent)
-    if others and alone:
-        raise ModelError(
-            f"a group of the optimizer holds {others} other parameters beside latent "
-            "weights, whose learning rate the scheduler sets; make the groups by "
-            "param_groups(model)"
-        )
-    return places
-
-
-def _finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all gradients of an optimizer are finite."""
-    slopes = [
-        parameter.grad
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None
-    ]
-    if not slopes:
-        return True
-    norms = [torch.linalg.vector_norm(slope, dtype=torch.float32) for slope in slopes]
-    return bool(
-        torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
-    )

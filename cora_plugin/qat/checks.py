@@ -1,0 +1,77 @@
+"""What a scheduler asks of its settings, its optimizer and of gradients."""
+
+from collections.abc import Sequence
+
+import torch
+
+from cora_plugin.adapters.errors import ConfigError, ModelError
+from cora_plugin.host import Latent
+
+
+def check_settings(
+    target: float, steps: int, warmup: int, momentum: float, eta: float | None
+) -> None:
+    """Refuse settings of a scheduler that are out of range.
+
+    Raises:
+        ConfigError: One is.
+    """
+    problems = (
+        ("target", target, 0 < target < 1, "a share of weights, above 0 and below 1"),
+        ("steps", steps, steps >= 1, "the number of all steps, 1 or more"),
+        ("warmup", warmup, 0 <= warmup < steps, f"0 or more, fewer than {steps} steps"),
+        ("momentum", momentum, 0 <= momentum < 1, "0 or more and less than 1"),
+        ("eta", eta, eta is None or 0 < eta < float("inf"), "more than 0"),
+    )
+    for name, value, right, use in problems:
+        if not right:
+            raise ConfigError((name,), f"{value} is out of range; use {use}")
+
+
+def places_of(
+    optimizer: torch.optim.Optimizer, latents: Sequence[Latent], alone: bool
+) -> list[int]:
+    """The places of the optimizer's groups that hold latent weights.
+
+    Raises:
+        ModelError: It lacks one, or a group holds other parameters, too, while the
+            latent ones are to be `alone`.
+    """
+    latent = {each.weight for each in latents}
+    places = [
+        place
+        for place, group in enumerate(optimizer.param_groups)
+        if latent & {*group["params"]}
+    ]
+    held = {p for place in places for p in optimizer.param_groups[place]["params"]}
+    missing = [each.name for each in latents if each.weight not in held]
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise ModelError(
+            f"the optimizer does not hold the weights of {names} ({len(missing)} of "
+            f"{len(latents)} latent weights); make its groups by param_groups(model)"
+        )
+    others = sum(p.requires_grad for p in held - latent)
+    if others and alone:
+        raise ModelError(
+            f"a group of the optimizer holds {others} other parameters beside latent "
+            "weights, whose learning rate the scheduler sets; make the groups by "
+            "param_groups(model)"
+        )
+    return places
+
+
+def finite(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all gradients of an optimizer are finite."""
+    slopes = [
+        parameter.grad
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    if not slopes:
+        return True
+    norms = [torch.linalg.vector_norm(slope, dtype=torch.float32) for slope in slopes]
+    return bool(
+        torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+    )
