@@ -14,7 +14,7 @@ from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction, QuantizedLayer
-from cora_plugin.objective import KL, Distance, Objective
+from cora_plugin.objective import Choice, Distance, Objective, decide_on
 from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
 from cora_plugin.report import Effort, Report, Spent, Stopwatch, Stored, SweepPoint
 from cora_plugin.residuals import Residuals
@@ -50,13 +50,12 @@ class CoRa:
 
     Args:
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
-        objective: What "near to the float model" means; None: the KL divergence of its
-            logits.
+        objective: What "near to the float model" means; None: as the config says.
     """
 
     def __init__(self, config: Any = None, objective: Objective | None = None) -> None:
         self.config = CoRaConfig.of(config)
-        self.objective = KL() if objective is None else objective
+        self.objective = objective
 
     def apply(
         self, host: Host, loader: Iterable[Any], plan: Planned | None = None
@@ -90,7 +89,7 @@ class Run:
         self,
         config: CoRaConfig,
         host: Host,
-        objective: Objective,
+        objective: Objective | None,
         plan: Planned | None = None,
     ) -> None:
         if config.widths and plan is None:
@@ -102,7 +101,7 @@ class Run:
             )
         self.config = config
         self._planned = plan
-        self._objective = objective
+        self._given = objective
         self._host = host
         self._watch = Stopwatch()
         with self._watch("layers"):
@@ -116,7 +115,7 @@ class Run:
                 "every layer is pinned to rank 0, so there is nothing to do; leave the "
                 "plugin off, or leave some layer free",
             )
-        self._collector = Collector(host, self._targets, config, objective)
+        self._collector = Collector(host, self._targets, config)
 
     def update(self, item: Any) -> None:
         """Add a batch, images [N, …] or `(images, …)`."""
@@ -129,11 +128,15 @@ class Run:
         If anything fails, the model is left unchanged.
         """
         watch, config, host = self._watch, self.config, self._host
-        with watch("statistics"):
-            statistics = self._collector.finish()
         split = self._collector.split
         with watch("guard"):
-            guard = Guard(host, split.held_out(), self._objective, split.reserve())
+            split.close()
+            choice = self._choice()
+            objective = choice.objective
+        with watch("statistics"):
+            statistics = self._collector.finish(objective)
+        with watch("guard"):
+            guard = Guard(host, split.held_out(), objective, split.reserve())
             activations = guard.trial({e.name: e.weight for e in self._layers})
         residuals = Residuals(config, self._targets, statistics)
         network = Network(
@@ -142,7 +145,7 @@ class Run:
             self._pinned,
             lambda layer: residuals.factors[layer.name],
             split.sampled[: config.butterworth.images],
-            self._objective,
+            objective,
         )
         planner = Planner(config, self._layers, residuals, self._pinned, network)
         sweep: list[SweepPoint] = []
@@ -159,7 +162,7 @@ class Run:
             plan = self._plan(planner, guard, measure)
         context = Context(
             config,
-            self._objective,
+            objective,
             host,
             self._collector,
             residuals,
@@ -187,6 +190,7 @@ class Run:
             rows,
             {**host.skipped, **alone},
             None if self._planned is None else self._planned.to_dict(),
+            choice.notes,
             guard.judged(activations),
             Stored.of(self._layers, adapters.values()),
             Spent(
@@ -204,6 +208,13 @@ class Run:
                 seconds=watch.seconds,
             ),
         )
+
+    def _choice(self) -> Choice:
+        """What is measured, by the outputs for the first held-out batch."""
+        if self._given is not None:
+            return Choice(self._given)
+        batch = self._collector.split.held_out()[0]
+        return decide_on(self._host, self.config, batch, self._collector.last_channels)
 
     def _plan(self, planner: Planner, guard: Guard, measure: Measure) -> Plan:
         if self._planned is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
-from cora_plugin.objective import Distance, Objective, averaged, distances
+from cora_plugin.objective import Distance, Objective, Sums
 from cora_plugin.outputs import Batch, Outputs, joined
 
 log = logging.getLogger(__name__)
@@ -127,9 +127,9 @@ class Jury:
 
     def __call__(self) -> tuple[Distance, Tensor]:
         """The model's present distance, and that of each image [N]."""
-        reference, outputs = self._reference, self._outputs()
-        each = distances(self._objective, reference, outputs)
-        return averaged(self._objective, each, reference, outputs), each
+        sums = Sums(self._objective)
+        sums.add(self._reference, self._outputs())
+        return sums.distance, sums.distances
 
 
 class Guard:

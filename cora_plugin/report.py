@@ -146,13 +146,17 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Judged, Stored, Spent, Effort):
-    """The whole result of one run of CoRa: its parts, and a row a layer."""
+    """The whole result of one run of CoRa: its parts, and a row a layer.
+
+    `notes` tell how data and outputs were read.
+    """
 
     config: Mapping[str, Any]
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str]
     plan: Mapping[str, Any] | None = None
     """How bit widths were planned, where they were: `WidthPlan.to_dict`."""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_parts(
@@ -161,11 +165,19 @@ class Report(Judged, Stored, Spent, Effort):
         layers: tuple[LayerReport, ...],
         skipped: Mapping[str, str],
         plan: Mapping[str, Any] | None,
+        notes: tuple[str, ...],
         *parts: Judged | Stored | Spent | Effort,
     ) -> "Report":
         """Put the parts together."""
         fields = {name: value for part in parts for name, value in vars(part).items()}
-        return cls(config=config, layers=layers, skipped=skipped, plan=plan, **fields)
+        return cls(
+            config=config,
+            layers=layers,
+            skipped=skipped,
+            plan=plan,
+            notes=notes,
+            **fields,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
@@ -207,6 +219,7 @@ class Report(Judged, Stored, Spent, Effort):
     def _summary(self) -> list[str]:
         unit = self.after.title
         lines = [f"left alone: {name}: {why}" for name, why in self.skipped.items()]
+        lines += self.notes
         if any(row.raised for row in self.layers):
             lines.append(
                 "* higher than without the adapter, which lowers what arrives from the "
@@ -249,8 +262,8 @@ class Report(Judged, Stored, Spent, Effort):
             spent = f"{terms} x {bits} bits beside each layer, whatever the budget"
         lines += [
             f"{unit} to float {self.before.value:.4g} -> {self.after.value:.4g}"
-            f"{self._agreement()} ({self.images} images calibrated, {self.held_out} "
-            "held out)",
+            f"{self._decibels()}{self._agreement()} ({self.images} images calibrated, "
+            f"{self.held_out} held out)",
             f"{self.equivalent_bits_before:.3f} -> {self.equivalent_bits:.3f} bits a "
             f"weight, {self.bytes:,} bytes; {self.adapter_parameters:,} adapter "
             f"parameters; {spent}",
@@ -276,6 +289,12 @@ class Report(Judged, Stored, Spent, Effort):
             "predicted error away"
         )
         return lines
+
+    def _decibels(self) -> str:
+        before, after = self.before.decibels, self.after.decibels
+        if before is None or after is None:
+            return ""
+        return f" ({before:.1f} -> {after:.1f} dB)"
 
     def _agreement(self) -> str:
         before, after = self.before.agreement, self.after.agreement

@@ -52,6 +52,8 @@ def reached(target: Budget, distance: Distance) -> bool:
     """Whether a model that is this far from the float one reaches a target."""
     if target.unit == "agreement":
         return distance.agreement is not None and distance.agreement >= target.amount
+    if target.unit == "dB":
+        return distance.decibels is not None and distance.decibels >= target.amount
     return distance.value <= target.amount
 
 

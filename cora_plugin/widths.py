@@ -24,7 +24,7 @@ from cora_plugin.fitting import own_shifts
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer, by_layer
-from cora_plugin.objective import KL, Distance, Objective
+from cora_plugin.objective import Distance, Objective, decide_on
 from cora_plugin.plan import merged_weights, pinned_ranks
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
@@ -51,7 +51,7 @@ def plan_widths(
         config: A `CoRaConfig` or anything that it reads, with a total `budget` and the
             `menu` of widths.
         pinned: Widths by layer name or glob that are not to be chosen.
-        objective: What "near to the float model" means; None: the KL divergence.
+        objective: What "near to the float model" means; None: as the config says.
 
     Raises:
         BudgetError: The budget is no total, or less than the least that can be stored.
@@ -64,14 +64,18 @@ def plan_widths(
             "budget of all that is stored, such as '4.1 bits total', '1.0 ptq' or "
             "'0.8 MiB'"
         )
-    objective = KL() if objective is None else objective
     with ordinary_tensors(), host.prepared():
         layers = checked_layers(host)
-        collector = Collector(host, layers, settings, objective)
+        collector = Collector(host, layers, settings)
         for item in tqdm(loader, desc="moments", unit="batch", disable=None):
             collector.update(item)
-        statistics = collector.finish()
-        guard = Guard(host, collector.split.held_out(), objective)
+        collector.split.close()
+        held_out = collector.split.held_out()
+        if objective is None:
+            channels = collector.last_channels
+            objective = decide_on(host, settings, held_out[0], channels).objective
+        statistics = collector.finish(objective)
+        guard = Guard(host, held_out, objective)
         fixed = by_layer("layer_bits", pinned or {}, [e.name for e in layers])
         search = _Widths(settings, host, layers, statistics, {*fixed})
         means = collector.means()

@@ -9,15 +9,34 @@ from torch import nn
 
 from cora_plugin import CoRa, CoRaError
 from cora_plugin.adapters.errors import ModelError
-from cora_plugin.objective import KL, MSE, Custom, Weighted, measure
+from cora_plugin.objective import (
+    KL,
+    MSE,
+    Bernoulli,
+    Cosine,
+    Custom,
+    Weighted,
+    measure,
+)
 
-SHAPES = {"kl": (3, 4), "dense kl": (3, 4, 2, 2), "mse": (3, 5), "two": (3, 4)}
+SHAPES = {
+    "kl": (3, 4),
+    "dense kl": (3, 4, 2, 2),
+    "kl, classes last": (3, 2, 4),
+    "bernoulli": (3, 4),
+    "mse": (3, 5),
+    "cosine": (3, 4),
+    "two": (3, 4),
+}
 
 
 def objective(name):
     return {
         "kl": KL(),
         "dense kl": KL(),
+        "kl, classes last": KL(axis=-1),
+        "bernoulli": Bernoulli(),
+        "cosine": Cosine(),
         "mse": MSE(),
         "two": Weighted({"a": KL(), "b": MSE()}, {"b": 3.0}),
     }[name]
@@ -69,7 +88,7 @@ def test_the_divergence_on_hand_made_numbers():
     assert found.agreement == 1
     assert str(found) == f"KL {expected:.4g}, agreement 100.0%"
     squares = measure(MSE(), {"": p}, {"": q})
-    assert squares.value == pytest.approx(math.log(3) ** 2 / 4)
+    assert squares.value == pytest.approx(math.log(3) ** 2 / 2)
     assert squares.agreement is None
     with pytest.raises(AttributeError, match=r"is mse; read \.value"):
         _ = squares.kl

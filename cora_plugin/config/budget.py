@@ -9,7 +9,7 @@ from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.typed import check
 
 COSTS = ("params", "bits", "macs")
-TARGETS = ("kl", "agreement")
+TARGETS = ("kl", "bernoulli", "mse", "cosine", "distance", "dB", "agreement")
 TOTALS = ("bits total", "ptq", "MiB")
 KEY = ("budget",)
 
@@ -26,9 +26,11 @@ class Budget:
     scales: `bits total` a weight, `ptq` in multiples of what the quantized weights
     store, or `MiB`.
 
-    Targets: the smallest cost in bits is found that reaches at most this `kl` to the
-    float model, or at least this share of `agreement` with its decisions, on the
-    held-out images.
+    Targets: the smallest cost in bits is found that reaches at most this distance to
+    the float model, `kl`, `bernoulli`, `mse`, `cosine` or, of any objective,
+    `distance`; at least so many `dB` of the float outputs' power over the squared
+    error; or at least this share of `agreement` with its decisions. All on the held-out
+    images.
     """
 
     amount: float

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from cora_plugin.adapters.errors import ConfigError, Key
 from cora_plugin.config.budget import Budget
 from cora_plugin.config.declared import Given, setting, settings
 from cora_plugin.config.learning import ButterworthConfig, RefineConfig
+from cora_plugin.config.objective import AUTO, checked, plain
 from cora_plugin.config.old import as_written, renewed
 from cora_plugin.document import Document, parse_value
 
@@ -82,7 +83,7 @@ class CoRaConfig:
         "what all adapters may cost: fraction of parameters, added `bits` a weight, or "
         "fraction of `macs`; all that is stored: `4.1 bits total`, `1.0 ptq` (times "
         "what plain PTQ stores), `0.8 MiB`; or what they must reach: `0.05 kl`, "
-        "`95% agreement`",
+        "`0.001 mse`, `40 dB`, `95% agreement`",
         read=Budget.parse,
     )
     search: Search = setting(
@@ -193,6 +194,17 @@ class CoRaConfig:
         least=2,
         greatest=8,
     )
+    objective: Any = setting(
+        AUTO,
+        "what near to the float model means: `kl` of class logits, `bernoulli` of "
+        "logits of yes and no, `mse`, `cosine`, or a function of two outputs; by "
+        "output as in `{boxes: mse, scores: kl}`; `auto`, decided by the outputs and "
+        "told in the report",
+        read=checked,
+    )
+    axis: int | None = setting(
+        None, "the axis of the classes in an output [N, …]; none: decided by its shape"
+    )
 
     def __post_init__(self) -> None:
         if self.search == "butterworth" and (self.sweep or self.budget.is_target):
@@ -263,8 +275,9 @@ class CoRaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping that `of` reads back."""
-        return asdict(self) | {
+        return asdict(replace(self, objective=AUTO)) | {
             "budget": str(self.budget),
+            "objective": plain(self.objective),
             "sweep": list(self.sweep),
         }
 

@@ -29,11 +29,11 @@ class Collector:
         host: Host,
         layers: Sequence[QuantizedLayer],
         config: CoRaConfig,
-        objective: Objective,
     ) -> None:
         self._host = host
-        self._objective = objective
         self._layers = layers
+        self._channels = {e.name: len(e.weight) for e in host.layers}
+        self._last: int | None = None
         self._config = config
         self._floats = {layer.name: layer.weight for layer in host.layers}
         self.split = ImageSplit(
@@ -61,14 +61,23 @@ class Collector:
             host.run(images)
 
     def _watch(self, name: str, x: Tensor, output: Tensor) -> None:
+        self._last = self._channels[name]
         if name not in self._running:
             return
         for each in self._running[name].values():
             each.update(x, output)
         self._means[name].update(x)
 
-    def finish(self) -> dict[str, LayerStatistics]:
+    @property
+    def last_channels(self) -> int | None:
+        """Output channels of the layer that ran last; None: none has run."""
+        return self._last
+
+    def finish(self, objective: Objective) -> dict[str, LayerStatistics]:
         """The statistics by layer; includes a backward pass where the search needs it.
+
+        Args:
+            objective: What "near to the float model" means.
 
         Raises:
             DataError: The data cannot be used, or a layer was never reached.
@@ -85,7 +94,7 @@ class Collector:
                 self._host,
                 self._layers,
                 self.split.sample(config.sensitivity_images),
-                self._objective,
+                objective,
                 config,
             )
         return {

@@ -16,7 +16,7 @@ from cora_plugin.guard import Step
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import Reference, unpack
-from cora_plugin.objective import KL, Distance, averaged, distances
+from cora_plugin.objective import Distance, Sums, decide_on
 from cora_plugin.outputs import joined, run
 from cora_plugin.report import Report
 from cora_plugin.width_plan import WidthPlan
@@ -100,6 +100,9 @@ class _Judge:
         host = BrevitasHost(model, reference)
         with torch.no_grad(), host.prepared(), host.acting(quantized=False):
             self._reference = joined([host.run(batch) for batch in self._held_out])
+            channels = len(host.layers[-1].weight) if host.layers else None
+            choice = decide_on(host, config, self._held_out[0], channels)
+            self._objective = choice.objective
 
     def _split(self) -> ImageSplit:
         return ImageSplit(self._config.held_out, 0, self._config.seed)
@@ -117,5 +120,6 @@ class _Judge:
         with quant_inference_mode(model.eval()):
             run(model, self._held_out[0], unpack)  # caches scales
             outputs = joined([run(model, batch, unpack) for batch in self._held_out])
-        each = distances(KL(), self._reference, outputs)
-        return averaged(KL(), each, self._reference, outputs), each
+        sums = Sums(self._objective)
+        sums.add(self._reference, outputs)
+        return sums.distance, sums.distances
