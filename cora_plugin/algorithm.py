@@ -1,20 +1,22 @@
 """The algorithm: layers → statistics → residuals → plan → guarded steps → report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from cora_plugin.adapters.errors import ConfigError, ModelError
+from cora_plugin.adapters.errors import ConfigError, DataError, ModelError
 from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.budget import added
 from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
+from cora_plugin.items import Reader
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Choice, Distance, Objective, decide_on
+from cora_plugin.outputs import Batch
 from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
 from cora_plugin.report import Effort, Report, Spent, Stopwatch, Stored, SweepPoint
 from cora_plugin.residuals import Residuals
@@ -58,28 +60,40 @@ class CoRa:
         self.objective = objective
 
     def apply(
-        self, host: Host, loader: Iterable[Any], plan: Planned | None = None
+        self,
+        host: Host,
+        loader: Iterable[Any],
+        plan: Planned | None = None,
+        unpack: Callable[[Any], Any] | None = None,
     ) -> Report:
         """Give a quantized model its adapters; if anything fails, it is left unchanged.
 
         Args:
             host: The model inside its toolkit.
-            loader: Calibration batches, images [N, …] or `(images, …)`, walked once.
+            loader: Calibration batches, walked once: images [N, …], `(images, …)`, or
+                whatever else the model takes (see `cora_plugin.items.Reader`).
             plan: Adapters that were chosen with the bit widths of the model (see
                 `cora_plugin.widths`), in place of a choice by the budget.
+            unpack: From an item of the loader to the model's arguments, a tensor, a
+                tuple or a mapping, where that is not clear.
 
         Raises:
             CoRaError: Something that the caller can change is wrong.
         """
         with ordinary_tensors(), host.prepared():
-            run = self.start(host, plan)
+            run = self.start(host, plan, unpack)
             for item in tqdm(loader, desc="moments", unit="batch", disable=None):
                 run.update(item)
             return run.finish()
 
-    def start(self, host: Host, plan: Planned | None = None) -> "Run":
+    def start(
+        self,
+        host: Host,
+        plan: Planned | None = None,
+        unpack: Callable[[Any], Any] | None = None,
+    ) -> "Run":
         """Begin on a prepared host; then call `update` by batch, and `finish`."""
-        return Run(self.config, host, self.objective, plan)
+        return Run(self.config, host, self.objective, plan, unpack)
 
 
 class Run:
@@ -91,6 +105,7 @@ class Run:
         host: Host,
         objective: Objective | None,
         plan: Planned | None = None,
+        unpack: Callable[[Any], Any] | None = None,
     ) -> None:
         if config.widths and plan is None:
             raise ConfigError(
@@ -116,11 +131,18 @@ class Run:
                 "plugin off, or leave some layer free",
             )
         self._collector = Collector(host, self._targets, config)
+        ready = isinstance(unpack, Reader)
+        self._reader = unpack if ready else Reader(host.run, unpack)
 
     def update(self, item: Any) -> None:
-        """Add a batch, images [N, …] or `(images, …)`."""
+        """Add what a loader yields."""
         with self._watch("statistics"):
-            self._collector.update(item)
+            self._collector.update(self._reader(item))
+
+    def add(self, batch: Batch) -> None:
+        """Add a batch of the model's own arguments."""
+        with self._watch("statistics"):
+            self._collector.update(batch)
 
     def finish(self) -> Report:
         """Choose and insert adapters, undo steps that do not help, and report.
@@ -135,24 +157,33 @@ class Run:
             objective = choice.objective
         with watch("statistics"):
             statistics = self._collector.finish(objective)
+            unused = self._collector.unused
+            targets = [e for e in self._targets if e.name not in unused]
+            if not targets:
+                raise DataError(
+                    "calibration data: no layer that can carry an adapter takes part "
+                    f"in what is measured ({'; '.join(map(': '.join, unused.items()))})"
+                    "; calibrate with data that uses them, or name other outputs"
+                )
+            pinned = {n: r for n, r in self._pinned.items() if n not in unused}
         with watch("guard"):
             guard = Guard(host, split.held_out(), objective, split.reserve())
             activations = guard.trial({e.name: e.weight for e in self._layers})
-        residuals = Residuals(config, self._targets, statistics)
+        residuals = Residuals(config, targets, statistics)
         network = Network(
             host,
-            self._targets,
-            self._pinned,
+            targets,
+            pinned,
             lambda layer: residuals.factors[layer.name],
-            split.sampled[: config.butterworth.images],
+            split.sampled(config.butterworth.images),
             objective,
         )
-        planner = Planner(config, self._layers, residuals, self._pinned, network)
+        planner = Planner(config, self._layers, residuals, pinned, network)
         sweep: list[SweepPoint] = []
 
         def measure(budget: Budget, plan: Plan) -> Distance:
             adapters = residuals.adapters(plan.treatments, network.trained)
-            distance = guard.trial(merged_weights(self._targets, adapters))
+            distance = guard.trial(merged_weights(targets, adapters))
             stored = Stored.of(self._layers, adapters.values())
             bits, parameters = stored.equivalent_bits, stored.adapter_parameters
             sweep.append(SweepPoint(str(budget), bits, parameters, distance))
@@ -188,9 +219,9 @@ class Run:
         return Report.from_parts(
             config.to_dict(),
             rows,
-            {**host.skipped, **alone},
+            {**host.skipped, **alone, **unused},
             None if self._planned is None else self._planned.to_dict(),
-            choice.notes,
+            (*self._reader.notes, *choice.notes, *self._collector.notes),
             guard.judged(activations),
             Stored.of(self._layers, adapters.values()),
             Spent(

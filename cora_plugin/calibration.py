@@ -1,23 +1,32 @@
-"""Splits calibration images into a calibration set and a held-out set."""
+"""Splits calibration data into a calibration set and a held-out set."""
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import DataError
-from cora_plugin.adapters.operation import first_nonfinite
+from cora_plugin.batches import Units, copied, joined, pick, samples
+from cora_plugin.outputs import Batch, Outputs
+
+log = logging.getLogger(__name__)
 
 GOLDEN = (5**0.5 - 1) / 2
 """The golden ratio's fraction."""
 
+ROOM = 2**28
+"""Bytes of outputs that images which run at once may have together."""
+
+ALIKE = 0.02
+"""How far outputs may move, relative to their size, when a row runs beside others."""
+
 
 class Reservoir:
-    """A sample of images that stream by, drawn uniformly (reservoir sampling).
+    """A sample of pieces that stream by, drawn uniformly (reservoir sampling).
 
     Args:
-        size: How many images are kept.
+        size: How many pieces are kept.
         seed: Seeds the sample.
     """
 
@@ -25,18 +34,18 @@ class Reservoir:
         self._size = size
         self._random = torch.Generator().manual_seed(seed)
         self._offered = 0
-        self.images: list[Tensor] = []
+        self.units: list[Batch] = []
 
-    def offer(self, image: Tensor) -> Tensor | None:
-        """Take an image or not; returns the one that is not, or no longer, kept."""
+    def offer(self, unit: Batch) -> Batch | None:
+        """Take a piece or not; returns the one that is not, or no longer, kept."""
         self._offered += 1
-        if len(self.images) < self._size:
-            self.images.append(image.clone())
+        if len(self.units) < self._size:
+            self.units.append(unit)
             return None
         slot = int(torch.randint(self._offered, (), generator=self._random))
         if slot < self._size:
-            self.images[slot], image = image.clone(), self.images[slot]
-        return image
+            self.units[slot], unit = unit, self.units[slot]
+        return unit
 
 
 class ImageSplit:
@@ -47,53 +56,100 @@ class ImageSplit:
     reserve from those that the sample does not hold. The same seed gives the same split
     and the same samples.
 
+    Where the model is bound to the batches that the loader makes, as with a batch size
+    in a reshape or clips folded into the batch, batches stay whole: `learn` finds out.
+
     Args:
         held_out: Share of the images that is held out, spread evenly.
         sample_size: Number of images in the sample.
         seed: Seeds the samples, and decides which images are held out.
         reserve_size: Number of images in reserve.
+        most: Held-out images that are kept at most, a sample of them.
     """
 
     def __init__(
-        self, held_out: float, sample_size: int, seed: int, reserve_size: int = 0
+        self,
+        held_out: float,
+        sample_size: int,
+        seed: int,
+        reserve_size: int = 0,
+        most: int = 512,
     ) -> None:
         self._share = held_out
+        self._seed = seed
+        self._sizes = sample_size, reserve_size, most
         # The golden ratio's multiples spread evenly: each seed holds out others.
         self._phase = seed * GOLDEN % 1
-        self._held: list[Tensor] = []
-        self._sample = Reservoir(sample_size, seed)
-        self._reserve = Reservoir(reserve_size, seed)
-        self._items = 0
-        self._shape: list[int] | None = None
+        self._pools: tuple[Reservoir, Reservoir, Reservoir] | None = None
         self._seen = 0
         self._batch = 1
+        self._row = 1
+        self.whole = False
+        self.join = True
         self.images = 0
 
-    def keep(self, item: Any) -> Tensor:
-        """Split what a loader yielded; return the images to calibrate with, maybe none.
+    def learn(self, run: Callable[[Batch], Outputs], batch: Batch) -> None:
+        """See by its outputs whether a model may run other batches than the loader's.
 
-        Raises:
-            DataError: The item is not images of one shape, or holds NaN or inf.
+        Args:
+            run: Runs the float model.
+            batch: The first batch.
         """
-        batch = _images(item, self._items)
-        shape = list(batch.shape[1:])
-        if self._shape not in (None, shape):
-            raise DataError(
-                f"calibration data: item {self._items} has images of shape {shape}, "
-                f"those before had {self._shape}; resize or crop them to one shape"
-            )
-        self._shape = shape
-        self._items += 1
-        self._batch = max(self._batch, len(batch))
-        counts = torch.arange(self._seen, self._seen + len(batch) + 1) * self._share
+        count = samples(batch)
+        outputs = run(batch)
+        total = sum(v.numel() * v.element_size() for v in outputs.values())
+        self._row = max(total // count, 1)
+        half = range(0, count, 2)
+        if count > 1:
+            apart = [(pick(batch, half), {n: v[::2] for n, v in outputs.items()})]
+        else:
+            apart = []
+        double = joined([batch, batch])
+        twice = {n: torch.cat([v, v]) if v.ndim else v for n, v in outputs.items()}
+        self.join = _gives(run, double, twice)
+        own = all(v.ndim and len(v) == count for v in outputs.values())
+        self.whole = not (own and self.join and all(_gives(run, *e) for e in apart))
+        if self.whole:
+            # The first batch is held out, so that two batches are enough.
+            self._phase = (self._phase + 1 - self._share / 2) % 1
+
+    def again(self) -> "ImageSplit":
+        """One that splits the same data alike, and keeps nothing."""
+        _, _, most = self._sizes
+        other = ImageSplit(self._share, 0, self._seed, 0, most)
+        other._phase = self._phase
+        other.whole, other.join, other._row = self.whole, self.join, self._row
+        return other
+
+    def keep(self, batch: Batch) -> Batch | None:
+        """Split a batch; return what calibrates of it, None where nothing does."""
+        count = samples(batch)
+        self._batch = max(self._batch, count)
+        units = 1 if self.whole else count
+        if self._pools is None:
+            rows = max(count, 1) if self.whole else 1
+            sizes = [-(-size // rows) for size in self._sizes]
+            seeds = self._seed, self._seed, self._seed
+            made = [Reservoir(*each) for each in zip(sizes, seeds, strict=True)]
+            self._pools = made[0], made[1], made[2]
+        sample, reserve, held_out = self._pools
+        counts = torch.arange(self._seen, self._seen + units + 1) * self._share
         counts = counts + self._phase
-        held = counts[1:].floor() > counts[:-1].floor()
-        self._seen += len(batch)
-        self._held += batch[held].clone().unbind()
-        kept = batch[~held]
-        for image in kept:
-            self._offer(image)
-        return kept
+        held = (counts[1:].floor() > counts[:-1].floor()).tolist()
+        self._seen += units
+        for row, is_held in enumerate(held):
+            unit = copied(batch) if self.whole else pick(batch, [row])
+            if is_held:
+                held_out.offer(unit)
+                continue
+            self.images += samples(unit)
+            left = sample.offer(unit)
+            if left is not None:
+                reserve.offer(left)
+        if not any(held):
+            return batch if units else None
+        kept = [row for row, is_held in enumerate(held) if not is_held]
+        return pick(batch, kept) if kept else None
 
     def close(self) -> None:
         """Check, once all images have passed, that there were enough.
@@ -101,74 +157,88 @@ class ImageSplit:
         Raises:
             DataError: No image is left to calibrate with, or none to hold out.
         """
+        what = "whole batches" if self.whole else "images"
         if not self.images:
             raise DataError(
-                f"calibration data: {self._seen} images are too few to calibrate and "
-                "hold one out; pass at least a few dozen"
+                f"calibration data: {self._seen} {what} are too few to calibrate and "
+                "hold one out; pass at least a few dozen images"
+                + (", in two batches or more" if self.whole else "")
             )
-        if not self._held:
+        if not self._held():
             raise DataError(
-                f"calibration data: {self._seen} images leave none to hold out at "
+                f"calibration data: {self._seen} {what} leave none to hold out at "
                 f"held_out={self._share}; pass more images or raise held_out"
             )
 
-    def _offer(self, image: Tensor) -> None:
-        self.images += 1
-        left = self._sample.offer(image)
-        if left is not None:
-            self._reserve.offer(left)
+    def _held(self) -> list[Batch]:
+        return self._pools[2].units if self._pools is not None else []
 
-    def held_out(self) -> tuple[Tensor, ...]:
+    def _batched(self, units: list[Batch]) -> tuple[Batch, ...]:
+        join = not self.whole
+        return tuple(Units(units, join, self._batch).batches())
+
+    def held_out(self) -> tuple[Batch, ...]:
         """The held-out images in batches."""
-        return _batches(self._held, self._batch)
+        return self._batched(self._held())
 
-    def sample(self, limit: int | None = None) -> tuple[Tensor, ...]:
-        """The sampled images in batches, at most `limit` of them."""
-        return _batches(self._sample.images[:limit], self._batch)
+    def sample(self, limit: int | None = None) -> tuple[Batch, ...]:
+        """The sampled images in batches, about `limit` of them."""
+        return self._batched(_first(self._sampled(), limit))
 
-    def reserve(self) -> tuple[Tensor, ...]:
+    def together(self, limit: int) -> Batch:
+        """About `limit` sampled images that run at once, all of one shape.
+
+        Fewer where outputs are dense, whose memory they would need at once.
+        """
+        limit = max(min(limit, ROOM // self._row), 1)
+        units = Units(_first(self._sampled(), limit), self.join, limit)
+        groups = units.groups()
+        return units.batch(max(groups, key=len))
+
+    def reserve(self) -> tuple[Batch, ...]:
         """Images in batches that calibrate, but are not in the sample; maybe none."""
-        return _batches(self._reserve.images, self._batch)
+        return self._batched(self._pools[1].units if self._pools is not None else [])
 
-    @property
-    def sampled(self) -> Sequence[Tensor]:
-        """The sampled images one by one, not copied."""
-        return self._sample.images
+    def sampled(self, limit: int) -> Units:
+        """About `limit` of the sampled images, one by one, not copied."""
+        units = _first(self._sampled(), limit)
+        return Units(units, not self.whole, self._batch)
 
-
-def _batches(images: list[Tensor], size: int) -> tuple[Tensor, ...]:
-    if not images:
-        return ()
-    batches: tuple[Tensor, ...] = torch.stack(images).split(size)
-    return batches
+    def _sampled(self) -> list[Batch]:
+        return self._pools[0].units if self._pools is not None else []
 
 
-def _images(item: Any, index: int) -> Tensor:
-    images = item[0] if isinstance(item, list | tuple) and item else item
-    if not isinstance(images, Tensor) or images.ndim < 2:
-        raise DataError(
-            f"calibration data: item {index} is {_describe(item)}; the loader should "
-            "yield batches of images [N, …], alone or first in a tuple such as "
-            "(images, targets)"
-        )
-    if not images.is_floating_point():
-        raise DataError(
-            f"calibration data: item {index} has dtype {images.dtype}; pass images "
-            "preprocessed to float as the model expects them"
-        )
-    found = first_nonfinite(images)
-    if found is not None:
-        raise DataError(
-            f"calibration data: item {index} holds {found}; clean the images or the "
-            "preprocessing"
-        )
-    return images.detach()
+def _first(units: list[Batch], limit: int | None) -> list[Batch]:
+    """The first pieces, of so many rows, or one that has more."""
+    if limit is None:
+        return units
+    found, rows = [], 0
+    for unit in units:
+        if found and rows + samples(unit) > limit:
+            break
+        found.append(unit)
+        rows += samples(unit)
+    return found
 
 
-def _describe(item: Any) -> str:
-    if isinstance(item, Tensor):
-        return f"a tensor of shape {list(item.shape)}"
-    if isinstance(item, list | tuple):
-        parts = ", ".join(type(part).__name__ for part in item)
-        return f"a {type(item).__name__} of ({parts})"
-    return f"a {type(item).__name__}"
+@torch.no_grad()
+def _gives(run: Callable[[Batch], Outputs], batch: Batch, expected: Outputs) -> bool:
+    """Whether a batch runs and gives what was expected."""
+    try:
+        outputs = run(batch)
+    except Exception as error:
+        log.debug("batches stay whole: %s", error)
+        return False
+    return all(
+        name in outputs and _alike(outputs[name], value)
+        for name, value in expected.items()
+    )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    if not other.is_floating_point():
+        return True
+    one, other = one.float(), other.float()
+    return bool((one - other).norm() <= ALIKE * other.norm() + 1e-6)

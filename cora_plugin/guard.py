@@ -1,18 +1,19 @@
 """Judges every step on images that no step is fitted to, and undoes what does harm."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from cora_plugin.batches import Units
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
 from cora_plugin.objective import Distance, Objective, Sums
-from cora_plugin.outputs import Batch, Outputs, joined
+from cora_plugin.outputs import Batch
+from cora_plugin.reference import References
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ class Judged:
 class Jury:
     """Images that judge a model beside its float outputs for them.
 
+    One batch is judged after another, so that memory does not grow with their number:
+    of dense outputs few are kept, the rest is computed anew, a float pass each time.
+
     Args:
         host: The prepared host.
         batches: The images, in batches.
@@ -108,27 +112,32 @@ class Jury:
         self, host: Host, batches: Sequence[Batch], objective: Objective
     ) -> None:
         self._host = host
-        self._batches = batches
+        self._units = Units(batches, join=False)
+        self._references = References(host, self._units)
         self._objective = objective
-
-    @cached_property
-    def _reference(self) -> Outputs:
-        with self._host.acting(quantized=False):
-            return self._outputs()
 
     @property
     def images(self) -> int:
         """Their number."""
-        return len(next(iter(self._reference.values())))
+        return self._units.rows
 
     @torch.no_grad()
-    def _outputs(self) -> Outputs:
-        return joined([self._host.run(batch) for batch in self._batches])
+    def __call__(
+        self, acting: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> tuple[Distance, Tensor]:
+        """The model's distance, and that of each image [N].
 
-    def __call__(self) -> tuple[Distance, Tensor]:
-        """The model's present distance, and that of each image [N]."""
+        Args:
+            acting: Makes the scope that the model runs in.
+        """
         sums = Sums(self._objective)
-        sums.add(self._reference, self._outputs())
+        once = self._references.ready(range(len(self._units)))
+        with acting() if once else nullcontext():
+            for index, batch in enumerate(self._units):
+                reference = self._references([index])
+                with nullcontext() if once else acting():
+                    outputs = self._host.run(batch)
+                sums.add(reference, outputs)
         return sums.distance, sums.distances
 
 
@@ -172,9 +181,8 @@ class Guard:
         shifts: Mapping[str, Tensor] | None = None,
     ) -> Distance:
         """The distance with other weights and shifts, which do not stay."""
-        with self._host.acting(weights, shifts):
-            distance, _ = self._jury()
-            return distance
+        distance, _ = self._jury(lambda: self._host.acting(weights, shifts))
+        return distance
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Runs a model on any batch, and names the tensors that it returns."""
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ def run(
     Raises:
         ModelError: The model returns no tensor.
     """
-    like = next(model.parameters())
-    arguments = moved(batch, like.device, like.dtype)
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    dtype = None if like is None else like.dtype
+    arguments = moved(batch, device_of(model), dtype)
     if isinstance(arguments, Tensor):
         answer = model(arguments)
     elif isinstance(arguments, Mapping):
@@ -52,8 +54,15 @@ def moved(batch: Any, device: torch.device, dtype: torch.dtype | None = None) ->
     if isinstance(batch, Mapping):
         return {key: moved(item, device, dtype) for key, item in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(moved(item, device, dtype) for item in batch)
+        return rebuilt(batch, (moved(item, device, dtype) for item in batch))
     return batch
+
+
+def rebuilt(like: Any, items: Iterable[Any]) -> Any:
+    """A tuple, named tuple or list of the same type, of other items."""
+    if hasattr(like, "_fields"):
+        return type(like)(*items)
+    return type(like)(items)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -86,7 +95,8 @@ def named(
     """The tensors in whatever a forward returns, by name.
 
     A lone tensor, or a tuple of one, is named ""; elements of a tuple have their index
-    for a name, those of a mapping their key, and nested ones both, as in `boxes.0`.
+    for a name, those of a mapping or a dataclass their key, and nested ones both, as in
+    `boxes.0`.
 
     Raises:
         ModelError: There is no tensor in it.
@@ -117,6 +127,8 @@ def only(outputs: Outputs) -> Tensor:
 
 def joined(parts: Sequence[Outputs]) -> dict[str, Tensor]:
     """Outputs of several batches as those of one."""
+    if len(parts) == 1:
+        return dict(parts[0])
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -132,6 +144,10 @@ def _leaves(answer: Any, unpack: Callable[[Any], Any], path: tuple[str, ...]) ->
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, unpack, (*path, str(key)))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            yield from _leaves(item, unpack, (*path, field.name))
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
             inner = path if len(value) == 1 else (*path, str(index))

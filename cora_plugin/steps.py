@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting import (
     LAST,
@@ -71,7 +69,7 @@ class Context:
         The model must carry no correction.
         """
         config = self.config
-        images = torch.cat(self.collector.split.sample(config.sequential_images))
+        images = self.collector.split.together(config.sequential_images)
         return Walk(self.host, self.layers, images, config.positions)
 
 
@@ -246,7 +244,7 @@ def _refinement(context: Context) -> Correction | None:
             config.seed,
             context.host,
             context.layers,
-            context.collector.split.sampled,
+            context.collector.split.sampled(config.refine.images),
             context.objective,
             guard.trial,
         )

@@ -8,7 +8,7 @@ The prediction is of second order: it misleads where errors are large. So plans 
 several menus of widths, with adapters and without, are tried on the held-out images.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Form
-from cora_plugin.adapters.errors import BudgetError
+from cora_plugin.adapters.errors import BudgetError, DataError
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import forms, total_bits
 from cora_plugin.config import CoRaConfig
 from cora_plugin.fitting import own_shifts
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
+from cora_plugin.items import Reader
 from cora_plugin.layer import QuantizedLayer, by_layer
 from cora_plugin.objective import Distance, Objective, decide_on
 from cora_plugin.plan import merged_weights, pinned_ranks
@@ -42,6 +43,7 @@ def plan_widths(
     config: Any = None,
     pinned: Mapping[str, int] | None = None,
     objective: Objective | None = None,
+    unpack: Callable[[Any], Any] | None = None,
 ) -> WidthPlan:
     """Choose bit widths and adapters within a total budget; the model stays unchanged.
 
@@ -52,6 +54,7 @@ def plan_widths(
             `menu` of widths.
         pinned: Widths by layer name or glob that are not to be chosen.
         objective: What "near to the float model" means; None: as the config says.
+        unpack: As for `CoRa.apply`.
 
     Raises:
         BudgetError: The budget is no total, or less than the least that can be stored.
@@ -67,14 +70,21 @@ def plan_widths(
     with ordinary_tensors(), host.prepared():
         layers = checked_layers(host)
         collector = Collector(host, layers, settings)
+        ready = isinstance(unpack, Reader)
+        reader = unpack if ready else Reader(host.run, unpack)
         for item in tqdm(loader, desc="moments", unit="batch", disable=None):
-            collector.update(item)
+            collector.update(reader(item))
         collector.split.close()
         held_out = collector.split.held_out()
         if objective is None:
             channels = collector.last_channels
             objective = decide_on(host, settings, held_out[0], channels).objective
         statistics = collector.finish(objective)
+        for name, why in collector.unused.items():
+            raise DataError(
+                f"{name}: {why}, and bit widths are planned by it; calibrate with data "
+                "that uses it, or take the layer out of what the toolkit quantizes"
+            )
         guard = Guard(host, held_out, objective)
         fixed = by_layer("layer_bits", pinned or {}, [e.name for e in layers])
         search = _Widths(settings, host, layers, statistics, {*fixed})

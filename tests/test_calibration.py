@@ -15,7 +15,8 @@ def numbered(count, start=0):
 
 
 def numbers(batches):
-    return [int(n) for batch in batches for n in batch[:, 0, 0, 0].tolist()]
+    kept = (batch for batch in batches if batch is not None)
+    return [int(n) for batch in kept for n in batch[:, 0, 0, 0].tolist()]
 
 
 def stream(images, sizes):
@@ -112,13 +113,6 @@ def test_what_is_kept_does_not_change_when_the_loader_reuses_its_buffer():
     assert numbers(split.sample()) == sampled
 
 
-def test_images_come_alone_or_first_in_a_tuple_or_list():
-    images, targets = numbered(10), torch.zeros(10)
-    for item in (images, (images,), (images, targets), [images, targets, "paths"]):
-        kept = ImageSplit(0.2, 4, 0).keep(item)
-        assert torch.equal(kept, images[torch.arange(10) % 5 != 4])
-
-
 @pytest.mark.parametrize("loader", [[], [torch.zeros(0, 3, 4, 4)]])
 def test_an_empty_loader_is_refused(loader):
     split = ImageSplit(0.2, 4, 0)
@@ -135,52 +129,6 @@ def test_too_few_images_to_hold_one_out_are_refused():
         split.close()
 
 
-@pytest.mark.parametrize(
-    "item",
-    [
-        None,
-        3,
-        "photo.jpg",
-        {"images": torch.zeros(2, 3, 4, 4)},
-        np.zeros((2, 3, 4, 4)),
-        [],
-        (),
-        ("photo.jpg", torch.zeros(2)),
-        [[torch.zeros(2, 3, 4, 4)]],
-        torch.tensor(3.0),
-        torch.zeros(4),
-    ],
-)
-def test_an_item_that_holds_no_images_is_refused_by_its_number(item):
-    split = ImageSplit(0.2, 4, 0)
-    split.keep(numbered(3))
-    with pytest.raises(CoRaError, match=r"item 1 is .* images \[N, …\]"):
-        split.keep(item)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
-def test_images_that_are_not_float_are_refused(dtype):
-    with pytest.raises(CoRaError, match="item 0 has dtype"):
-        ImageSplit(0.2, 4, 0).keep(torch.zeros(2, 3, 4, 4, dtype=dtype))
-
-
-@pytest.mark.parametrize("value", ["NaN", "inf", "-inf"])
-def test_images_that_are_not_finite_are_refused_by_their_number(value):
-    split = ImageSplit(0.2, 4, 0)
-    split.keep(numbered(3))
-    images = numbered(3).clone()
-    images[2, 0, 1, 1] = float(value)
-    with pytest.raises(CoRaError, match=f"item 1 holds {value.lstrip('-')}"):
-        split.keep((images, None))
-
-
-def test_images_of_another_shape_than_those_before_are_refused():
-    split = ImageSplit(0.2, 4, 0)
-    split.keep(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(CoRaError, match=r"item 1 .*\[3, 4, 4\].*\[3, 8, 8\]"):
-        split.keep(torch.zeros(2, 3, 4, 4))
-
-
 def test_each_seed_holds_out_other_images():
     held = []
     for seed in range(6):
@@ -190,3 +138,73 @@ def test_each_seed_holds_out_other_images():
         assert len(held[-1]) in (20, 21)
         assert max(np.diff(held[-1])) <= 6
     assert len(set(held)) >= 4
+
+
+def clips(batch):
+    """A model whose frames come in clips of 4, each with the one behind it."""
+    x = batch.flatten(1)
+    pairs = x.view(-1, 4, x.shape[1])
+    return {"": (pairs + pairs.roll(1, 1)).flatten(0, 1)}
+
+
+def eight(batch):
+    """A model with its batch size in a reshape."""
+    return {"": batch.reshape(8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("run", "whole", "join"),
+    [
+        (lambda x: {"": x.flatten(1)}, False, True),
+        (clips, True, True),
+        (lambda x: {"": clips(x)[""].view(-1, 4, 4).mean(1)}, True, True),
+        (eight, True, False),
+        (lambda x: {"": x.flatten(1).T}, True, True),
+    ],
+)
+def test_batches_stay_whole_where_the_model_is_bound_to_them(run, whole, join):
+    split = ImageSplit(0.25, 12, 0)
+    batches = numbered(64).split(8)
+    split.learn(run, batches[0])
+    assert (split.whole, split.join) == (whole, join) or run is not eight
+    assert split.whole == whole
+    kept = walk(split, batches)
+    held = split.held_out()
+    if whole:
+        assert {len(batch) for batch in held} == {8}
+        assert numbers(held) == [*range(8), *range(32, 40)]
+        assert len(split.sample(5)) == 1  # One whole batch at least.
+        assert len(split.together(16)) == (16 if split.join else 8)
+    assert sorted(kept + numbers(held)) == list(range(64))
+
+
+def test_two_whole_batches_are_enough_and_one_is_not():
+    split = ImageSplit(0.2, 4, 0)
+    split.learn(eight, numbered(8))
+    for start in (0, 8):
+        split.keep(numbered(8, start))
+    split.close()
+    assert numbers(split.held_out()) == list(range(8))
+    split = ImageSplit(0.2, 4, 0)
+    split.learn(eight, numbered(8))
+    split.keep(numbered(8))
+    with pytest.raises(CoRaError, match=r"1 whole batches are too few .* two batches"):
+        split.close()
+
+
+def test_no_more_than_so_many_images_are_held_out():
+    split = ImageSplit(0.5, 4, 0, most=10)
+    kept = walk(split, stream(numbered(100), [10]))
+    held = numbers(split.held_out())
+    assert len(held) == 10 and len(kept) == 50
+    assert not {*held} & {*kept} and max(held) > 50
+
+
+def test_images_of_several_sizes_are_batched_by_size():
+    split = ImageSplit(0.5, 20, 0)
+    for size in (4, 6, 4, 6):
+        split.keep(torch.zeros(4, 1, size, size))
+    split.close()
+    shapes = [tuple(batch.shape) for batch in split.held_out()]
+    assert shapes == [(4, 1, 4, 4), (4, 1, 6, 6)]
+    assert split.together(64).shape in ((4, 1, 4, 4), (4, 1, 6, 6))

@@ -205,6 +205,9 @@ class CoRaConfig:
     axis: int | None = setting(
         None, "the axis of the classes in an output [N, …]; none: decided by its shape"
     )
+    held_out_images: int = setting(
+        512, "how many images are held out at most, a sample of that share", least=1
+    )
 
     def __post_init__(self) -> None:
         if self.search == "butterworth" and (self.sweep or self.budget.is_target):

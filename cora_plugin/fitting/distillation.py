@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Adapter
+from cora_plugin.adapters.errors import ModelError
+from cora_plugin.batches import Units
 from cora_plugin.config import RefineConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Distance, Objective
-from cora_plugin.outputs import Outputs, joined, rows
+from cora_plugin.reference import References
 from cora_plugin.training import Group, descend, relative_groups, shuffled
 
 Trial = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Distance]
@@ -83,7 +85,7 @@ class Distillation:
         seed: Seeds the order of the images.
         host: The prepared host, without a correction in it.
         layers: The layers, with the main weights that stand.
-        images: Images to learn on, each [n, …].
+        images: Images to learn on, in pieces that run together or alone.
         objective: What "near to the float model" means.
         trial: Measures a state on the held-out images.
     """
@@ -94,7 +96,7 @@ class Distillation:
         seed: int,
         host: Host,
         layers: Sequence[QuantizedLayer],
-        images: Sequence[Tensor],
+        images: Units,
         objective: Objective,
         trial: Trial,
     ) -> None:
@@ -102,10 +104,10 @@ class Distillation:
         self._seed = seed
         self._host = host
         self._layers = layers
-        self._images = images[: config.images]
+        self._images = images
+        self._references = References(host, images)
         self._objective = objective
         self._trial = trial
-        self._targets: dict[int, Outputs] = {}
 
     def __call__(self, correction: Correction) -> Fitted:
         """Refine a correction; returns the best state on the held-out images.
@@ -129,9 +131,9 @@ class Distillation:
         )
         losses = {"model": self._model_loss, "layer": self._layer_losses}
         learn = losses[config.scope]
-        order = shuffled(
-            len(self._images), config.batch_size, config.iterations, self._seed
-        )
+        each = self._images.rows / len(self._images)
+        size = max(1, round(config.batch_size / each))
+        order = shuffled(len(self._images), size, config.iterations, self._seed)
         best, least, without = correction, self._look(trained).value, 0
 
         def after(iteration: int, figures: dict[str, str]) -> bool:
@@ -196,36 +198,32 @@ class Distillation:
         def watch(name: str, _: Tensor, output: Tensor) -> None:
             scales[name] = float(output.square().mean().sqrt())
 
-        count = min(self._config.batch_size, len(self._images))
-        few = self._batch(range(count))
+        group = self._images.groups(size=self._config.batch_size)[0]
         with self._host.acting(quantized=False), self._host.observe(watch):
-            self._host.run(few)
+            self._host.run(self._images.batch(group))
         return scales
-
-    def _batch(self, indices: Sequence[int]) -> Tensor:
-        return torch.stack([self._images[i] for i in indices])
-
-    @torch.no_grad()
-    def _target(self, batch: Sequence[int]) -> Outputs:
-        """The float model's outputs; it runs each image only once."""
-        new = [image for image in batch if image not in self._targets]
-        if new:
-            with self._host.acting(quantized=False):
-                outputs = self._host.run(self._batch(new))
-            for row, image in enumerate(new):
-                self._targets[image] = rows(outputs, [row])
-        return joined([self._targets[image] for image in batch])
 
     def _model_loss(
         self, batch: Sequence[int], trained: Mapping[str, Trained]
     ) -> float:
         """Distance of the network's outputs; leaves its gradients."""
-        host, target, images = self._host, self._target(batch), self._batch(batch)
+        host, images = self._host, self._images
+        groups = images.groups(batch, len(batch))
+        targets = [self._references(group) for group in groups]
         with torch.enable_grad():
             weights = {name: each.weight() for name, each in trained.items()}
             shifts = {name: each.shift for name, each in trained.items()}
             with host.acting(weights, shifts):
-                loss = self._objective.distance(target, host.run(images)).mean()
+                each = [
+                    self._objective.distance(target, host.run(images.batch(group)))
+                    for group, target in zip(groups, targets, strict=True)
+                ]
+                loss = torch.cat(each).mean()
+                if not loss.requires_grad:
+                    raise ModelError(
+                        "refine: no gradient reaches any layer, for the forward cuts "
+                        "it off (no_grad, detach); use refine.scope=layer"
+                    )
                 loss.backward()
         return float(loss.detach())
 
@@ -237,7 +235,13 @@ class Distillation:
         Every layer sees what those before it make of the images, but no gradient
         passes from one to another, and only one layer's graph exists at a time.
         """
-        host, images, total = self._host, self._batch(batch), 0.0
+        groups = self._images.groups(batch, len(batch))
+        return sum(self._layer_loss(group, trained) for group in groups)
+
+    def _layer_loss(
+        self, group: Sequence[int], trained: Mapping[str, Trained]
+    ) -> float:
+        host, images, total = self._host, self._images.batch(group), 0.0
         originals: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             weights = {name: each.weight() for name, each in trained.items()}

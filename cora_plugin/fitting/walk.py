@@ -13,6 +13,7 @@ from cora_plugin.adapters import Adapter, Branch
 from cora_plugin.adapters.exact import exact
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
+from cora_plugin.outputs import Batch
 from cora_plugin.statistics.moments import sampled_columns
 
 PARTS = 8
@@ -73,7 +74,7 @@ class Walk:
     Args:
         host: The prepared host.
         layers: The layers to visit.
-        images: Images [N, …] that both networks run at once.
+        images: Images that both networks run at once.
         positions: Output positions an image kept at most, 0 for all.
     """
 
@@ -81,7 +82,7 @@ class Walk:
         self,
         host: Host,
         layers: Sequence[QuantizedLayer],
-        images: Tensor,
+        images: Batch,
         positions: int,
     ) -> None:
         self._host = host

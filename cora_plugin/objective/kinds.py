@@ -125,7 +125,7 @@ class MSE:
         return _mean((only(outputs) - only(reference)).square())
 
     def probe(self, outputs: Outputs, random: torch.Generator) -> Tensor:
-        """The outputs' product with noise of variance 2, over the root of their number."""
+        """The product with noise of variance 2, over the root of its size."""
         output = only(outputs)
         noise = torch.randn(output.shape, generator=random).to(output)
         probe: Tensor = (output * noise).sum() * (2 / output[0].numel()) ** 0.5

@@ -15,7 +15,6 @@ from torch import Tensor
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.exact import exact
 from cora_plugin.config import ButterworthConfig
-from cora_plugin.outputs import rows
 from cora_plugin.search.candidates import Candidate, Option
 from cora_plugin.search.checkpoint import State
 from cora_plugin.search.network import Network
@@ -71,7 +70,6 @@ class Descent:
         candidates: The layers whose cutoffs are learned.
         allowed: What all ranks may cost, as a budget's amount.
         unit: What a budget of amount 1 buys, in the unit of the options' costs.
-        images: Indices of the images that will be learned on.
     """
 
     def __init__(
@@ -81,7 +79,6 @@ class Descent:
         candidates: Sequence[Candidate],
         allowed: float,
         unit: float,
-        images: Sequence[int],
     ) -> None:
         self._config = config
         self._network = network
@@ -91,9 +88,6 @@ class Descent:
         self._prices = prices * self._full / unit  # c_l
         self._allowed = allowed
         self._relaxed, self._fixed = _relaxed(network)
-        self._row = {image: number for number, image in enumerate(images)}
-        reference = network.float_outputs(images, config.batch_size)
-        self._reference = softened(reference, config.temperature)
         least = 1 / self._full
         self.cutoff = least.clamp_min(config.initial_cutoff).requires_grad_()
         self.optimizer = torch.optim.Adam(self._groups())
@@ -111,10 +105,17 @@ class Descent:
     def learn(self, batch: Sequence[int]) -> dict[str, float]:
         """Compute gradients on some images, by index; return the loss and its parts."""
         network, config = self._network, self._config
-        target = rows(self._reference, [self._row[image] for image in batch])
+        groups = network.groups(batch)
+        targets = [network.float_outputs(group) for group in groups]
         with torch.enable_grad(), network.weights(self._weights()):
-            output = softened(network.run(batch), config.temperature)
-            distance = network.objective.distance(target, output).mean()
+            each = [
+                network.objective.distance(
+                    softened(target, config.temperature),
+                    softened(network.run(group), config.temperature),
+                )
+                for group, target in zip(groups, targets, strict=True)
+            ]
+            distance = torch.cat(each).mean()
             cost = (self.cutoff * self._prices).sum()
             # Cutoffs are a number a layer, and stay on the CPU.
             total = distance.cpu() + penalty(cost, self._allowed, config.gamma)
@@ -191,12 +192,10 @@ class Butterworth:
 
     def _learn(self, candidates: Sequence[Candidate], budget: float) -> list[float]:
         config, network = self._config, self._network
-        batches = shuffled(
-            network.images, config.batch_size, config.iterations, self._seed
-        )
-        used = sorted({image for batch in batches for image in batch})
+        size = network.steps(config.batch_size)
+        batches = shuffled(network.images, size, config.iterations, self._seed)
         allowed = budget / self._unit
-        descent = Descent(config, network, candidates, allowed, self._unit, used)
+        descent = Descent(config, network, candidates, allowed, self._unit)
         fingerprint = self._fingerprint(candidates, budget)
         state = State(descent.optimizer, fingerprint)
         start = state.resume(config.checkpoint)

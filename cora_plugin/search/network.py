@@ -3,15 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.exact import exact
+from cora_plugin.batches import Units, tensors
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
-from cora_plugin.outputs import Outputs, joined
+from cora_plugin.outputs import Outputs
+from cora_plugin.reference import References
 
 
 class Network:
@@ -26,7 +27,7 @@ class Network:
         layers: The layers whose ranks are wanted, pinned ones included.
         pinned: Ranks by layer that are not the search's to choose.
         factors: A layer's residual, factored.
-        images: The images, each [n, …].
+        images: The images, in pieces that run together or alone.
         objective: What "near to the float model" means.
     """
 
@@ -36,11 +37,12 @@ class Network:
         layers: Sequence[QuantizedLayer],
         pinned: Mapping[str, int],
         factors: Callable[[QuantizedLayer], Factors],
-        images: Sequence[Tensor],
+        images: Units,
         objective: Objective,
     ) -> None:
         self._host = host
         self._images = images
+        self._references = References(host, images)
         self.layers = layers
         self.pinned = pinned
         self.factors = factors
@@ -51,13 +53,14 @@ class Network:
 
     @property
     def images(self) -> int:
-        """Number of images there are."""
+        """Number of pieces that the images are in, one each where that can be."""
         return len(self._images)
 
     @property
     def brightness(self) -> float:
         """The sum of all images' values, to tell one set of images from another."""
-        return sum(float(exact(image).sum()) for image in self._images)
+        values = (value for unit in self._images for value in tensors(unit))
+        return sum(float(exact(value).sum()) for value in values)
 
     @contextmanager
     def weights(self, values: Mapping[str, Tensor]) -> Iterator[None]:
@@ -66,17 +69,20 @@ class Network:
         with self._host.acting(values):
             yield
 
-    def run(self, images: Sequence[int]) -> Outputs:
-        """The outputs for some of the images, by index."""
-        self.used_images.update(images)
-        return self._host.run(torch.stack([self._images[i] for i in images]))
+    def groups(self, images: Sequence[int]) -> list[list[int]]:
+        """Some of the images, by index, in groups that run together."""
+        return self._images.groups(images, len(images))
 
-    @torch.no_grad()
-    def float_outputs(self, images: Sequence[int], batch_size: int) -> Outputs:
-        """The float model's outputs for some of the images."""
-        parts = [
-            images[start : start + batch_size]
-            for start in range(0, len(images), batch_size)
-        ]
-        with self._host.acting(quantized=False):
-            return joined([self.run(part) for part in parts])
+    def steps(self, size: int) -> int:
+        """How many pieces hold about so many images, at least one."""
+        each = self._images.rows / len(self._images)
+        return max(1, round(size / each))
+
+    def run(self, group: Sequence[int]) -> Outputs:
+        """The outputs for a group of images."""
+        self.used_images.update(group)
+        return self._host.run(self._images.batch(group))
+
+    def float_outputs(self, group: Sequence[int]) -> Outputs:
+        """The float model's outputs for a group of images."""
+        return self._references(group)

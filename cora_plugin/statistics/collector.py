@@ -1,18 +1,20 @@
 """Feeds images through a host and gathers every layer's statistics."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from cora_plugin.batches import samples
 from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
+from cora_plugin.outputs import Batch, Outputs
 from cora_plugin.statistics.metrics import MOMENT, LayerStatistics
 from cora_plugin.statistics.moments import InputMean, InputMoments
+from cora_plugin.statistics.reach import Reach
 from cora_plugin.statistics.sensitivity import collect_sensitivities
 
 
@@ -37,7 +39,11 @@ class Collector:
         self._config = config
         self._floats = {layer.name: layer.weight for layer in host.layers}
         self.split = ImageSplit(
-            config.held_out, config.sampled_images, config.seed, config.reserve_images
+            config.held_out,
+            config.sampled_images,
+            config.seed,
+            config.reserve_images,
+            config.held_out_images,
         )
         moments = {MOMENT.get(config.metric, "square")}
         if config.search == "spectral":
@@ -50,15 +56,29 @@ class Collector:
             for layer in layers
         }
         self._means = {layer.name: InputMean(layer) for layer in layers}
+        self._rows = {layer.name: 0 for layer in layers}
+        self._images = 0
+        self._first = True
+        self.unused: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
 
-    def update(self, item: Any) -> None:
-        """Add what a calibration loader yielded: images, or a tuple that begins so."""
-        images = self.split.keep(item)
-        if not len(images):
+    @torch.no_grad()
+    def update(self, batch: Batch) -> None:
+        """Add a batch of the model's arguments."""
+        if self._first:
+            self.split.learn(self._float, batch)
+            self._first = False
+        kept = self.split.keep(batch)
+        if kept is None or not samples(kept):
             return
         host = self._host
-        with torch.no_grad(), host.acting(self._floats), host.observe(self._watch):
-            host.run(images)
+        with host.acting(self._floats), host.observe(self._watch):
+            host.run(kept)
+        self._images += samples(kept)
+
+    def _float(self, batch: Batch) -> Outputs:
+        with self._host.acting(quantized=False):
+            return self._host.run(batch)
 
     def _watch(self, name: str, x: Tensor, output: Tensor) -> None:
         self._last = self._channels[name]
@@ -67,6 +87,7 @@ class Collector:
         for each in self._running[name].values():
             each.update(x, output)
         self._means[name].update(x)
+        self._rows[name] += output.numel() // self._channels[name]
 
     @property
     def last_channels(self) -> int | None:
@@ -76,34 +97,42 @@ class Collector:
     def finish(self, objective: Objective) -> dict[str, LayerStatistics]:
         """The statistics by layer; includes a backward pass where the search needs it.
 
+        `unused` then tells which layers have none, and why; `notes` what was made up.
+
         Args:
             objective: What "near to the float model" means.
 
         Raises:
-            DataError: The data cannot be used, or a layer was never reached.
+            DataError: The data cannot be used.
         """
         config = self._config
         self.split.close()
-        moments = {
-            name: {moment: each.mean() for moment, each in by_moment.items()}
-            for name, by_moment in self._running.items()
+        self.unused = {
+            name: "calibration never reached it"
+            for name, rows in self._rows.items()
+            if not rows
         }
-        sensitivities: Mapping[str, Tensor] = {}
-        if config.search == "spectral":
+        layers = [e for e in self._layers if e.name not in self.unused]
+        sensitivities: dict[str, Tensor] = {}
+        if config.search == "spectral" and layers:
+            batches = self.split.sample(config.sensitivity_images)
             sensitivities = collect_sensitivities(
-                self._host,
-                self._layers,
-                self.split.sample(config.sensitivity_images),
-                objective,
-                config,
+                self._host, layers, batches, objective, config
+            )
+            reach = Reach.of(self._host, layers, batches[0], sensitivities, objective)
+            sensitivities |= reach.made_up
+            self.notes = reach.notes
+            self.unused |= dict.fromkeys(
+                reach.idle, "the outputs that are measured do not depend on it"
             )
         return {
-            name: LayerStatistics(
-                moments[name],
-                sensitivities.get(name),
-                next(iter(by_moment.values())).outputs,
+            layer.name: LayerStatistics(
+                {n: each.mean() for n, each in self._running[layer.name].items()},
+                sensitivities.get(layer.name),
+                max(round(self._rows[layer.name] / self._images), 1),
             )
-            for name, by_moment in self._running.items()
+            for layer in layers
+            if layer.name not in self.unused
         }
 
     def means(self) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class LayerStatistics:
     """The statistics of one layer.
 
     `moments` by name as `InputMoments` gives them, `sensitivity` as `OutputSensitivity`
-    does or None, `outputs` the number of output positions an image.
+    does or None, `outputs` the number of output positions an image, over all runs.
     """
 
     moments: Mapping[str, Tensor]

@@ -37,7 +37,6 @@ class InputMoments:
         self._positions = min(positions, layer.columns)
         self._turn = 0
         self.rows = 0
-        self.outputs = 0
         groups, columns = layer.operation.groups, layer.columns
         if moment == "second":
             self._blocks = block_count(layer, max_size)
@@ -51,7 +50,6 @@ class InputMoments:
     @torch.no_grad()
     def update(self, x: Tensor, output: Tensor) -> None:
         """Add the quantized input `x` of one run of the layer, with its output."""
-        self.outputs = max(self.outputs, output_positions(self._layer, output))
         for columns in sampled_columns(
             self._layer, x, output, self._positions, self._turn
         ):
@@ -106,11 +104,6 @@ class InputMean:
     def mean(self) -> Tensor:
         """The mean over all images and positions seen; at least one must have been."""
         return torch.as_tensor(self._sum) / self._images
-
-
-def output_positions(layer: QuantizedLayer, output: Tensor) -> int:
-    """Number of positions an image in a layer's output."""
-    return math.prod(_sizes(layer, output))
 
 
 def sampled_columns(

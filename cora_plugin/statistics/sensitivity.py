@@ -1,7 +1,7 @@
 """Curvature of the loss at the outputs of layers, by one backward pass."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +10,12 @@ from tqdm import tqdm
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.operation import output_rows
+from cora_plugin.batches import samples
 from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
+from cora_plugin.outputs import Batch, rebuilt
 
 
 class OutputSensitivity:
@@ -30,6 +32,7 @@ class OutputSensitivity:
         self._layer = layer
         self._positions = positions
         self._turn = 0
+        self.reached = False
         outputs, groups = layer.weight.shape[0], layer.operation.groups
         shape = [1, outputs] if layer.depthwise else [groups, *[outputs // groups] * 2]
         device = exact_device(layer.weight.device)
@@ -38,6 +41,7 @@ class OutputSensitivity:
     @torch.no_grad()
     def update(self, gradient: Tensor) -> None:
         """Add the gradient at one run's output, [N, m, *size] or [N, …, m]."""
+        self.reached = True
         split = output_rows(gradient, self._layer.operation)  # [N, g, p, m/g]
         total = split.shape[2]
         step = math.ceil(total / self._positions) if self._positions else 1
@@ -59,7 +63,7 @@ class OutputSensitivity:
 def collect_sensitivities(
     host: Host,
     layers: Sequence[QuantizedLayer],
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     objective: Objective,
     config: CoRaConfig,
 ) -> dict[str, Tensor]:
@@ -68,12 +72,42 @@ def collect_sensitivities(
     The float model is where the distance has its minimum, so its Gauss–Newton matrix is
     the exact second derivative there; a collapsed quantized model's is not.
 
+    Gradients come from the input; where some layers get none so, for it is integers or
+    the forward cuts it off, once more from zeros that are added to every layer's
+    output. What no gradient reaches then is left out.
+
     Raises:
         DataError: The gradients are not finite.
     """
+    found = _gradients(host, layers, batches, objective, config, shifted=False)
+    if len(found) < len(layers):
+        found = _gradients(host, layers, batches, objective, config, shifted=True)
+    for name, mean in found.items():
+        if not torch.isfinite(mean).all():
+            raise DataError(
+                f"{name}: the gradient at its output is not finite; look for NaN, inf "
+                "or very large activations in the calibration data"
+            )
+    return found
+
+
+def _gradients(
+    host: Host,
+    layers: Sequence[QuantizedLayer],
+    batches: Sequence[Batch],
+    objective: Objective,
+    config: CoRaConfig,
+    shifted: bool,
+) -> dict[str, Tensor]:
+    """The curvatures at the layers that gradients reach, by layer."""
     random = torch.Generator().manual_seed(config.seed)
     running = {
         layer.name: OutputSensitivity(layer, config.positions) for layer in layers
+    }
+    shifts = {
+        layer.name: layer.weight.new_zeros(len(layer.weight)).requires_grad_()
+        for layer in layers
+        if shifted
     }
     images = 0
 
@@ -81,16 +115,27 @@ def collect_sensitivities(
         if name in running and output.requires_grad:
             output.register_hook(running[name].update)
 
-    with torch.enable_grad(), host.acting(quantized=False), host.observe(watch):
+    with (
+        torch.enable_grad(),
+        host.acting(shifts=shifts, quantized=False),
+        host.observe(watch),
+    ):
         for batch in tqdm(batches, desc="gradients", unit="batch", disable=None):
-            images += len(batch)
-            outputs = host.run(batch.clone().requires_grad_())
-            torch.autograd.backward(objective.probe(outputs, random))
-    means = {name: each.mean(images) for name, each in running.items()}
-    for name, mean in means.items():
-        if not torch.isfinite(mean).all():
-            raise DataError(
-                f"{name}: the gradient at its output is not finite; look for NaN, inf "
-                "or very large activations in the calibration data"
-            )
-    return means
+            images += samples(batch)
+            probe = objective.probe(host.run(_wanting(batch)), random)
+            if probe.requires_grad:
+                torch.autograd.backward(probe)
+    return {n: each.mean(images) for n, each in running.items() if each.reached}
+
+
+def _wanting(batch: Batch) -> Batch:
+    """A batch whose tensors of floats want gradients."""
+    if isinstance(batch, Tensor):
+        copy = batch.clone()
+        return copy.requires_grad_() if copy.is_floating_point() else copy
+    if isinstance(batch, Mapping):
+        return {name: _wanting(item) for name, item in batch.items()}
+    if isinstance(batch, tuple | list):
+        wanting: Batch = rebuilt(batch, map(_wanting, batch))
+        return wanting
+    return batch

@@ -1,14 +1,14 @@
 """CoRa in Brevitas' own idioms: a helper, a mode, a graph transform; adapter files."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
 from brevitas.graph.base import GraphTransform
-from torch import Tensor, nn
+from torch import nn
 
 from cora_plugin import series
 from cora_plugin.adapters import load_adapters, save_adapters
@@ -28,6 +28,7 @@ from cora_plugin.integrations.brevitas.layers import Reference
 from cora_plugin.integrations.brevitas.order import refuse_bias_corrected
 from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.scopes import replaced
+from cora_plugin.items import arguments
 from cora_plugin.layer import Correction
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
@@ -41,6 +42,7 @@ def apply_cora(
     config: Any = None,
     reference: Reference | None = None,
     plan: WidthPlan | None = None,
+    unpack: Callable[[Any], Any] | None = None,
 ) -> Report:
     """Give a quantized, calibrated model residual adapters, in place.
 
@@ -49,18 +51,21 @@ def apply_cora(
     `apply_bias_correction`.
 
     Args:
-        calib_loader: Yields `(images, targets)` or images [N, …], float.
+        calib_loader: Yields images [N, …], `(images, targets)`, the model's arguments
+            in a tuple or its keywords in a mapping, alone or first in a tuple.
         model: The model, changed in place; if anything fails, it is left unchanged.
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
         reference: The float weights that were quantized, where the model has lost them:
             `snapshot(model)` taken right after `quantize_model`, or the float model.
         plan: What `plan_bits` chose, for a model that was quantized at its widths.
+        unpack: From what the loader yields to the model's arguments, a tensor, a tuple
+            or a mapping, where that is not clear; the report says how it was read.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
     algorithm = CoRa(config)
-    report = algorithm.apply(_host(model, reference), calib_loader, plan)
+    report = algorithm.apply(_host(model, reference), calib_loader, plan, unpack)
     note_config(model, report.config)
     return report
 
@@ -71,6 +76,7 @@ def plan_bits(
     config: Any = None,
     reference: Reference | None = None,
     pinned: Mapping[str, int] | None = None,
+    unpack: Callable[[Any], Any] | None = None,
 ) -> WidthPlan:
     """Choose bit widths and adapters together; the model stays unchanged.
 
@@ -85,11 +91,13 @@ def plan_bits(
         config: As for `apply_cora`, with a total budget and a menu of widths.
         reference: As for `apply_cora`.
         pinned: Bit widths by layer name or glob that are not to be chosen.
+        unpack: As for `apply_cora`.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    return plan_widths(_host(model, reference), calib_loader, config, pinned)
+    host = _host(model, reference)
+    return plan_widths(host, calib_loader, config, pinned, unpack=unpack)
 
 
 def expand_weights(
@@ -125,8 +133,9 @@ class cora_mode:  # noqa: N801, as gptq_mode
     ...         cora.model(images)
     >>> print(cora.report)
 
-    Within it a call of the model adds a batch to the statistics and returns None; on
-    leaving, the adapters are inserted. If the block fails, the model is left unchanged.
+    Within it a call of the model, with any arguments, adds a batch to the statistics
+    and returns None; on leaving, the adapters are inserted. If the block fails, the
+    model is left unchanged.
 
     Args:
         model: The quantized, calibrated model.
@@ -152,9 +161,9 @@ class cora_mode:  # noqa: N801, as gptq_mode
             run = self._run = self._algorithm.start(self._host)
             forward = self.model.forward
 
-            def collect(images: Tensor) -> None:
+            def collect(*args: Any, **keywords: Any) -> None:
                 with replaced(self.model, "forward", forward):
-                    run.update(images)
+                    run.add(arguments(forward, args, keywords))
 
             stack.enter_context(replaced(self.model, "forward", collect))
             self._stack = stack.pop_all()

@@ -16,8 +16,9 @@ from cora_plugin.guard import Step
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import Reference, unpack
-from cora_plugin.objective import Distance, Sums, decide_on
-from cora_plugin.outputs import joined, run
+from cora_plugin.items import Reader
+from cora_plugin.objective import Distance, Sums, decide
+from cora_plugin.outputs import Batch, joined, run
 from cora_plugin.report import Report
 from cora_plugin.width_plan import WidthPlan
 
@@ -91,28 +92,31 @@ class _Judge:
         config: CoRaConfig,
         reference: Reference | None,
     ) -> None:
-        self._loader, self._config = calib_loader, config
-        split = self._split()
-        for item in calib_loader:
-            split.keep(item)
-        split.close()
-        self._held_out = split.held_out()
+        self._loader = calib_loader
         host = BrevitasHost(model, reference)
+        self._reader = Reader(host.run)
+        split = ImageSplit(config.held_out, 0, config.seed, most=config.held_out_images)
         with torch.no_grad(), host.prepared(), host.acting(quantized=False):
+            for index, item in enumerate(calib_loader):
+                batch = self._reader(item)
+                if not index:
+                    split.learn(host.run, batch)
+                split.keep(batch)
+            split.close()
+            self._split, self._held_out = split, split.held_out()
             self._reference = joined([host.run(batch) for batch in self._held_out])
             channels = len(host.layers[-1].weight) if host.layers else None
-            choice = decide_on(host, config, self._held_out[0], channels)
+            first = self._held_out[0]
+            images = first if isinstance(first, Tensor) else None
+            choice = decide(config, self._reference, images, channels)
             self._objective = choice.objective
 
-    def _split(self) -> ImageSplit:
-        return ImageSplit(self._config.held_out, 0, self._config.seed)
-
-    def calibrating(self) -> Iterator[tuple[Tensor, None]]:
+    def calibrating(self) -> Iterator[tuple[Batch, None]]:
         """The other images, as Brevitas takes them."""
-        split = self._split()
+        split = self._split.again()
         for item in self._loader:
-            images = split.keep(item)
-            if len(images):
+            images = split.keep(self._reader(item))
+            if images is not None:
                 yield images, None
 
     @torch.no_grad()

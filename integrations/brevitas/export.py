@@ -17,19 +17,18 @@ from typing import Any
 import torch
 from brevitas.nn.utils import merge_quant_weights
 from brevitas.quant_tensor import IntQuantTensor
-from torch import Tensor, nn
+from torch import nn
 
-from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
+from cora_plugin.adapters.errors import CoRaError, ModelError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.insert import in_int8
 from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.integrations.checked import check_onnx, check_torchscript, wanted
+from cora_plugin.integrations.example import Example, flatten_outputs
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.scopes import replaced
-from cora_plugin.outputs import moved
-
-_CPU = torch.device("cpu")
-"""Where models are traced: files are the same from any device."""
+from cora_plugin.outputs import Batch
 
 # The dynamo exporter rejects quantized biases.
 _TORCHSCRIPT = {"dynamo": False, "keep_initializers_as_inputs": False}
@@ -37,20 +36,21 @@ _TORCHSCRIPT = {"dynamo": False, "keep_initializers_as_inputs": False}
 
 def export_onnx_qcdq(
     model: nn.Module,
-    args: Tensor,
+    args: Batch,
     export_path: str | os.PathLike[str],
     opset_version: int | None = None,
     packed: bool = False,
     int8_kernels: bool = False,
+    check: bool | None = None,
     **kwargs: Any,
-) -> None:
+) -> float | None:
     """Write a model, adapters included, as ONNX with QuantizeLinear/DequantizeLinear.
 
     Weights are stored as integers: int8 with a Clip below 8 bits, unless `packed`.
 
     Args:
         model: The quantized model.
-        args: Example input, [N, …].
+        args: Example input: [N, …], a tuple of arguments or a mapping of keywords.
         export_path: The ONNX file.
         opset_version: ONNX operator set, 17 by default; packed weights need their own.
         packed: Store weights of 4 bits and fewer as INT4 or UINT4 (opset 21), the
@@ -59,10 +59,16 @@ def export_onnx_qcdq(
             kernels: they add each adapter to its layer's weight when they load the
             file, and round the sum to 8 bits a channel, whose mean error biases take
             back. The file is `packed` as well.
-        kwargs: Passed on to Brevitas and from there to `torch.onnx.export`.
+        check: Load the file, run the example and compare it with torch; None: where
+            onnxruntime is installed.
+        kwargs: Passed on to Brevitas and from there to `torch.onnx.export`, such as
+            `input_names`, `output_names` and `dynamic_axes`.
+
+    Returns:
+        The largest difference from torch, None where it was not checked.
 
     Raises:
-        ModelError: The format cannot hold the model.
+        ModelError: The format cannot hold the model, or onnxruntime refuses the file.
         DataError: The model cannot be run on the example input.
         CoRaError: Options contradict each other, or a package that Brevitas needs is
             not installed.
@@ -79,21 +85,27 @@ def export_onnx_qcdq(
                 f"{option}={value}: packed weights and int8 kernels are written for "
                 f"opset 21 from a traced graph; leave {option} out"
             )
-    args = moved(args, _CPU)
-    ready = _ready(model, args, integer_biases=True)
+    ready, example = _ready(model, args, integer_biases=True)
     rounding = in_int8(ready, int8_kernels)
     manager = private.onnx_qcdq_manager()
-    with whole_file(export_path) as path, _explained(manager, ready):
-        opset = opset_version or (TRACED_OPSET if rewritten else 17)
-        options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
-        export(copy.deepcopy(ready), args=args, export_path=path, **options)
-        if rewritten:
-            _rewrite(path, rounding if int8_kernels else None)
+    difference = None
+    with whole_file(export_path) as path:
+        with _explained(manager, ready):
+            opset = opset_version or (TRACED_OPSET if rewritten else 17)
+            options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
+            names = _names(options, example)
+            traced = _traceable(ready)
+            export(traced, args=_arguments(example), export_path=path, **options)
+            if rewritten:
+                _rewrite(path, rounding if int8_kernels else None)
+        if wanted(check, "onnxruntime"):
+            difference = check_onnx(path, example, names)
+    return difference
 
 
 def export_qonnx(
     model: nn.Module,
-    args: Tensor,
+    args: Batch,
     export_path: str | os.PathLike[str],
     opset_version: int = 17,
     **kwargs: Any,
@@ -109,37 +121,67 @@ def export_qonnx(
     _check_onnx()
     from brevitas.export import export_qonnx as export
 
-    args = moved(args, _CPU)
-    ready = _ready(model, args, integer_biases=False)
+    ready, example = _ready(model, args, integer_biases=False)
     in_int8(ready, False)
     manager = private.qonnx_manager()
     with whole_file(export_path) as path, _explained(manager, ready):
         options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
+        _names(options, example)
         rounded = copy.deepcopy(ready)
         if private.rounds_in_its_own_way(rounded):
-            merge_quant_weights(rounded, args)
-        export(rounded, args=args, export_path=path, **options)
+            merge_quant_weights(rounded, *example.args)
+        flatten_outputs(rounded, unpack)
+        export(rounded, args=_arguments(example), export_path=path, **options)
 
 
 def export_torch_qcdq(
-    model: nn.Module, args: Tensor, export_path: str | os.PathLike[str], **kwargs: Any
-) -> None:
+    model: nn.Module,
+    args: Batch,
+    export_path: str | os.PathLike[str],
+    check: bool | None = None,
+    **kwargs: Any,
+) -> float | None:
     """Write a model, adapters included, as TorchScript with integer weights.
 
     `torch.jit.load` runs the file, without Brevitas.
 
-    Args and errors are those of `export_onnx_qcdq`; `kwargs` go to Brevitas.
+    Args and errors are those of `export_onnx_qcdq`; `kwargs` go to Brevitas, and the
+    file is checked with torch unless `check` is false.
     """
     from brevitas.export import export_torch_qcdq as export
 
-    args = moved(args, _CPU)
-    ready = _ready(model, args, integer_biases=True)
+    ready, example = _ready(model, args, integer_biases=True)
     in_int8(ready, False)
     manager = private.torch_qcdq_manager()
-    with whole_file(export_path) as path, _explained(manager, ready):
-        traced = export(copy.deepcopy(ready), args, **kwargs)
-        # Not torch.jit.save, which takes the process down where the disk is full.
-        Path(path).write_bytes(traced.save_to_buffer())
+    with whole_file(export_path) as path:
+        with _explained(manager, ready):
+            traced = export(_traceable(ready), _arguments(example), **kwargs)
+            # Not torch.jit.save, which takes the process down where the disk is full.
+            Path(path).write_bytes(traced.save_to_buffer())
+        if check is False:
+            return None
+        return check_torchscript(lambda: torch.jit.load(path), example, unpack)
+
+
+def _arguments(example: Example) -> Any:
+    """Example inputs as Brevitas takes them."""
+    return example.args[0] if len(example.args) == 1 else example.args
+
+
+def _traceable(ready: nn.Module) -> nn.Module:
+    """A copy whose answers are tensors or tuples of them."""
+    copied = copy.deepcopy(ready)
+    flatten_outputs(copied, unpack)
+    return copied
+
+
+def _names(options: dict[str, Any], example: Example) -> list[str]:
+    """Names of the inputs; several inputs and outputs get their own."""
+    several = len(example.inputs) > 1 or len(example.outputs) > 1
+    if several:
+        options.setdefault("input_names", example.input_names)
+        options.setdefault("output_names", example.output_names)
+    return list(options.get("input_names") or ())
 
 
 def _rewrite(path: str, rounding: Mapping[str, str] | None) -> None:
@@ -148,11 +190,12 @@ def _rewrite(path: str, rounding: Mapping[str, str] | None) -> None:
     from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
     from cora_plugin.integrations.onnx.packed import pack_weights
+    from cora_plugin.integrations.onnx.unsigned import unsigned_beside_moving
 
     if rounding is not None:
         rewrite(path, partial(for_int8_kernels, rounding=rounding))
     else:
-        rewrite(path, pack_weights, constants_by_arithmetic)
+        rewrite(path, pack_weights, unsigned_beside_moving, constants_by_arithmetic)
 
 
 def _check_onnx(*more: str) -> None:
@@ -166,8 +209,15 @@ def _check_onnx(*more: str) -> None:
 
 
 @torch.no_grad()
-def _ready(model: nn.Module, args: Tensor, integer_biases: bool) -> nn.Module:
-    """A copy on the CPU that has been seen to run with these arguments."""
+def _ready(
+    model: nn.Module, args: Batch, integer_biases: bool
+) -> tuple[nn.Module, Example]:
+    """A copy on the CPU that has been seen to run with these arguments.
+
+    Raises:
+        DataError: It does not.
+        ModelError: A bias cannot be stored as integers.
+    """
     copied = copy.deepcopy(model).cpu().eval()
     with ExitStack() as stack:
         for name, layer in copied.named_modules():
@@ -175,17 +225,8 @@ def _ready(model: nn.Module, args: Tensor, integer_biases: bool) -> nn.Module:
             if integer_biases and quantized:
                 checked = _checked(name, getattr(layer, private.INNER_FORWARD))
                 stack.enter_context(replaced(layer, private.INNER_FORWARD, checked))
-        try:
-            copied(args)
-        except CoRaError:
-            raise
-        except Exception as error:
-            given = list(args.shape) if isinstance(args, Tensor) else type(args)
-            raise DataError(
-                f"args: the model cannot be run with this example input, {given}: "
-                f"{error}; pass images as the model takes them"
-            ) from error
-    return copied
+        example = Example.of(copied, args, unpack)
+    return copied, example
 
 
 def _checked(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any
@@ -32,7 +33,9 @@ from cora_plugin.integrations.nncf.insert import (
 from cora_plugin.integrations.nncf.layers import Reference, check_model
 from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.integrations.provenance import check_made_for
-from cora_plugin.outputs import device_of
+from cora_plugin.integrations.scopes import evaluation
+from cora_plugin.items import Reader
+from cora_plugin.outputs import device_of, run
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
 from cora_plugin.width_plan import WidthPlan
@@ -50,6 +53,7 @@ def apply_cora(
     bias_correction: bool = True,
     plan: WidthPlan | None = None,
     pinned: Mapping[str, int] | None = None,
+    unpack: Callable[[Any], Any] | None = None,
 ) -> Report:
     """Give a model that NNCF quantized residual adapters, in place.
 
@@ -59,8 +63,9 @@ def apply_cora(
     Args:
         model: What `nncf.quantize` returned, changed in place; if anything fails, it is
             left unchanged.
-        dataset: An `nncf.Dataset`, or batches of images [N, …], alone or first in a
-            tuple such as `(images, targets)`; walked once.
+        dataset: An `nncf.Dataset`, whose items are the model's arguments, or an
+            iterable of images [N, …], `(images, targets)`, arguments in a tuple or
+            keywords in a mapping; walked once.
         config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
         reference: The float model, needed only where NNCF corrected biases (as it does
             by default) or training moved the weights; NNCF keeps float weights itself.
@@ -70,6 +75,8 @@ def apply_cora(
             held-out images.
         plan: What `plan_bits` chose, for a model that was quantized at its widths.
         pinned: Bit widths by layer name or glob that a menu is not to change.
+        unpack: From an item of the iterable to the model's arguments, a tensor, a tuple
+            or a mapping, where that is not clear; the report says how it was read.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -82,13 +89,14 @@ def apply_cora(
             "calibration data: a menu walks it twice, and an iterator can be walked "
             "once; pass a list, a DataLoader or an nncf.Dataset"
         )
-    host, batches = _hosted(model, dataset, reference, subset_size)
+    given = model, dataset, reference, subset_size, unpack
+    host, batches, reader = _hosted(*given)
     with ExitStack() as undo:
         if config.widths and plan is None:
-            plan = plan_widths(host, batches, config, pinned)
+            plan = plan_widths(host, batches, config, pinned, unpack=reader)
             undo.callback(host.widen(plan.layer_bits))
-            host, batches = _hosted(model, dataset, reference, subset_size)
-        report = CoRa(config).apply(host, batches, plan)
+            host, batches, reader = _hosted(*given)
+        report = CoRa(config).apply(host, batches, plan, reader)
         undo.pop_all()
     vars(model)["cora_config"] = report.config  # for `save_cora`
     return report
@@ -101,6 +109,7 @@ def plan_bits(
     reference: Reference | None = None,
     subset_size: int | None = None,
     pinned: Mapping[str, int] | None = None,
+    unpack: Callable[[Any], Any] | None = None,
 ) -> WidthPlan:
     """Choose bit widths and adapters together; the model stays unchanged.
 
@@ -115,12 +124,13 @@ def plan_bits(
         reference: As for `apply_cora`.
         subset_size: As for `apply_cora`.
         pinned: Bit widths by layer name or glob that are not to be chosen.
+        unpack: As for `apply_cora`.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    host, batches = _hosted(model, dataset, reference, subset_size)
-    return plan_widths(host, batches, config, pinned)
+    host, batches, reader = _hosted(model, dataset, reference, subset_size, unpack)
+    return plan_widths(host, batches, config, pinned, unpack=reader)
 
 
 def expand_weights(
@@ -153,31 +163,38 @@ def _hosted(
     dataset: nncf.Dataset | Iterable[Any],
     reference: Reference | None,
     subset_size: int | None,
-) -> tuple[NNCFHost, Iterator[Any]]:
-    """The host of a model, and the batches to calibrate with."""
+    unpack: Callable[[Any], Any] | None,
+) -> tuple[NNCFHost, Iterator[Any], Reader]:
+    """The host of a model, the items to calibrate with, and what reads them."""
     if subset_size is not None and subset_size < 1:
         raise ConfigError(
             ("subset_size",), f"{subset_size} uses no data; pass 1 or more"
         )
     check_model(model)
     load_extension(device_of(model))
-    batches = islice(_batches(dataset), subset_size)
+    batches = islice(iter(_batches(dataset, model)), subset_size)
     first = next(batches, None)
     if first is None:
         raise DataError(
             "calibration data: the dataset is empty; pass a few dozen images"
         )
-    images = first[0] if isinstance(first, list | tuple) else first
-    return NNCFHost(model, images, reference), chain([first], batches)
+    if unpack is None and isinstance(dataset, nncf.Dataset):
+        unpack = _as_they_are
+    reader = Reader(partial(run, model), unpack)
+    with evaluation(model):
+        example = reader(first)
+    return NNCFHost(model, example, reference), chain([first], batches), reader
 
 
-def _batches(dataset: nncf.Dataset | Iterable[Any]) -> Iterator[Any]:
-    """What `CoRa` reads; an NNCF dataset's items are the arguments of the model."""
+def _as_they_are(item: Any) -> Any:
+    """An NNCF dataset's items are the arguments of the model."""
+    return item
+
+
+def _batches(dataset: nncf.Dataset | Iterable[Any], model: nn.Module) -> Iterable[Any]:
     if not isinstance(dataset, nncf.Dataset):
-        yield from dataset
-        return
-    for item in ImageDataset(dataset).get_inference_data():
-        yield tuple(item.values()) if isinstance(item, dict) else item
+        return dataset
+    return ImageDataset(dataset, model).get_inference_data()
 
 
 class CoRaAlgorithm(TorchStep):

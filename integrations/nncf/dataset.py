@@ -1,27 +1,31 @@
 """Checks the calibration data that NNCF passes to a model."""
 
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import nncf
-from torch import Tensor
+from torch import nn
 
 from cora_plugin.adapters.errors import DataError
+from cora_plugin.batches import tensors
 
 
 class ImageDataset(nncf.Dataset):
-    """An NNCF dataset that refuses items other than one tensor of images.
+    """An NNCF dataset that refuses items which the model cannot be called with.
 
     NNCF calls the model with whatever a dataset yields, so `(images, targets)` would
     fail deep inside a layer.
 
     Args:
         dataset: The dataset, whose items are handed on as they are.
+        model: The model, whose arguments the items have to be.
     """
 
-    def __init__(self, dataset: nncf.Dataset) -> None:
+    def __init__(self, dataset: nncf.Dataset, model: nn.Module | None = None) -> None:
         super().__init__(dataset)
         self._dataset = dataset
+        self._model = model
 
     def get_data(self, indices: list[int] | None = None) -> Iterable[Any]:
         """The source's items."""
@@ -32,21 +36,32 @@ class ImageDataset(nncf.Dataset):
         """The model's inputs.
 
         Raises:
-            DataError: An item is not one tensor.
+            DataError: An item is not what the model takes.
         """
         for index, item in enumerate(self._dataset.get_inference_data(indices)):
-            if isinstance(item, dict):
-                parts = tuple(item.values())
-            else:
-                parts = item if isinstance(item, tuple) else (item,)
-            if len(parts) != 1 or not isinstance(parts[0], Tensor):
+            if not any(True for _ in tensors(item)) or not self._takes(item):
                 raise DataError(
                     f"calibration data: item {index} of the nncf.Dataset is "
                     f"{_describe(item)}, and NNCF would call the model with that; pick "
-                    "one tensor of images, as by nncf.Dataset(loader, lambda item: "
+                    "what the model takes, as by nncf.Dataset(loader, lambda item: "
                     "item[0])"
                 )
             yield item
+
+    def _takes(self, item: Any) -> bool:
+        """Whether the model has as many arguments as NNCF would call it with."""
+        arguments = item if isinstance(item, tuple) else (item,)
+        if self._model is None:
+            return True
+        signature = inspect.signature(self._model.forward)
+        try:
+            if isinstance(item, dict):
+                signature.bind(**item)
+            else:
+                signature.bind(*arguments)
+        except TypeError:
+            return False
+        return not isinstance(item, list)
 
     def get_length(self) -> int | None:
         """Number of items, if the source knows."""

@@ -7,7 +7,7 @@ import copy
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,25 +20,25 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.integrations.checked import check_onnx, check_openvino, wanted
+from cora_plugin.integrations.example import Example, flatten_outputs
 from cora_plugin.integrations.nncf import private
 from cora_plugin.integrations.nncf.insert import in_int8
 from cora_plugin.integrations.nncf.layers import check_model
 from cora_plugin.integrations.nncf.private import get_hook_storage
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.required import require
-from cora_plugin.outputs import device_of, moved
-
-_CPU = torch.device("cpu")
-"""Where models are traced for files: they are the same from any device."""
+from cora_plugin.outputs import Batch, device_of, moved
 
 
 def export_openvino(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     path: str | os.PathLike[str],
     compress_to_fp16: bool = True,
     int8_kernels: bool = False,
-) -> None:
+    check: bool | None = None,
+) -> float | None:
     """Write a model, adapters included, as OpenVINO IR: `path` and its `.bin`.
 
     Weights of 4 bits and fewer are stored as packed i4, 8-bit weights and adapters as
@@ -46,16 +46,22 @@ def export_openvino(
 
     Args:
         model: The quantized model.
-        example_input: Input that the model is traced with, [N, …].
+        example_input: Input that the model is traced with: [N, …], a tuple of arguments
+            or a mapping of keywords.
         path: The `.xml` file.
         compress_to_fp16: Store what is not quantized as float16, as far as OpenVINO
             does: where activations are quantized, 2026.4 leaves all of it in float32.
         int8_kernels: Fold adapters into weights of 8 bits, which OpenVINO runs in int8
             kernels, as `export_onnx` does; all weights are stored as i8.
+        check: Load the file, run the example and compare it with torch; None: yes.
+
+    Returns:
+        The largest difference from torch, None where it was not checked.
 
     Raises:
         FileError: The path does not end in .xml.
-        ModelError: The model is not one of NNCF's.
+        ModelError: The model is not one of NNCF's, or OpenVINO refuses the file.
+        DataError: The model does not run with the example.
         CoRaError: openvino, onnx or onnx-ir is missing.
         OSError: A file cannot be written; what was there before is left.
     """
@@ -68,6 +74,8 @@ def export_openvino(
 
     from cora_plugin.integrations.nncf.ir import divide_factors
 
+    example = Example.of(_copy(model).cpu(), example_input)
+    difference = None
     with (
         whole_file(target) as xml,
         whole_file(target.with_suffix(".bin")) as binary,
@@ -76,17 +84,22 @@ def export_openvino(
         if int8_kernels:
             with TemporaryDirectory() as folder:
                 traced = Path(folder) / "model.onnx"
-                export_onnx(model, example_input, traced, int8_kernels=True)
+                export_onnx(
+                    model, example_input, traced, int8_kernels=True, check=False
+                )
                 converted = openvino.convert_model(traced)
         else:
             copied = _with_own_levels(_copy(model).cpu())
             in_int8(copied, False)
-            example = moved(example_input, _CPU)
-            converted = openvino.convert_model(copied, example_input=example)
+            flatten_outputs(copied)
+            args = example.args[0] if len(example.args) == 1 else example.args
+            converted = openvino.convert_model(copied, example_input=args)
             divide_factors(converted)
         written = Path(xml).with_suffix(".bin")
         try:
             openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
+            if check is not False:
+                difference = check_openvino(xml, example)
             os.replace(written, binary)
         except RuntimeError as error:  # a full disk is a "basic_ios::clear" there
             raise OSError(
@@ -95,30 +108,45 @@ def export_openvino(
             ) from error
         finally:
             written.unlink(missing_ok=True)
+    return difference
 
 
 def export_onnx(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Batch,
     path: str | os.PathLike[str],
     int8_kernels: bool = False,
-) -> None:
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    check: bool | None = None,
+) -> float | None:
     """Write a model, adapters included, as ONNX of standard operators (opset 21).
 
     Weights are integers behind a DequantizeLinear: int4 at 4 bits and fewer, else int8;
-    adapters likewise. The batch size is free.
+    adapters likewise. The batch size is free, unless `dynamic_axes` says otherwise.
 
     Args:
         model: The quantized model.
-        example_input: Input that the model is traced with, [N, …].
+        example_input: Input that the model is traced with: [N, …], a tuple of arguments
+            or a mapping of keywords.
         path: The ONNX file.
         int8_kernels: Write the graph so that onnxruntime and OpenVINO run it in int8
             kernels: they add each adapter to its layer's weight when they load the
             file, and round the sum to 8 bits a channel, whose mean error biases take
             back. The file still stores packed weights and factors.
+        input_names: Names of the inputs; None: `input`, or those of the arguments.
+        output_names: Names of the outputs; None: `output`, or their own.
+        dynamic_axes: Axes that are left free, as `torch.onnx.export` takes them.
+        check: Load the file, run the example and compare it with torch; None: where
+            onnxruntime is installed.
+
+    Returns:
+        The largest difference from torch, None where it was not checked.
 
     Raises:
-        ModelError: The model is not one of NNCF's.
+        ModelError: The model is not one of NNCF's, or onnxruntime refuses the file.
+        DataError: The model does not run with the example.
         CoRaError: onnx or onnx-ir is missing.
         OSError: The file cannot be written; what was there before is left.
     """
@@ -128,24 +156,35 @@ def export_onnx(
     from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
     from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
+    from cora_plugin.integrations.onnx.unsigned import unsigned_beside_moving
 
     copied = _copy(model).cpu()
+    example = Example.of(copied, example_input)
     rounding = in_int8(copied, int8_kernels)
+    flatten_outputs(copied)
+    inputs = list(input_names or example.input_names)
+    outputs = list(output_names or example.output_names)
+    if dynamic_axes is None:
+        dynamic_axes = example.dynamic_axes(inputs, outputs)
+    difference = None
     with whole_file(path) as temporary, _quiet_tracing():
         torch.onnx.export(
             copied,
-            (moved(example_input, _CPU),),
+            example.args,
             temporary,
             dynamo=False,
             opset_version=TRACED_OPSET,
-            input_names=["input"],
-            output_names=["output"],
-            dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=dynamic_axes,
         )
-        last = constants_by_arithmetic
+        steps = [unsigned_beside_moving, constants_by_arithmetic]
         if int8_kernels:
-            last = partial(for_int8_kernels, rounding=rounding)
-        rewrite(temporary, fake_quantize_to_qdq, last)
+            steps = [partial(for_int8_kernels, rounding=rounding)]
+        rewrite(temporary, fake_quantize_to_qdq, *steps)
+        if wanted(check, "onnxruntime"):
+            difference = check_onnx(temporary, example, inputs)
+    return difference
 
 
 def exportable(model: nn.Module) -> nn.Module:
@@ -161,12 +200,22 @@ def exportable(model: nn.Module) -> nn.Module:
 
 
 def export_program(
-    model: nn.Module, example_input: Tensor
+    model: nn.Module, example_input: Batch
 ) -> torch.export.ExportedProgram:
-    """Run `torch.export` on a model, adapters included."""
+    """Run `torch.export` on a model, adapters included.
+
+    Args:
+        model: The quantized model.
+        example_input: As for `export_onnx`.
+    """
     with torch.no_grad():
         example = moved(example_input, device_of(model))
-        return torch.export.export(exportable(model), (example,))
+        args, keywords = (example,), None
+        if isinstance(example, Mapping):
+            args, keywords = (), dict(example)
+        elif isinstance(example, tuple):
+            args = example
+        return torch.export.export(exportable(model), args, keywords)
 
 
 class StaticQuantizer(nn.Module):

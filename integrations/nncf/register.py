@@ -178,7 +178,8 @@ def _with_images_only(original: Any) -> Any:
     def quantize_impl(*args: Any, **kwargs: Any) -> Any:
         if _flag(kwargs.get("advanced_parameters")) is not None:
             dataset = kwargs["calibration_dataset"]
-            kwargs["calibration_dataset"] = ImageDataset(dataset)
+            model = kwargs["model"]
+            kwargs["calibration_dataset"] = ImageDataset(dataset, model)
         return original(*args, **kwargs)
 
     return quantize_impl

@@ -38,6 +38,7 @@ from cora_plugin.integrations.onnx.rounding import (
 )
 from cora_plugin.integrations.onnx.steps import merge_steps
 from cora_plugin.integrations.onnx.sums import round_sums
+from cora_plugin.integrations.onnx.unsigned import unsigned_beside_moving
 
 TOP = 127
 """Largest magnitude of an 8-bit weight."""
@@ -69,6 +70,7 @@ def for_int8_kernels(graph: Graph, rounding: Mapping[str, str] | None = None) ->
         round_before_moving,
         round_after_moving,
         _integer_weights,
+        unsigned_beside_moving,
         constants_by_arithmetic,
     ):
         step(graph)
