@@ -1,6 +1,7 @@
 """Example inputs of exports: whatever a model takes, as the arguments of a tracer."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError, DataError
 from cora_plugin.batches import samples, tensors
 from cora_plugin.outputs import Batch, device_of, moved, named
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,18 @@ class Example:
             for name, value in pairs
             if value.ndim and len(value) == count
         }
+
+
+def in_float32(model: nn.Module) -> nn.Module:
+    """A copy that is about to be traced, in float32, in place.
+
+    Tracers of quantizers know no other type. What is quantized is stored as integers
+    all the same; the rest of the file computes in float32.
+    """
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    for dtype in types - {torch.float32}:
+        log.info("the model is of %s; the file computes in float32", dtype)
+    return model.float()
 
 
 def flatten_outputs(

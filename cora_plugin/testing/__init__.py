@@ -8,6 +8,7 @@ It needs pytest. A test module of a toolkit's host is a subclass:
 """
 
 from cora_plugin.testing.contract import HostContract
+from cora_plugin.testing.kinds import KINDS, net_of
 from cora_plugin.testing.net import LAYERS, Net, images, trained
 
-__all__ = ["LAYERS", "HostContract", "Net", "images", "trained"]
+__all__ = ["KINDS", "LAYERS", "HostContract", "Net", "images", "net_of", "trained"]

@@ -30,6 +30,7 @@ from cora_plugin.testing.checks import (
     state,
     whole,
 )
+from cora_plugin.testing.kinds import KINDS, net_of
 from cora_plugin.testing.net import LAYERS, Net, images, trained
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -55,9 +56,11 @@ class HostContract:
 
     It must implement `quantized` and `host_of`, and may implement the others, where the
     toolkit has an idiom of its own. `requantizes` says whether the host can quantize
-    other main weights; `bits` which widths the layers of a quantized `Net` may have.
+    other main weights; `bits` which widths the layers of a quantized `Net` may have;
+    `unsupported` which of `KINDS` of layers the toolkit does not quantize.
     """
 
+    unsupported: ClassVar[frozenset[str]] = frozenset()
     requantizes: ClassVar[bool] = False
     bits: ClassVar[frozenset[int]] = frozenset({4})
 
@@ -290,6 +293,30 @@ class HostContract:
         error = (output - expected).abs().mean()
         # A rounding difference may tip an activation to its next level.
         assert error < 0.02 * (plain - expected).abs().mean()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_kind_of_layer_is_served(
+        self, kind: str, batches: Batches, unseen: Tensor
+    ) -> None:
+        if kind in self.unsupported:
+            pytest.skip(f"the toolkit does not quantize: {kind}")
+        model = self.quantized(net_of(kind), batches)
+        host = self.host_of(model, batches)
+        assert not host.skipped
+        before = state(model)
+        with torch.no_grad(), host.prepared():
+            with float_weights(host):
+                expected = only(host.run(unseen))
+            plain = only(host.run(unseen))
+            for make in (whole, factored):
+                host.correct(Correction(make(host)))
+                error = (only(host.run(unseen)) - expected).abs().mean()
+                assert error < 0.05 * (plain - expected).abs().mean(), make
+            host.correct(Correction())
+        assert_same_state(model, before)
+        report = CoRa("budget=0.4").apply(host, batches)
+        assert report.after.value < 0.6 * report.before.value
+        assert all(row.macs or not row.rank for row in report.layers)
 
     def test_no_adapters_change_nothing(
         self, host: Host, model: nn.Module, unseen: Tensor

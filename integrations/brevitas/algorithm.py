@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
+import torch
 from brevitas.graph.base import GraphTransform
 from torch import nn
 
@@ -15,6 +18,7 @@ from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
 from cora_plugin.config import CoRaConfig
+from cora_plugin.integrations.brevitas import layers
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.insert import (
     check_provenance,
@@ -26,10 +30,16 @@ from cora_plugin.integrations.brevitas.insert import (
 )
 from cora_plugin.integrations.brevitas.layers import Reference
 from cora_plugin.integrations.brevitas.order import refuse_bias_corrected
+from cora_plugin.integrations.brevitas.private import (
+    QuantWeightBiasInputOutputLayer,
+    keeping_inputs,
+    lacks_input,
+)
 from cora_plugin.integrations.host import refuse_without_adapters
-from cora_plugin.integrations.scopes import replaced
-from cora_plugin.items import arguments
+from cora_plugin.integrations.scopes import evaluation, replaced
+from cora_plugin.items import Reader, arguments
 from cora_plugin.layer import Correction
+from cora_plugin.outputs import run
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
 from cora_plugin.width_plan import WidthPlan
@@ -65,6 +75,7 @@ def apply_cora(
         CoRaError: Something that the caller can change is wrong.
     """
     algorithm = CoRa(config)
+    calib_loader = _seen(model, calib_loader, unpack)
     report = algorithm.apply(_host(model, reference), calib_loader, plan, unpack)
     note_config(model, report.config)
     return report
@@ -96,6 +107,7 @@ def plan_bits(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
+    calib_loader = _seen(model, calib_loader, unpack)
     host = _host(model, reference)
     return plan_widths(host, calib_loader, config, pinned, unpack=unpack)
 
@@ -118,6 +130,31 @@ def expand_weights(
     report = series.expand_weights(_host(model, reference), config)
     note_config(model, report.config)
     return report
+
+
+def _seen(
+    model: nn.Module, loader: Iterable[Any], unpack: Callable[[Any], Any] | None
+) -> Iterable[Any]:
+    """Show a first batch to weight quantizers that go by their layer's input.
+
+    Returns:
+        The loader, with what was taken from it.
+    """
+    asking = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, QuantWeightBiasInputOutputLayer) and lacks_input(layer)
+    ]
+    if not asking:
+        return loader
+    items = iter(loader)
+    first = next(items, None)
+    if first is None:
+        return ()
+    call = partial(run, model, unpack=layers.unpack)
+    with torch.no_grad(), evaluation(model), keeping_inputs(asking):
+        call(Reader(call, unpack)(first))
+    return chain([first], items)
 
 
 def _host(model: nn.Module, reference: Reference | None) -> BrevitasHost:

@@ -25,7 +25,7 @@ from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.insert import in_int8
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.checked import check_onnx, check_torchscript, wanted
-from cora_plugin.integrations.example import Example, flatten_outputs
+from cora_plugin.integrations.example import Example, flatten_outputs, in_float32
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.outputs import Batch
@@ -214,11 +214,15 @@ def _ready(
 ) -> tuple[nn.Module, Example]:
     """A copy on the CPU that has been seen to run with these arguments.
 
+    Formats with integer biases are traced in float32.
+
     Raises:
         DataError: It does not.
         ModelError: A bias cannot be stored as integers.
     """
     copied = copy.deepcopy(model).cpu().eval()
+    if integer_biases:
+        copied = in_float32(copied)
     with ExitStack() as stack:
         for name, layer in copied.named_modules():
             quantized = isinstance(layer, private.QuantWeightBiasInputOutputLayer)

@@ -25,13 +25,17 @@ from cora_plugin.integrations.brevitas.insert import (
 from cora_plugin.integrations.brevitas.layers import (
     SUPPORTED,
     Reference,
+    kind_of,
     read_layers,
     unpack,
 )
 from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
     injector,
+    is_pruned,
+    needs_scale,
     quantization_status_manager,
+    with_value,
 )
 from cora_plugin.integrations.brevitas.training import (
     roles,
@@ -114,7 +118,17 @@ class BrevitasHost:
 
     def run(self, batch: Batch) -> Outputs:
         """The model's outputs, plain tensors on the model's device."""
-        return run(self.model, batch, unpack)
+        try:
+            return run(self.model, batch, unpack)
+        except (AssertionError, RuntimeError) as error:
+            if not needs_scale(error):
+                raise
+            raise ModelError(
+                f"a layer needs the scale of what comes in ({error}), and a convolution "
+                "or linear layer right before it hands on a plain tensor while weights "
+                "are tried; put a quantizer between them (QuantIdentity with "
+                "return_quant_tensor=True), or give the layer before an output_quant"
+            ) from error
 
     @contextmanager
     def acting(
@@ -177,6 +191,12 @@ class BrevitasHost:
         quantized = {}
         for name, value in weights.items():
             layer = self._module(name)
+            if is_pruned(layer) and bits is None:
+                raise ModelError(
+                    f"{name}: torch's pruning computes its weight as it runs, so that "
+                    "no other can be put in; call prune.remove(layer, 'weight') before "
+                    "quantizing, or use alternations=0"
+                )
             held = layer.weight.detach()
             given = self._read[0][name].weight
             if not torch.equal(held.to(given), given):
@@ -294,8 +314,10 @@ def _shifted(layer: Any, shift: Tensor) -> Any:
     inner = getattr(layer, INNER_FORWARD)
 
     def inner_forward_impl(*args: Any) -> Any:
-        y = unpack(inner(*args))
-        return y + shift.to(y).view(-1, *[1] * SUPPORTED[type(layer)])
+        result = inner(*args)
+        y = unpack(result)
+        ones = [1] * SUPPORTED[kind_of(layer)]
+        return with_value(result, y + shift.to(y).view(-1, *ones))
 
     return inner_forward_impl
 

@@ -18,12 +18,13 @@ from cora_plugin.adapters.form import Role
 from cora_plugin.adapters.quantized import QuantizedTensor
 from cora_plugin.integrations.brevitas.layers import (
     SUPPORTED,
+    kind_of,
     operation_of,
     quantized_weight,
     unpack,
 )
 from cora_plugin.integrations.brevitas.order import unwatch_rounding, watch_rounding
-from cora_plugin.integrations.brevitas.private import is_same_padded
+from cora_plugin.integrations.brevitas.private import is_same_padded, with_value
 from cora_plugin.integrations.host import check_fit, refuse_carriers
 from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.integrations.scopes import evaluation
@@ -124,13 +125,15 @@ class _Adapted:
             original = self.cora_float_weight
             weight = quant_weight if original is None else original
             return inner(x, weight, quant_bias)
-        y = unpack(inner(x, quant_weight, quant_bias))
+        result = inner(x, quant_weight, quant_bias)
+        y = unpack(result)
         if self.cora is not None:
             # One by one: exports fold what is added to a layer's own output.
             for share in self.cora(unpack(x)):
                 y = y + share
         # Last, where exports for int8 kernels find it once the adapter is folded.
-        return y if self.cora_shift is None else y + self.cora_shift
+        y = y if self.cora_shift is None else y + self.cora_shift
+        return with_value(result, y)
 
 
 class CoRaQuantLinear(_Adapted, qnn.QuantLinear):
@@ -157,10 +160,23 @@ class CoRaQuantConv3d(_Adapted, qnn.QuantConv3d):
     cora_base = qnn.QuantConv3d
 
 
-_ADAPTED = {
+_ADAPTED: dict[type[Any], type[Any]] = {
     each.cora_base: each
     for each in (CoRaQuantLinear, CoRaQuantConv1d, CoRaQuantConv2d, CoRaQuantConv3d)
 }
+
+
+def carries(layer: Any) -> bool:
+    """Whether a layer can be given an adapter: it is of a supported kind."""
+    return layer is not None and kind_of(layer) in SUPPORTED
+
+
+def _adapted(base: type[Any]) -> type[Any]:
+    """The type of a layer with an adapter; made where a user's subclass has one."""
+    if base not in _ADAPTED:
+        members = {"cora_base": base, "__doc__": f"A {base.__name__} with an adapter."}
+        _ADAPTED[base] = type(f"CoRa{base.__name__}", (_Adapted, base), members)
+    return _ADAPTED[base]
 
 
 class _Factor:
@@ -242,14 +258,14 @@ def insert_correction(
     parts = []
     for name in names:
         layer: Any = modules.get(name)
-        weight = layer.weight if type(layer) in _ADAPTED else None
+        weight = layer.weight if carries(layer) else None
         adapter, given = correction.adapters.get(name), correction.shifts.get(name)
         check_fit(name, weight, getattr(layer, "groups", 1), adapter, given)
         branch = None if adapter is None else make(name, layer, adapter)
         shift = None if given is None else _shift(layer, given)
         parts.append((name, layer, branch, shift, correction.weights.get(name)))
     for name, layer, branch, shift, weight in parts:
-        layer.__class__ = _ADAPTED[type(layer)]
+        layer.__class__ = _adapted(type(layer))
         layer.cora = branch
         watch_rounding(name, layer)
         layer.register_buffer("cora_shift", shift)
@@ -257,26 +273,20 @@ def insert_correction(
         if weight is not None:
             layer.cora_float_weight = layer.weight.detach().clone()
             layer.weight.data.copy_(weight)
-        layer.cora_returned_quant_tensor = layer.return_quant_tensor
-        # A sum of float outputs has no scale of its own to return.
-        if not layer.output_quant.is_quant_enabled:
-            layer.return_quant_tensor = False
 
 
 def _shift(layer: Any, shift: Tensor) -> Tensor:
     """A shift [m] in the shape that adds to a layer's output."""
-    return shift.to(layer.weight).view(-1, *[1] * SUPPORTED[type(layer)])
+    return shift.to(layer.weight).view(-1, *[1] * SUPPORTED[kind_of(layer)])
 
 
 def remove_correction(model: nn.Module) -> None:
     """Take a correction out of a model."""
     for layer in corrected(model).values():
         layer.__class__ = type(layer).cora_base
-        layer.return_quant_tensor = layer.cora_returned_quant_tensor
         if layer.cora_float_weight is not None:
             layer.weight.data.copy_(layer.cora_float_weight)
-        del layer.cora, layer.cora_shift, layer.cora_returned_quant_tensor
-        del layer.cora_float_weight
+        del layer.cora, layer.cora_shift, layer.cora_float_weight
         unwatch_rounding(layer)
 
 
@@ -302,7 +312,7 @@ def check_provenance(model: nn.Module, adapters: Mapping[str, Adapter]) -> None:
     """Raise for the first adapter that was made for another quantized weight."""
     weights = {}
     for name, layer in model.named_modules():
-        if name in adapters and type(layer) in _ADAPTED:
+        if name in adapters and carries(layer):
             with evaluation(layer):
                 weights[name] = (*quantized_weight(layer), operation_of(layer))
     check_made_for(adapters, weights)
@@ -347,7 +357,7 @@ def _quant_linear(stored: QuantizedTensor) -> nn.Module:
 
 def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
     """A layer that slides as `layer` does, with other filters."""
-    layer_type = type(layer)
+    layer_type = kind_of(layer)
     if not SUPPORTED[layer_type]:
         return _quant_linear(stored)
     made = _FACTOR[layer_type](
@@ -365,7 +375,7 @@ def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
 
 
 def _pointwise(layer: Any, stored: QuantizedTensor) -> nn.Module:
-    layer_type = type(layer)
+    layer_type = kind_of(layer)
     if not SUPPORTED[layer_type]:
         return _quant_linear(stored)
     rows, rank = stored.values.shape[:2]

@@ -15,9 +15,11 @@ from cora_plugin.adapters.operation import Padding
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.brevitas.order import bias_corrected
 from cora_plugin.integrations.brevitas.private import (
+    INNER_FORWARD,
     QuantWeightBiasInputOutputLayer,
     is_same_padded,
     kept_weight,
+    lacks_input,
 )
 from cora_plugin.integrations.host import given_weight
 from cora_plugin.layer import QuantizedLayer
@@ -61,7 +63,7 @@ def _bias(layer: Any) -> Tensor:
 
 def operation_of(layer: Any) -> Operation:
     """The convolution or linear operation of a supported layer."""
-    dimensions = SUPPORTED[_base(layer)]
+    dimensions = SUPPORTED[kind_of(layer)]
     if not dimensions:
         return Operation()
     padding = layer.padding
@@ -82,22 +84,35 @@ def operation_of(layer: Any) -> Operation:
     )
 
 
-def _base(layer: nn.Module) -> type[nn.Module]:
-    """The Brevitas type of a layer, looking through an adapter's subclass."""
-    layer_type = type(layer)
-    return (
-        layer_type
-        if layer_type in SUPPORTED
-        else getattr(layer_type, "cora_base", layer_type)
-    )
+def kind_of(layer: nn.Module) -> type[nn.Module]:
+    """The type of `SUPPORTED` that a layer is, else its own.
+
+    Subclasses count, an adapter's and a user's, where they run as the type does.
+    """
+    own: type[nn.Module] = getattr(type(layer), "cora_base", type(layer))
+    for base in SUPPORTED:
+        if issubclass(own, base) and all(
+            getattr(own, name) is getattr(base, name) for name in _RUNS
+        ):
+            return base
+    return own
+
+
+_RUNS = ("forward", "forward_impl", INNER_FORWARD)
+"""The methods by which a layer runs."""
 
 
 def obstacle(layer: Any) -> str | None:
     """Why a quantized layer cannot carry an adapter, or None."""
-    if _base(layer) not in SUPPORTED:
+    if kind_of(layer) not in SUPPORTED:
         return f"{type(layer).__name__} is not supported"
     if not layer.weight_quant.is_quant_enabled:
         return "its weight is not quantized"
+    if lacks_input(layer):
+        return (
+            "its weight quantizer goes by the layer's input, which is not known; use "
+            "apply_cora, which has it from the loader"
+        )
     return None
 
 
@@ -123,7 +138,7 @@ def read_layers(
             continue
         if inside_adapter(model, name):
             continue
-        if layer.weight_quant.is_quant_enabled:
+        if layer.weight_quant.is_quant_enabled and not lacks_input(layer):
             quantized[name] = layer.quant_weight()
         reason = obstacle(layer)
         if reason is not None:

@@ -46,10 +46,26 @@ it), inputs and outputs are observed, and shifts are tried. Seen in 0.13.4."""
 def kept_weight(layer: Any) -> Tensor | None:
     """The float weight that GPTQ and the like keep of a layer, if they do.
 
-    The residual that adapters give back is taken from it. `weight_orig` of 0.13.4.
+    The residual that adapters give back is taken from it. `weight_orig` of 0.13.4. The
+    pruning of torch has a parameter of that name, the weights before they were pruned,
+    beside a mask: they are none of the network's.
     """
     weight: Tensor | None = getattr(layer, "weight_orig", None)
-    return weight
+    return None if is_pruned(layer) else weight
+
+
+def is_pruned(layer: Any) -> bool:
+    """Whether `torch.nn.utils.prune` computes the layer's weight as it runs."""
+    return hasattr(layer, "weight_orig") and hasattr(layer, "weight_mask")
+
+
+def with_value(result: Any, value: Tensor) -> Any:
+    """A layer's output with another value, and the scale that it had.
+
+    Layers behind it may need that scale: a bias in its steps, a truncation. QuantTensors
+    are named tuples with a `value`, in 0.13.4.
+    """
+    return value if isinstance(result, Tensor) else result._replace(value=value)
 
 
 def renew_kept_weight(layer: Any) -> None:
@@ -128,6 +144,44 @@ def before_building(proxy: Any, check: Callable[[Any], None]) -> None:
 def build_unchecked(proxy: Any) -> None:
     """Undo `before_building`."""
     vars(proxy).pop("init_tensor_quant", None)
+
+
+def lacks_input(layer: Any) -> bool:
+    """Whether a weight quantizer needs its layer's input, and has not seen any.
+
+    That of A2Q goes by bit width and sign of the input. `requires_quant_input` of
+    0.13.4, and `_cached_act`, where the proxy keeps what it has seen.
+    """
+    proxy = layer.weight_quant
+    if not (proxy.is_quant_enabled and getattr(proxy, "requires_quant_input", False)):
+        return False
+    return getattr(proxy, "_cached_act", None) is None
+
+
+def needs_scale(error: Exception) -> bool:
+    """Whether an error is that of a layer which needs a QuantTensor and has none.
+
+    The words are those of 0.13.4, which has no class of its own for it.
+    """
+    words = "Input scale required", "not correctly configured"
+    return any(each in str(error) for each in words)
+
+
+@contextmanager
+def keeping_inputs(layers: list[Any]) -> Iterator[None]:
+    """Within it weight quantizers keep what they see of their layer's input.
+
+    `cache_inference_quant_act` of 0.13.4; scale, zero point and bit width alone.
+    """
+    proxies = [layer.weight_quant for layer in layers]
+    before = [proxy.cache_inference_quant_act for proxy in proxies]
+    for proxy in proxies:
+        proxy.cache_inference_quant_act = True
+    try:
+        yield
+    finally:
+        for proxy, value in zip(proxies, before, strict=True):
+            proxy.cache_inference_quant_act = value
 
 
 # GPTQ, GPFQ, Qronos, MagR

@@ -21,7 +21,11 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.checked import check_onnx, check_openvino, wanted
-from cora_plugin.integrations.example import Example, flatten_outputs
+from cora_plugin.integrations.example import (
+    Example,
+    flatten_outputs,
+    in_float32,
+)
 from cora_plugin.integrations.nncf import private
 from cora_plugin.integrations.nncf.insert import in_int8
 from cora_plugin.integrations.nncf.layers import check_model
@@ -74,7 +78,7 @@ def export_openvino(
 
     from cora_plugin.integrations.nncf.ir import divide_factors
 
-    example = Example.of(_copy(model).cpu(), example_input)
+    example = Example.of(in_float32(_copy(model).cpu()), example_input)
     difference = None
     with (
         whole_file(target) as xml,
@@ -89,7 +93,7 @@ def export_openvino(
                 )
                 converted = openvino.convert_model(traced)
         else:
-            copied = _with_own_levels(_copy(model).cpu())
+            copied = _with_own_levels(in_float32(_copy(model).cpu()))
             in_int8(copied, False)
             flatten_outputs(copied)
             args = example.args[0] if len(example.args) == 1 else example.args
@@ -158,7 +162,7 @@ def export_onnx(
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
     from cora_plugin.integrations.onnx.unsigned import unsigned_beside_moving
 
-    copied = _copy(model).cpu()
+    copied = in_float32(_copy(model).cpu())
     example = Example.of(copied, example_input)
     rounding = in_int8(copied, int8_kernels)
     flatten_outputs(copied)

@@ -45,7 +45,7 @@ def fused_quantizers(model: nn.Module) -> Iterator[tuple[nn.Module, Quantize]]:
         low, span = range_of(quantizer)
         if low.dtype != torch.float32 or low.shape[0] != 1:
             continue  # Of a weight: a range for each of its outputs.
-        quantize = _fused(low, span, quantizer.levels)
+        quantize = _fused(low, span, quantizer.levels, quantizer.forward)
         shape = [-1] + [1] * (low.ndim - 1)
         probe = low + span * torch.linspace(-0.5, 1.5, 1023).to(low).view(shape)
         if torch.equal(quantize(probe), quantizer(probe)):
@@ -63,8 +63,11 @@ def range_of(quantizer: Any) -> tuple[Tensor, Tensor]:
     return low, span
 
 
-def _fused(low: Tensor, span: Tensor, levels: int) -> Quantize:
-    """Clip to the range, round to its levels, in NNCF's order of operations."""
+def _fused(low: Tensor, span: Tensor, levels: int, original: Quantize) -> Quantize:
+    """Clip to the range, round to its levels, in NNCF's order of operations.
+
+    Activations of other types than the range's are left to the original.
+    """
     # A number over a tensor would be its reciprocal times the number, an ulp off.
     high, steps = low + span, torch.full_like(span, levels - 1) / span
     zero_point = (-low * steps).round()
@@ -86,6 +89,8 @@ def _fused(low: Tensor, span: Tensor, levels: int) -> Quantize:
 
     def quantize(given: Any) -> Any:
         x = maybe_get_values_from_torch_return_type(given)
+        if x.dtype != low.dtype:
+            return original(given)
         # Not traced: the steps are none of NNCF's business, and cost time there.
         with torch._C.DisableTorchFunction():
             y = straight_through(x, rounded, below, above)

@@ -16,6 +16,7 @@ from cora_plugin.integrations.host import given_weight
 from cora_plugin.integrations.nncf.private import (
     build_nncf_graph,
     decode_hook_name,
+    decompressors,
     get_const_node,
     get_hook_storage,
     is_wrapped,
@@ -29,6 +30,12 @@ Reference = nn.Module | Mapping[str, Tensor]
 
 DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 """Functions whose layers can carry an adapter, and their spatial dimensions."""
+
+_COMPUTED = (
+    "its weight is computed as the model runs, not stored; if by weight_norm or another "
+    "parametrization, take that out before nncf.quantize: "
+    "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+)
 
 WEIGHTED = {*om.CONVOLUTION_METATYPES, *om.MATMUL_METATYPES, om.PTDeformConv2dMetatype}
 
@@ -66,6 +73,27 @@ def check_model(model: Any) -> None:
             f"the model ({found}) was not quantized by NNCF; pass what nncf.quantize "
             "returned"
         )
+    refuse_sequential(model)
+    if compressed := decompressors(model):
+        raise ModelError(
+            f"the model's weights were compressed by nncf.compress_weights ({compressed} "
+            "of them), which keeps no float weights that adapters could restore; "
+            "quantize the float model by nncf.quantize and pass what that returns"
+        )
+
+
+def refuse_sequential(model: Any) -> None:
+    """Refuse a model that would call NNCF's own module as one of its layers.
+
+    Raises:
+        ModelError: It is a bare `nn.Sequential` or the like.
+    """
+    if isinstance(model, nn.Sequential):
+        raise ModelError(
+            "the model is a bare nn.Sequential, which would call the module that NNCF "
+            "adds to it as a layer; wrap it in a module of your own before "
+            "nncf.quantize"
+        )
 
 
 @torch.no_grad()
@@ -98,15 +126,18 @@ def read_layers(
     for node in nodes:
         for port in node.metatype.weight_port_ids:
             quantizer = hooks.get((node.node_name, port))
+            stored = port in node.layer_attributes.constant_port_ids
             if quantizer is None or quantizer not in seen:
+                if not stored and node.metatype in om.CONVOLUTION_METATYPES:
+                    computed.append(node.node_name)
                 continue
-            if port in node.layer_attributes.constant_port_ids:
+            if stored:
                 found[node.node_name] = (node, quantizer, port)
             elif node.metatype not in om.MATMUL_METATYPES:
                 computed.append(node.node_name)
     names = layer_names(model, list(found))
     layers: dict[str, QuantizedLayer] = {}
-    skipped = dict.fromkeys(computed, "its weight is computed, not stored")
+    skipped = dict.fromkeys(computed, _COMPUTED)
     for node_name, (node, quantizer, port) in found.items():
         name = names[node_name]
         weight, dequantized = seen[quantizer]

@@ -48,7 +48,7 @@ from nncf.torch.quantization.extensions import (
 )
 
 # insert.py: the settings of a factor's quantizer. Seen in 3.4.0.
-from nncf.torch.quantization.layers import PTQuantizerSpec
+from nncf.torch.quantization.layers import BaseWeightsDecompressor, PTQuantizerSpec
 
 # fast.py: the range of an asymmetric quantizer, moved so that zero is a level, and what
 # pooling with indices returns, taken apart and put together. Seen in 3.4.0.
@@ -180,6 +180,16 @@ def trace_whole_range(quantizer: Any) -> None:
 
 
 # Hooks
+
+
+def decompressors(model: nn.Module) -> int:
+    """How many weights `nncf.compress_weights` has replaced by integers.
+
+    Such a model has no float weights; it is told apart from one of `nncf.quantize`.
+    `BaseWeightsDecompressor` of 3.4.0.
+    """
+    hooks = (hook for _, hook in get_hook_storage(model).named_hooks())
+    return sum(isinstance(hook, BaseWeightsDecompressor) for hook in hooks)
 
 
 def hook_places(model: nn.Module) -> tuple[nn.ModuleDict, nn.ModuleDict]:

@@ -17,9 +17,9 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
-from cora_plugin.adapters.errors import ModelError
 from cora_plugin.integrations.nncf.bits import FEW, allow_bits, check_bits
 from cora_plugin.integrations.nncf.extension import load_extension
+from cora_plugin.integrations.nncf.layers import refuse_sequential
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
 from cora_plugin.integrations.ranges import estimator
@@ -79,11 +79,7 @@ def quantize_ptq(
     check_bits("weight_bits", weight_bits)
     check_bits("act_bits", act_bits)
     found = estimator(act_range, act_bits, ACTIVATION_RANGES, few="mse", many="default")
-    if isinstance(model, nn.Sequential):
-        raise ModelError(
-            "the model is a bare nn.Sequential, which would call the module that NNCF "
-            "adds to it as a layer; wrap it in a module of your own"
-        )
+    refuse_sequential(model)
     device = device_of(model)
     load_extension(device)
     parameters = CoRaQuantizationParameters(

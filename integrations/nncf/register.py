@@ -23,6 +23,7 @@ from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
 from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layer_bits import LayerBits
+from cora_plugin.integrations.nncf.layers import refuse_sequential
 from cora_plugin.integrations.nncf.ranges import LeastSquaresRanges
 from cora_plugin.outputs import device_of
 
@@ -179,6 +180,7 @@ def _with_images_only(original: Any) -> Any:
         if _flag(kwargs.get("advanced_parameters")) is not None:
             dataset = kwargs["calibration_dataset"]
             model = kwargs["model"]
+            refuse_sequential(model)
             kwargs["calibration_dataset"] = ImageDataset(dataset, model)
         return original(*args, **kwargs)
 

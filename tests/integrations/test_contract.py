@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from any_net import quantized
 from torch import nn
 
 from cora_plugin.adapters import make_adapter, truncate
@@ -48,6 +49,9 @@ if find_spec("brevitas"):
         @pytest.fixture
         def prototype(self, brevitas_prototype):
             return brevitas_prototype
+
+        def quantized(self, net, batches):
+            return quantized("brevitas", net, [x for x, _ in batches])
 
         def host_of(self, model, batches):
             return brevitas_host(model, batches)

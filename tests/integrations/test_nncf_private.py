@@ -50,6 +50,9 @@ NAMES = {
     ("nncf.torch.quantization.extensions", "QuantizedFunctionsCUDA"): (
         "loading the extension of a GPU"
     ),
+    ("nncf.torch.quantization.layers", "BaseWeightsDecompressor"): (
+        "saying that compress_weights keeps no float weights"
+    ),
     ("nncf.torch.quantization.layers", "PTQuantizerSpec"): "storing adapters",
     ("nncf.torch.quantization.quantize_functions", "TuneRange"): (
         "quantizing activations faster"

@@ -77,7 +77,7 @@ def _round_input(layer, inputs):
 
 
 def _correct_output(layer, inputs, output):
-    plain, ones = layer.plain, [1] * (output.ndim - 2)
+    plain, ones = layer.plain, [1] * operation_of(layer).dimensions
     shifts = [plain.mode.shifts.get(plain.name)]
     if plain.mode.corrected:
         shifts.append(plain.shift)
