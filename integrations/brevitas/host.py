@@ -124,7 +124,7 @@ class BrevitasHost:
             if not needs_scale(error):
                 raise
             raise ModelError(
-                f"a layer needs the scale of what comes in ({error}), and a convolution "
+                f"a layer needs the scale of its input ({error}), and a convolution "
                 "or linear layer right before it hands on a plain tensor while weights "
                 "are tried; put a quantizer between them (QuantIdentity with "
                 "return_quant_tensor=True), or give the layer before an output_quant"

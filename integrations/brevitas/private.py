@@ -62,8 +62,8 @@ def is_pruned(layer: Any) -> bool:
 def with_value(result: Any, value: Tensor) -> Any:
     """A layer's output with another value, and the scale that it had.
 
-    Layers behind it may need that scale: a bias in its steps, a truncation. QuantTensors
-    are named tuples with a `value`, in 0.13.4.
+    Layers behind it may need that scale: a bias in its steps, a truncation. In 0.13.4
+    QuantTensors are named tuples with a `value`.
     """
     return value if isinstance(result, Tensor) else result._replace(value=value)
 

@@ -32,8 +32,8 @@ DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 """Functions whose layers can carry an adapter, and their spatial dimensions."""
 
 _COMPUTED = (
-    "its weight is computed as the model runs, not stored; if by weight_norm or another "
-    "parametrization, take that out before nncf.quantize: "
+    "its weight is computed as the model runs, not stored; if by weight_norm or the "
+    "like, take that out before nncf.quantize: "
     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
 )
 
@@ -76,8 +76,8 @@ def check_model(model: Any) -> None:
     refuse_sequential(model)
     if compressed := decompressors(model):
         raise ModelError(
-            f"the model's weights were compressed by nncf.compress_weights ({compressed} "
-            "of them), which keeps no float weights that adapters could restore; "
+            f"{compressed} weights of the model were compressed by "
+            "nncf.compress_weights, which keeps no float weights that adapters could restore; "
             "quantize the float model by nncf.quantize and pass what that returns"
         )
 
