@@ -1,5 +1,6 @@
 """The algorithm: layers → statistics → residuals → plan → guarded steps → report."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
 from cora_plugin.items import Reader
+from cora_plugin.labels import Labelled
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Choice, Distance, Objective, decide_on
 from cora_plugin.outputs import Batch
@@ -24,6 +26,8 @@ from cora_plugin.search import Network
 from cora_plugin.statistics import Collector
 from cora_plugin.steps import ACTIONS, Context, note_rounding, take
 from cora_plugin.target import Measure, choose
+
+log = logging.getLogger(__name__)
 
 
 def ordinary_tensors() -> AbstractContextManager[Any]:
@@ -65,6 +69,7 @@ class CoRa:
         loader: Iterable[Any],
         plan: Planned | None = None,
         unpack: Callable[[Any], Any] | None = None,
+        metric: Callable[[], float] | None = None,
     ) -> Report:
         """Give a quantized model its adapters; if anything fails, it is left unchanged.
 
@@ -76,12 +81,14 @@ class CoRa:
                 `cora_plugin.widths`), in place of a choice by the budget.
             unpack: From an item of the loader to the model's arguments, a tensor, a
                 tuple or a mapping, where that is not clear.
+            metric: Measures the model as it is, higher where it is better: a step that
+                lowers it is undone.
 
         Raises:
             CoRaError: Something that the caller can change is wrong.
         """
         with ordinary_tensors(), host.prepared():
-            run = self.start(host, plan, unpack)
+            run = self.start(host, plan, unpack, metric)
             for item in tqdm(loader, desc="moments", unit="batch", disable=None):
                 run.update(item)
             return run.finish()
@@ -91,9 +98,10 @@ class CoRa:
         host: Host,
         plan: Planned | None = None,
         unpack: Callable[[Any], Any] | None = None,
+        metric: Callable[[], float] | None = None,
     ) -> "Run":
         """Begin on a prepared host; then call `update` by batch, and `finish`."""
-        return Run(self.config, host, self.objective, plan, unpack)
+        return Run(self.config, host, self.objective, plan, unpack, metric)
 
 
 class Run:
@@ -106,6 +114,7 @@ class Run:
         objective: Objective | None,
         plan: Planned | None = None,
         unpack: Callable[[Any], Any] | None = None,
+        metric: Callable[[], float] | None = None,
     ) -> None:
         if config.widths and plan is None:
             raise ConfigError(
@@ -131,13 +140,17 @@ class Run:
                 "plugin off, or leave some layer free",
             )
         self._collector = Collector(host, self._targets, config)
+        self._metric = metric
+        self._labelled = Labelled(host)
         ready = isinstance(unpack, Reader)
         self._reader = unpack if ready else Reader(host.run, unpack)
 
     def update(self, item: Any) -> None:
         """Add what a loader yields."""
         with self._watch("statistics"):
-            self._collector.update(self._reader(item))
+            batch = self._reader(item)
+            self._labelled.add(item, batch)
+            self._collector.update(batch)
 
     def add(self, batch: Batch) -> None:
         """Add a batch of the model's own arguments."""
@@ -167,7 +180,13 @@ class Run:
                 )
             pinned = {n: r for n, r in self._pinned.items() if n not in unused}
         with watch("guard"):
-            guard = Guard(host, split.held_out(), objective, split.reserve())
+            metric, doubt = self._metric, self._labelled.doubt
+            if doubt is not None:
+                log.warning("%s", doubt)
+            strict = doubt is not None and metric is None
+            metric = self._labelled.top1 if strict else metric
+            judges = split.held_out(), objective, split.reserve()
+            guard = Guard(host, *judges, metric, strict)
             activations = guard.trial({e.name: e.weight for e in self._layers})
         residuals = Residuals(config, targets, statistics)
         network = Network(
@@ -221,7 +240,12 @@ class Run:
             rows,
             {**host.skipped, **alone, **unused},
             None if self._planned is None else self._planned.to_dict(),
-            (*self._reader.notes, *choice.notes, *self._collector.notes),
+            (
+                *self._reader.notes,
+                *choice.notes,
+                *self._collector.notes,
+                *([doubt] if doubt else []),
+            ),
             guard.judged(activations),
             Stored.of(self._layers, adapters.values()),
             Spent(

@@ -1,13 +1,15 @@
 """Judges every step on images that no step is fitted to, and undoes what does harm."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.batches import Units
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
@@ -29,6 +31,8 @@ class Step:
     the distance grew, below 0 where the step helped: the mean over all `images` that
     judged, further ones included where the held-out ones were not clear. `error` is its
     standard error, from the differences image by image; None where it is not known.
+    `metric` is the user's own measure before and after, where there is one and the
+    distance speaks for the step.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Step:
     difference: float
     error: float | None
     images: int
+    metric: tuple[float, float] | None = None
 
     @classmethod
     def of(
@@ -79,6 +84,11 @@ class Step:
         """The difference with its error, as reports show it."""
         text = f"{self.difference:+.2g}"
         return text if self.error is None else f"{text} ± {self.error:.1g}"
+
+    def measured(self, before: float, after: float, strict: bool) -> "Step":
+        """The same, undone where another measure falls, or does not rise."""
+        kept = self.kept and (after > before or (after == before and not strict))
+        return replace(self, kept=kept, metric=(before, after))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +162,8 @@ class Guard:
         held_out: Images that judge, in batches.
         objective: What "near to the float model" means.
         reserve: Further ones, run only where the held-out ones leave a step in doubt.
+        metric: Measures the model as it is, more is better; a step must not lower it.
+        strict: Whether a step must raise it, for the distance itself is in doubt.
     """
 
     def __init__(
@@ -160,12 +172,17 @@ class Guard:
         held_out: Sequence[Batch],
         objective: Objective,
         reserve: Sequence[Batch] = (),
+        metric: Callable[[], float] | None = None,
+        strict: bool = False,
     ) -> None:
+        self._strict = strict
         self._host = host
         self._jury = Jury(host, held_out, objective)
         self._reserve = Jury(host, reserve, objective) if reserve else None
         self.before, self._each = self._jury()
         self._reserve_each: Tensor | None = None
+        self._metric = metric
+        self._measured = None if metric is None else _number(metric())
         self.now = self.before
         self.kept = Correction()
         self.steps: list[Step] = []
@@ -219,6 +236,9 @@ class Guard:
                 pairs = torch.cat([pairs, more - self._kept_on(self._reserve)])
                 host.correct(correction)
             step = Step.of(name, self.now, after, pairs, doubt, least)
+            if step.kept and self._metric is not None and self._measured is not None:
+                measured = _number(self._metric())
+                step = step.measured(self._measured, measured, self._strict)
             if not step.kept:
                 host.correct(self.kept)
         except BaseException:
@@ -227,6 +247,7 @@ class Guard:
         self.steps.append(step)
         if step.kept:
             self.kept, self.now = correction, after
+            self._measured = step.metric[1] if step.metric else self._measured
             self._each, self._reserve_each = each, more
         else:
             # Of several tries most are taken back: that is no news.
@@ -258,6 +279,25 @@ class Guard:
             steps=tuple(self.steps),
             held_out=self.images,
         )
+
+
+def _number(measured: float) -> float:
+    """What a metric gave.
+
+    Raises:
+        ConfigError: It is no finite number.
+    """
+    try:
+        value = float(measured)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigError(
+            ("metric_fn",),
+            f"the function gave {measured!r}; return a finite number, higher where the "
+            "model is better",
+        )
+    return value
 
 
 def standard_error(differences: Tensor) -> float | None:

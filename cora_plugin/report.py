@@ -16,7 +16,7 @@ from rich.table import Table
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.budget import stored_bits
-from cora_plugin.guard import Judged
+from cora_plugin.guard import Judged, Step
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Distance
 
@@ -36,6 +36,13 @@ class Stopwatch:
         finally:
             spent = time.perf_counter() - start
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+def _metric(step: Step) -> str:
+    if step.metric is None:
+        return ""
+    before, after = step.metric
+    return f", metric {before:.4g} -> {after:.4g}"
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,7 @@ class Report(Judged, Stored, Spent, Effort):
             lines.append(
                 f"{step.name}: {unit} {step.before.value:.4g} -> "
                 f"{step.after.value:.4g} on {self.held_out} held-out images "
-                f"({step.change} on {step.images}), {verdict}"
+                f"({step.change} on {step.images}){_metric(step)}, {verdict}"
             )
         if self.search_iterations:
             lines.append(

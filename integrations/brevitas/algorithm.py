@@ -53,6 +53,7 @@ def apply_cora(
     reference: Reference | None = None,
     plan: WidthPlan | None = None,
     unpack: Callable[[Any], Any] | None = None,
+    metric_fn: Callable[[Any], float] | None = None,
 ) -> Report:
     """Give a quantized, calibrated model residual adapters, in place.
 
@@ -70,13 +71,17 @@ def apply_cora(
         plan: What `plan_bits` chose, for a model that was quantized at its widths.
         unpack: From what the loader yields to the model's arguments, a tensor, a tuple
             or a mapping, where that is not clear; the report says how it was read.
+        metric_fn: Measures the model, higher where it is better, such as top-1 on
+            labels: a step that lowers it is undone, whatever it does to the distance.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
     algorithm = CoRa(config)
     calib_loader = _seen(model, calib_loader, unpack)
-    report = algorithm.apply(_host(model, reference), calib_loader, plan, unpack)
+    metric = None if metric_fn is None else partial(metric_fn, model)
+    host = _host(model, reference)
+    report = algorithm.apply(host, calib_loader, plan, unpack, metric)
     note_config(model, report.config)
     return report
 

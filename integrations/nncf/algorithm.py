@@ -54,6 +54,7 @@ def apply_cora(
     plan: WidthPlan | None = None,
     pinned: Mapping[str, int] | None = None,
     unpack: Callable[[Any], Any] | None = None,
+    metric_fn: Callable[[Any], float] | None = None,
 ) -> Report:
     """Give a model that NNCF quantized residual adapters, in place.
 
@@ -77,6 +78,8 @@ def apply_cora(
         pinned: Bit widths by layer name or glob that a menu is not to change.
         unpack: From an item of the iterable to the model's arguments, a tensor, a tuple
             or a mapping, where that is not clear; the report says how it was read.
+        metric_fn: Measures the model, higher where it is better, such as top-1 on
+            labels: a step that lowers it is undone, whatever it does to the distance.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -96,7 +99,8 @@ def apply_cora(
             plan = plan_widths(host, batches, config, pinned, unpack=reader)
             undo.callback(host.widen(plan.layer_bits))
             host, batches, reader = _hosted(*given)
-        report = CoRa(config).apply(host, batches, plan, reader)
+        metric = None if metric_fn is None else partial(metric_fn, model)
+        report = CoRa(config).apply(host, batches, plan, reader, metric)
         undo.pop_all()
     vars(model)["cora_config"] = report.config  # for `save_cora`
     return report
