@@ -142,8 +142,7 @@ class Run:
         self._collector = Collector(host, self._targets, config)
         self._metric = metric
         self._labelled = Labelled(host)
-        ready = isinstance(unpack, Reader)
-        self._reader = unpack if ready else Reader(host.run, unpack)
+        self._reader = Reader.of(host.run, unpack)
 
     def update(self, item: Any) -> None:
         """Add what a loader yields."""

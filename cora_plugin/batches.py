@@ -39,12 +39,14 @@ def pick(batch: Batch, rows: Sequence[int]) -> Batch:
     def some(value: Tensor) -> Tensor:
         return value[index] if value.ndim and len(value) == count else value.clone()
 
-    return _mapped(some, batch)
+    picked: Batch = _mapped(some, batch)
+    return picked
 
 
 def copied(batch: Batch) -> Batch:
     """A batch that does not change when the loader uses its memory again."""
-    return _mapped(Tensor.clone, batch)
+    whole: Batch = _mapped(Tensor.clone, batch)
+    return whole
 
 
 def signature(batch: Batch) -> Any:

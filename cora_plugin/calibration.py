@@ -212,7 +212,8 @@ def _first(units: list[Batch], limit: int | None) -> list[Batch]:
     """The first pieces, of so many rows, or one that has more."""
     if limit is None:
         return units
-    found, rows = [], 0
+    found: list[Batch] = []
+    rows = 0
     for unit in units:
         if found and rows + samples(unit) > limit:
             break

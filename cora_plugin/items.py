@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,13 @@ class Reader:
         self._items = 0
         self.notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls, run: Callable[[Batch], Any], unpack: "Callable[[Any], Any] | Reader | None"
+    ) -> "Reader":
+        """One that reads so, or the reader itself, which has begun to."""
+        return unpack if isinstance(unpack, Reader) else cls(run, unpack)
+
     def __call__(self, item: Any) -> Batch:
         """The arguments in an item.
 
@@ -58,7 +66,8 @@ class Reader:
             batch = self._way(item)
             _check(batch, item, index)
         self._items += 1
-        return _detached(batch)
+        read: Batch = _detached(batch)
+        return read
 
     def _found(self, item: Any) -> Callable[[Any], Any]:
         ways = list(_ways(item))
@@ -109,7 +118,8 @@ def arguments(
             )
         batch = dict(bound.arguments)
     _check(batch, args or keywords, 0)
-    return _detached(batch)
+    read: Batch = _detached(batch)
+    return read
 
 
 def _ways(item: Any) -> Iterator[Reading]:
@@ -127,20 +137,26 @@ def _ways(item: Any) -> Iterator[Reading]:
             yield (lambda each: each[0]), _first_alone(item)
             for count in range(len(item), 1, -1):
                 if all(isinstance(each, Tensor) for each in item[:count]):
-                    yield (
-                        lambda each, count=count: tuple(each[:count]),
-                        f"the first {count} are the model's arguments",
-                    )
+                    said = f"the first {count} are the model's arguments"
+                    yield partial(_leading, count), said
             return
         if isinstance(inner, tuple | list | Mapping):
             for way, name in _ways(inner):
-                yield (lambda each, way=way: way(each[0])), name or "the first element"
+                yield partial(_within, way), name or "the first element"
             if isinstance(inner, tuple | list):
                 yield (lambda each: tuple(each[0])), "the first has the arguments"
             return
         yield (lambda each: each[0]), ""
     else:
         yield (lambda each: each), ""
+
+
+def _leading(count: int, item: Any) -> Any:
+    return tuple(item[:count])
+
+
+def _within(way: Callable[[Any], Any], item: Any) -> Any:
+    return way(item[0])
 
 
 def _first_alone(item: Any) -> str:

@@ -70,8 +70,7 @@ def plan_widths(
     with ordinary_tensors(), host.prepared():
         layers = checked_layers(host)
         collector = Collector(host, layers, settings)
-        ready = isinstance(unpack, Reader)
-        reader = unpack if ready else Reader(host.run, unpack)
+        reader = Reader.of(host.run, unpack)
         for item in tqdm(loader, desc="moments", unit="batch", disable=None):
             collector.update(reader(item))
         collector.split.close()

@@ -80,7 +80,7 @@ class Export:
       arguments of `write`; the file takes any batch size.
     """
 
-    write: Callable[..., None]
+    write: Callable[..., Any]
     suffix: str
     options: type[Any] = NoOptions
     onnxruntime: bool = False

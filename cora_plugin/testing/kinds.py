@@ -1,6 +1,7 @@
 """Small nets for images, each with one kind of layer that may carry an adapter."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,20 +25,24 @@ class KindNet(nn.Module):
         self.stem = nn.Conv2d(3, 12, 3, stride=2, padding=1)
         self.layer = layer
         self.head = nn.Linear(12, 10)
-        self._shape = shape
+        self._shaped = shape
         self._calls = calls
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, 16, 16] to logits [N, 10]."""
-        y = self._shape(self.stem(x).relu())
+        y: Tensor = self._shaped(self.stem(x).relu())
         for _ in range(self._calls):
-            y = self.layer(y).relu()
+            y = self._run(y)
         if isinstance(self.layer, nn.Linear):
             y = y.flatten(1, -2).mean(1)
         else:
             y = y.flatten(2).mean(2)
         logits: Tensor = 6 * self.head(y)
         return logits
+
+    def _run(self, y: Tensor) -> Tensor:
+        answer: Tensor = self.layer(y)
+        return answer.relu()
 
 
 def _image(x: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ KINDS = tuple(_NETS)
 """The kinds of layers by name."""
 
 
-def _padded(mode: str) -> nn.Module:
+def _padded(mode: Literal["reflect", "replicate", "circular"]) -> nn.Module:
     return _CONV(12, 12, 3, padding=(1, 2), padding_mode=mode)
 
 

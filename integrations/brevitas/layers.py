@@ -94,7 +94,8 @@ def kind_of(layer: nn.Module) -> type[nn.Module]:
         if issubclass(own, base) and all(
             getattr(own, name) is getattr(base, name) for name in _RUNS
         ):
-            return base
+            found: type[nn.Module] = base
+            return found
     return own
 
 

@@ -156,7 +156,7 @@ def expand_weights(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    host, _ = _hosted(model, [example], reference, None)
+    host, *_ = _hosted(model, [example], reference, None, None)
     report = series.expand_weights(host, config)
     vars(model)["cora_config"] = report.config  # for `save_cora`
     return report

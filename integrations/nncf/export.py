@@ -214,7 +214,8 @@ def export_program(
     """
     with torch.no_grad():
         example = moved(example_input, device_of(model))
-        args, keywords = (example,), None
+        args: tuple[Any, ...] = (example,)
+        keywords = None
         if isinstance(example, Mapping):
             args, keywords = (), dict(example)
         elif isinstance(example, tuple):

@@ -78,7 +78,8 @@ def check_model(model: Any) -> None:
         raise ModelError(
             f"{compressed} weights of the model were compressed by "
             "nncf.compress_weights, which keeps no float weights that adapters could "
-            "restore; quantize the float model by nncf.quantize and pass what that returns"
+            "restore; quantize the float model by nncf.quantize, and pass what that "
+            "returns"
         )
 
 
