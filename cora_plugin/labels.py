@@ -63,7 +63,8 @@ class Labelled:
     @property
     def doubt(self) -> str | None:
         """What speaks against the float weights; None: nothing."""
-        if not self._batches:
+        # Labels that are all the same tell nothing: loaders make them up.
+        if len({int(e) for _, labels in self._batches for e in labels.unique()}) < 2:
             return None
         try:
             quantized = exact(self.right())

@@ -76,6 +76,14 @@ def test_labels_that_the_float_weights_know_better_judge_nothing():
     assert all(step.metric is None for step in report.steps)
 
 
+def test_labels_that_a_loader_has_made_up_judge_nothing():
+    host = PlainHost(Latent(), bits=2)
+    loader = [(x, torch.zeros_like(y)) for x, y in labelled(host)]
+    host.layers[1].weight[0] -= 1  # The float model is never right about them.
+    report = CoRa("budget=0.9").apply(host, loader)
+    assert all(step.metric is None for step in report.steps)
+
+
 def test_only_whole_numbers_a_row_are_labels():
     x = torch.zeros(4, 3)
     labels = torch.arange(4)

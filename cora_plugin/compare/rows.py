@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from cora_plugin.config import CoRaConfig
-from cora_plugin.objective import KL, measure
+from cora_plugin.objective import KL, MSE, Objective, measure
 
 NONE = "none"
 """The method of a model without adapters."""
@@ -85,7 +85,10 @@ class Row:
         budget: What they may cost, as `CoRaConfig` reads it.
         top1: Share of the images whose first class is a right one; None: no labels.
         agreement: Share of the images with the float network's class.
-        kl: Mean KL divergence from the float network's softmax, in nats.
+        kl: Mean KL divergence from the float network's softmax, in nats; None: the
+            outputs are no classes.
+        distance: Mean distance from the float network, where that is another.
+        objective: What that distance is.
         equivalent_bits: Bits a quantized weight, scales and adapters included; None:
             not counted.
         iterations: Those of a search or a refinement that learns.
@@ -102,7 +105,9 @@ class Row:
     budget: str | None = None
     top1: float | None
     agreement: float | None
-    kl: float
+    kl: float | None = None
+    distance: float | None = None
+    objective: str | None = None
     equivalent_bits: float | None = None
     iterations: int | None = None
     seconds: float | None = None
@@ -140,6 +145,7 @@ def judge(
     reference: Tensor,
     outputs: Tensor,
     labels: Sequence[Collection[int]] | Tensor | None = None,
+    objective: Objective | None = None,
     **about: Any,
 ) -> Row:
     """Compare a model's outputs with the float network's; returns its row.
@@ -148,13 +154,22 @@ def judge(
         reference: Outputs of the float network, [N, classes, …].
         outputs: Those of the model.
         labels: As `top1` takes them; None: not known.
+        objective: What "near to the float network" means; None: the KL divergence of
+            classes, squared error where there is one channel.
         **about: Further fields of the `Row`.
     """
-    distance = measure(KL(), {"": reference}, {"": outputs})
+    if objective is None:
+        one = reference.ndim < 2 or reference.shape[1] == 1
+        objective = MSE() if one else KL()
+    found = measure(objective, {"": reference}, {"": outputs})
+    same = {"kl": found.value}
+    if found.objective != "kl":
+        labels, same = None, {"distance": found.value}
+        about = {**about, "objective": found.objective}
     return Row(
         top1=None if labels is None else top1(outputs, labels),
-        agreement=distance.agreement,
-        kl=distance.kl,
+        agreement=found.agreement,
+        **same,
         **about,
     )
 
@@ -163,6 +178,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "top-1": ("top1", ".1%"),
     "agreement": ("agreement", ".1%"),
     "KL": ("kl", ".4f"),
+    "distance": ("distance", ".4g"),
     "bits": ("equivalent_bits", ".2f"),
     "iterations": ("iterations", "d"),
     "seconds": ("seconds", ".0f"),

@@ -8,6 +8,7 @@ by labels drawn from the model; for squared errors by noise).
 
 from cora_plugin.objective.choice import Choice, decide, decide_on
 from cora_plugin.objective.distance import (
+    TITLES,
     Distance,
     Objective,
     Sums,
@@ -20,6 +21,7 @@ from cora_plugin.objective.weighted import Weighted
 __all__ = [
     "KL",
     "MSE",
+    "TITLES",
     "Bernoulli",
     "Choice",
     "Cosine",

@@ -15,8 +15,10 @@ from torch.utils.data import Subset
 
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.compare.rows import Row, judge, table
+from cora_plugin.config import CoRaConfig
 from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.objective import TITLES, decide
 from cora_plugin.qat import QATReport
 from cora_plugin.recipe.images import Item
 from cora_plugin.recipe.schema import Recipe
@@ -52,6 +54,8 @@ class Results:
         self._labels = labels if int(labels.min()) >= 0 else None
         self._check_labels(images.dataset, reference.shape[1])
         self.images = len(reference)
+        chosen = decide(self.recipe.cora or CoRaConfig(), {"": reference})
+        self._objective = chosen.objective
         self.add("float", reference, 0.0, bits=32.0)
 
     def add(
@@ -71,6 +75,7 @@ class Results:
             self._reference,
             outputs,
             self._labels,
+            self._objective,
             label=name,
             equivalent_bits=bits,
             seconds=seconds,
@@ -86,7 +91,8 @@ class Results:
 
     def table(self) -> Table:
         """One row a model."""
-        title = f"{self.images} test images, KL to the float model"
+        name = TITLES.get(self._objective.name, self._objective.name)
+        title = f"{self.images} test images, {name} to the float model"
         return table(self.rows, {"model": "label"}, title)
 
     def lines(self) -> list[str]:
@@ -151,6 +157,7 @@ def _plain(row: Row) -> dict[str, Any]:
         "top1": row.top1,
         "agreement": row.agreement,
         "kl": row.kl,
+        **({} if row.kl is not None else {row.objective or "": row.distance}),
         "bits": row.equivalent_bits,
         "seconds": row.seconds,
     }

@@ -19,6 +19,7 @@ from cora_plugin.compare.rows import (
     table,
     top1,
 )
+from cora_plugin.objective import Cosine
 
 
 def printed(made):
@@ -85,3 +86,15 @@ def test_the_table_leaves_out_what_no_row_has():
     labelled = [*rows, Row(top1=0.25, agreement=0.0, kl=1.0, equivalent_bits=4.5)]
     text = printed(table(labelled, {"model": "label", "adapters": "method"}))
     assert "25.0%" in text and "4.50" in text
+
+
+def test_outputs_without_classes_are_judged_by_their_own_distance():
+    reference = torch.tensor([[1.0], [3.0]])
+    row = judge(reference, reference + 0.5, torch.tensor([0, 0]))
+    assert (row.kl, row.top1, row.agreement) == (None, None, None)
+    assert (row.distance, row.objective) == (0.25, "mse")
+    assert Row.of(row.to_dict()) == row
+    text = printed(table([row], {"model": "label"}))
+    assert "distance" in text and "KL" not in text
+    wide = judge(reference.repeat(1, 3), reference.repeat(1, 3), objective=Cosine())
+    assert wide.objective == "cosine"
