@@ -126,7 +126,7 @@ class Row:
         names = {each.name for each in fields(cls)} - {"details"}
         known = {name: value for name, value in values.items() if name in names}
         details = {name: v for name, v in values.items() if name not in names}
-        return cls(**{"top1": None, **known}, details=details)
+        return cls(**{"top1": None, "agreement": None, **known}, details=details)
 
 
 def top1(outputs: Tensor, labels: Sequence[Collection[int]] | Tensor) -> float:
