@@ -162,7 +162,7 @@ def judge(
         one = reference.ndim < 2 or reference.shape[1] == 1
         objective = MSE() if one else KL()
     found = measure(objective, {"": reference}, {"": outputs})
-    same = {"kl": found.value}
+    same: dict[str, Any] = {"kl": found.value}
     if found.objective != "kl":
         labels, same = None, {"distance": found.value}
         about = {**about, "objective": found.objective}
