@@ -12,6 +12,7 @@ from cora_plugin.objective.distance import (
     Distance,
     Objective,
     Sums,
+    averaged,
     distances,
     measure,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "Objective",
     "Sums",
     "Weighted",
+    "averaged",
     "decide",
     "decide_on",
     "distances",

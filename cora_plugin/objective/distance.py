@@ -156,6 +156,15 @@ def measure(objective: Objective, reference: Outputs, outputs: Outputs) -> Dista
     return sums.distance
 
 
+def averaged(
+    objective: Objective, each: Tensor, reference: Outputs, outputs: Outputs
+) -> Distance:
+    """What `measure` gives, from the distances of these outputs, [N]."""
+    value = float(each.mean())
+    share = objective.agreement(reference, outputs)
+    return Distance(value if value == value else math.inf, share, objective.name)
+
+
 def _check_shapes(reference: Outputs, outputs: Outputs) -> None:
     for name, value in reference.items():
         other = outputs.get(name)
