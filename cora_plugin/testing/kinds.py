@@ -54,7 +54,7 @@ def _line(x: Tensor) -> Tensor:
 
 
 def _volume(x: Tensor) -> Tensor:
-    return x.unflatten(2, (2, 4))
+    return x.reshape(*x.shape[:2], 2, 4, -1)
 
 
 def _tokens(x: Tensor) -> Tensor:
