@@ -73,7 +73,7 @@ def quantize(
     if not channels:
         largest = largest.amax(0, keepdim=True)
     # The scale of a channel of zeros, or of less than float32 can scale, is arbitrary.
-    smallest = top * torch.finfo(torch.float32).smallest_normal
+    smallest = (top + 1) * torch.finfo(torch.float32).smallest_normal
     largest = torch.where(largest < smallest, torch.ones_like(largest), largest)
     ones = [1] * (tensor.ndim - 1)
     levels, scale = _rounded(values, (largest / top).view(-1, *ones), top)

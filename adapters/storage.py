@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cora_plugin.adapters.adapter import Adapter, Term, flat_name
+from cora_plugin.adapters.content import CHECKSUM, checksum, content
 from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.adapters.fingerprint import Fingerprint
@@ -40,15 +40,20 @@ def save_adapters(
     The JSON header holds, for each adapter, the kind, rank and bits of its terms, the
     shape and groups of its layer's weight and the fingerprint of the quantized weight;
     for each shift, its length; and the versions of the packages that wrote the file,
-    and the caller's `notes`. An adapter's `rounding_shift` is stored with its tensors.
+    the caller's `notes`, and a checksum over all of it. An adapter's `rounding_shift`
+    is stored with its tensors. Equal content makes equal bytes.
 
     Raises:
-        CoRaError: The notes are not JSON.
+        CoRaError: The notes are not JSON, or an adapter's scales cannot be read back.
         OSError: The folder is missing, full or read-only; no partial file is left.
     """
     tensors: dict[str, Tensor] = {}
     layers: dict[str, Any] = {}
     for name, adapter in adapters.items():
+        for tensor in adapter.tensors.values():
+            problem = _wrong_scale(tensor)
+            if problem is not None:
+                raise CoRaError(f"{name}: its adapter {problem}; apply CoRa anew")
         layers[name] = {
             "weight_shape": list(adapter.weight_shape),
             "groups": adapter.groups,
@@ -66,7 +71,7 @@ def save_adapters(
         outputs[name] = shift.numel()
         tensors[f"{name}/shift"] = _own(shift.reshape(-1).float())
     try:
-        text = json.dumps(dict(notes or {}))
+        text = json.dumps(dict(notes or {}), sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CoRaError(f"notes: cannot be written as JSON: {error}") from error
     versions = {"cora-plugin": version("cora-plugin"), "torch": torch.__version__}
@@ -78,10 +83,7 @@ def save_adapters(
         "notes": text,
     }
     with whole_file(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=header)
-        except SafetensorError as error:
-            raise OSError(f"cannot write {path}: {error}") from error
+        Path(temporary).write_bytes(content(tensors, header))
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -119,10 +121,17 @@ def load_adapters(
             f"{path}: holds {header.get('format', 'no adapters')!r}, not {FORMAT!r}; "
             "pass a file that save_adapters wrote"
         )
-    forms = _forms if header["format"] == FORMAT else _one_form
+    current = header["format"] == FORMAT
+    if current and header.pop(CHECKSUM, None) != checksum(tensors, header):
+        raise FileError(
+            f"{path}: is damaged, for its checksum is another; copy or save it again"
+        )
+    forms = _forms if current else _one_form
     try:
         layers = json.loads(header["layers"])
         notes = json.loads(header["notes"])
+        if not isinstance(notes, dict):
+            raise ValueError(f"its notes are {notes!r:.40}, not a mapping")
         adapters = {
             name: _read(name, row, forms, tensors) for name, row in layers.items()
         }
@@ -130,7 +139,13 @@ def load_adapters(
             name: _read_tensor(f"{name}/shift", tensors, FLOAT_BITS, (size,)).values
             for name, size in json.loads(header["shifts"]).items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise FileError(f"{path}: its header and tensors disagree: {error}") from error
     return adapters, shifts, notes
 
@@ -208,4 +223,21 @@ def _read_tensor(
             raise ValueError(f"{key} has scales of shape {list(scale.shape)}")
     if not torch.isfinite(values if scale is None else scale).all():
         raise ValueError(f"{key} holds NaN or inf")
-    return QuantizedTensor(values, scale, bits)
+    stored = QuantizedTensor(values, scale, bits)
+    problem = _wrong_scale(stored)
+    if problem is not None:
+        raise ValueError(f"{key} {problem}")
+    return stored
+
+
+def _wrong_scale(stored: QuantizedTensor) -> str | None:
+    """What is wrong with a tensor's scales, in words, or None."""
+    if stored.scale is None:
+        return None
+    limits = torch.finfo(torch.float32)
+    largest = limits.max / 2 ** (stored.bits - 1)
+    fine = (stored.scale >= limits.smallest_normal) & (stored.scale <= largest)
+    if bool(fine.all()):
+        return None
+    wrong = float(stored.scale[~fine][0])
+    return f"has a scale of {wrong:g}, which no quantizer makes"

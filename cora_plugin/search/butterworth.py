@@ -198,7 +198,7 @@ class Butterworth:
         descent = Descent(config, network, candidates, allowed, self._unit)
         fingerprint = self._fingerprint(candidates, budget)
         state = State(descent.optimizer, fingerprint)
-        start = state.resume(config.checkpoint)
+        start = state.resume(config.checkpoint, config.iterations)
 
         def after(iteration: int, _: dict[str, str]) -> bool:
             descent.settle()

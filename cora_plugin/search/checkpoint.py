@@ -1,9 +1,12 @@
 """Checkpoints, from which a learning search can be resumed."""
 
+import hashlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +14,11 @@ from torch import Tensor
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
 
-FORMAT = "cora-plugin search 2"
+FORMAT = b"cora-plugin search 3\n"
+"""What a file begins with; the SHA-256 of the rest follows, in hex, and a newline."""
+DIGITS = 64
+
+_WAY_OUT = "delete it to begin anew, or name another file in butterworth.checkpoint"
 
 
 class State:
@@ -27,62 +34,90 @@ class State:
     def __init__(self, optimizer: torch.optim.Optimizer, fingerprint: str) -> None:
         self._optimizer = optimizer
         self._fingerprint = fingerprint
-        self.iteration = 0
+        self._iteration = 0
+        self._moving = False
+        optimizer.register_step_pre_hook(self._moves)
+
+    def _moves(self, *_: Any) -> None:
+        self._moving = True
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done; setting it says that the parameters are those after it."""
+        return self._iteration
+
+    @iteration.setter
+    def iteration(self, done: int) -> None:
+        self._iteration, self._moving = done, False
 
     @property
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def resume(self, path: str | None) -> int:
+    def resume(self, path: str | None, iterations: int) -> int:
         """Restore the state from a file, if there is one; return the iterations done.
 
+        Args:
+            path: The file; None: there is none.
+            iterations: How many the search is to do in all.
+
         Raises:
-            FileError: The file is not a checkpoint of this search.
+            FileError: The file is damaged or not a checkpoint of this search, or has
+                done more iterations.
         """
-        if path is None or not Path(path).exists():
+        if path is None:
             return 0
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # Of many kinds; torch names none as its own.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise FileError(f"{path}: not a readable checkpoint: {reason}") from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        if not Path(path).parent.is_dir():
             raise FileError(
-                f"{path}: is not a checkpoint of a search; name another file in "
-                "butterworth.checkpoint"
+                f"{path}: the folder {Path(path).parent} does not exist; make it, or "
+                "name another file in butterworth.checkpoint"
             )
+        if not Path(path).exists():
+            return 0
+        state = _read(path)
         self._compare(path, json.loads(state["fingerprint"]))
-        self.iteration = state["iteration"]
+        done: int = state["iteration"]
+        if done > iterations:
+            raise FileError(
+                f"{path}: has done {done} iterations, and {iterations} are asked for; "
+                f"set butterworth.iterations to {done} or more, or {_WAY_OUT}"
+            )
         with torch.no_grad():
             for parameter, value in zip(
                 self._parameters, state["parameters"], strict=True
             ):
                 parameter.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
-        return self.iteration
+        self.iteration = done
+        return done
 
     def _compare(self, path: str, made_for: dict[str, object]) -> None:
         for key, value in json.loads(self._fingerprint).items():
             if made_for.get(key) != value:
                 raise FileError(
                     f"{path}: is of a search with {key} {_short(made_for.get(key))}, "
-                    f"this one has {_short(value)}; delete the file to begin anew, or "
-                    "name another in butterworth.checkpoint"
+                    f"this one has {_short(value)}; {_WAY_OUT}"
                 )
 
     def save(self, path: str | None) -> None:
-        """Write the state, whole or not at all."""
-        if path is None or not self.iteration:
+        """Write the state, whole or not at all.
+
+        Not between an iteration's step and its end: the file before then stands.
+        """
+        if path is None or not self.iteration or self._moving:
             return
+        written = io.BytesIO()
         state = {
-            "format": FORMAT,
             "fingerprint": self._fingerprint,
             "iteration": self.iteration,
             "parameters": [parameter.detach() for parameter in self._parameters],
             "optimizer": self._optimizer.state_dict(),
         }
+        torch.save(state, written)
+        content = written.getvalue()
+        checksum = hashlib.sha256(content).hexdigest().encode()
         with whole_file(path) as temporary:
-            torch.save(state, temporary)
+            Path(temporary).write_bytes(FORMAT + checksum + b"\n" + content)
 
     @contextmanager
     def kept(self, path: str | None) -> Iterator[None]:
@@ -96,6 +131,31 @@ class State:
             self.save(path)
             raise
         self.save(path)
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        FileError: It is a folder, damaged, or no checkpoint.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content.startswith(FORMAT):
+        raise FileError(
+            f"{path}: is not a readable checkpoint of a search, or one of an earlier "
+            f"version; {_WAY_OUT}"
+        )
+    start = len(FORMAT) + DIGITS + 1
+    checksum, payload = content[len(FORMAT) : start], content[start:]
+    if hashlib.sha256(payload).hexdigest().encode() + b"\n" != checksum:
+        raise FileError(f"{path}: is damaged, for its checksum is another; {_WAY_OUT}")
+    state: dict[str, Any] = torch.load(
+        io.BytesIO(payload), map_location="cpu", weights_only=True
+    )
+    return state
 
 
 def _short(value: object) -> str:

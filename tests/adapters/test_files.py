@@ -1,4 +1,7 @@
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,40 @@ def test_a_folder_is_no_file(tmp_path):
     ):
         pytest.fail("the block ran")
     assert list(tmp_path.parent.glob(f".{tmp_path.stem}*")) == []
+
+
+def test_the_error_of_a_writer_that_removed_its_file_is_told(tmp_path):
+    with (
+        pytest.raises(OSError, match="see that the disk has room"),
+        whole_file(tmp_path / "model.xml") as temporary,
+    ):
+        os.unlink(temporary)
+        raise OSError("cannot write model.xml: see that the disk has room")
+
+
+def test_an_error_of_the_system_names_the_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    with (
+        pytest.raises(OSError, match=r"cannot write .*model\.onnx: No space left"),
+        whole_file(path),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
+    path = tmp_path / "model.onnx"
+    code = f"""
+import os
+from cora_plugin.adapters.files import whole_file
+with whole_file({str(path)!r}) as temporary:
+    open(temporary, "w").write("half of it")
+    os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (left,) = tmp_path.iterdir()
+    with whole_file(tmp_path / "other.onnx"), whole_file(path) as temporary:
+        # Other files' temporaries, and those of living processes, stay.
+        assert not left.exists()
+        with whole_file(path):
+            assert Path(temporary).exists()
+    assert len(list(tmp_path.iterdir())) == 2

@@ -19,6 +19,7 @@ from cora_plugin.adapters import (
     make_adapter,
     save_adapters,
 )
+from cora_plugin.adapters.content import CHECKSUM, checksum
 from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.adapters.fingerprint import Fingerprint
@@ -50,15 +51,21 @@ def file(adapters, tmp_path):
     return path
 
 
-def rewrite(path, tensors=None, **header):
-    """Write the file again with other tensors or header fields."""
+def rewrite(path, tensors=None, sealed=True, **header):
+    """Write the file again with other tensors or header fields.
+
+    `sealed` ones get the checksum that fits.
+    """
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         stored = {key: file.get_tensor(key) for key in file.keys()}
     stored.update(tensors or {})
     kept = {key: tensor for key, tensor in stored.items() if tensor is not None}
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in header.items()}
-    save_file(kept, path, metadata=metadata | texts)
+    metadata |= texts
+    if sealed and metadata.pop(CHECKSUM, None):
+        metadata[CHECKSUM] = checksum(kept, metadata)
+    save_file(kept, path, metadata=metadata)
 
 
 def layers_in(path):
@@ -373,6 +380,11 @@ def test_a_term_that_contradicts_its_tensors_is_refused(field, value, file):
         ("depthwise/a", torch.full((2, 5), 100, dtype=torch.int8)),
         ("small/a.scale", torch.ones(1, 6)),
         ("small/a.scale", torch.full((6, 1), float("inf"))),
+        ("small/a.scale", torch.full((6, 1), float("nan"))),
+        ("small/a.scale", torch.full((6, 1), 1e38)),
+        ("small/a.scale", torch.full((6, 1), -1.0)),
+        ("small/a.scale", torch.zeros(6, 1)),
+        ("small/a.scale", torch.full((6, 1), 1e-40)),
         ("depthwise/a.scale", torch.ones(3, 1)),
         ("features.0.conv/a", torch.zeros(8, 4, 3, 3, dtype=torch.int8)),
         ("features.0.conv/b", torch.zeros(8, 2, 1, 1)),
@@ -388,6 +400,50 @@ def test_tensors_that_do_not_fit_the_header_are_refused(key, tensor, file):
     name = key.split("/")[0]
     with pytest.raises(FileError, match=f"header and tensors disagree.*{name}"):
         load_adapters(file)
+
+
+def test_other_tensors_or_notes_are_told_from_those_that_were_saved(file):
+    rewrite(file, {"stem/shift": randn(16, seed=5)}, sealed=False)
+    with pytest.raises(FileError, match=r"adapters\.safetensors: is damaged"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize("field", ["notes", "shifts", "versions"])
+def test_the_checksum_holds_the_header_too(field, file):
+    rewrite(file, sealed=False, **{field: '{"a": 1}'})
+    with pytest.raises(FileError, match="is damaged"):
+        load_adapters(file)
+
+
+@pytest.mark.parametrize("notes", ["5", "[1]", "null", "[" * 10**5 + "]" * 10**5])
+def test_notes_that_are_no_mapping_are_refused(notes, file):
+    rewrite(file, notes=notes)
+    with pytest.raises(FileError, match="header and tensors disagree"):
+        load_adapters(file)
+
+
+def test_equal_content_gives_equal_bytes(adapters, tmp_path):
+    notes = {"one": 1, "two": {"a": 1, "b": 2}}
+    reordered = {"two": {"b": 2, "a": 1}, "one": 1}
+    written = set()
+    for index, each in enumerate(4 * [notes, reordered]):
+        path = tmp_path / f"{index}.safetensors"
+        save_adapters(path, adapters, {"head": torch.ones(9)}, each)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
+def test_notes_with_nan_are_refused(adapters, tmp_path):
+    with pytest.raises(CoRaError, match="notes: cannot be written as JSON"):
+        save_adapters(tmp_path / "a", adapters, notes={"kl": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_scales_that_could_not_be_read_back_are_not_written(adapters, tmp_path):
+    tiny = adapters["small"].scaled(1e-39)
+    with pytest.raises(CoRaError, match=r"small: its adapter has a scale of"):
+        save_adapters(tmp_path / "a.safetensors", {"small": tiny})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_folder_is_named(adapters, tmp_path):

@@ -1,12 +1,17 @@
 """An interrupted search goes on where it was, and ends where it would have."""
 
+import json
+from random import Random
+
 import pytest
 import torch
 from plain_host import PlainHost
 from small_net import batches, net
 
 from cora_plugin import CoRa, CoRaError
+from cora_plugin.adapters.errors import FileError
 from cora_plugin.outputs import only
+from cora_plugin.search.checkpoint import State
 
 
 class Interrupted(PlainHost):
@@ -67,9 +72,66 @@ def test_a_checkpoint_of_another_search_is_refused(tmp_path):
             CoRa(config(str(path), **changes)).apply(PlainHost(net()), batches())
     with pytest.raises(CoRaError, match="is of a search with images"):
         CoRa(config(str(path))).apply(PlainHost(net()), batches(seed=3))
-    path.write_bytes(b"nothing")
-    with pytest.raises(CoRaError, match="not a readable checkpoint"):
-        CoRa(config(str(path))).apply(PlainHost(net()), batches())
+
+
+@pytest.fixture
+def state():
+    """What a search of a few iterations moves, and its state."""
+    parameter = torch.ones(3, requires_grad=True)
+    optimizer = torch.optim.Adam([parameter])
+    made = State(optimizer, json.dumps({"lr": 1}))
+    for iteration in range(1, 6):
+        parameter.square().sum().backward()
+        optimizer.step()
+        made.iteration = iteration
+    return made
+
+
+def fresh():
+    return State(torch.optim.Adam([torch.ones(3)]), json.dumps({"lr": 1}))
+
+
+def test_a_damaged_checkpoint_is_refused(state, tmp_path):
+    path = tmp_path / "search.pt"
+    state.save(str(path))
+    content = path.read_bytes()
+    assert fresh().resume(str(path), 5) == 5
+    random = Random(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        bit = random.randrange(8 * len(content))
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match=r"search\.pt: is (damaged|not a readable)"):
+            fresh().resume(str(path), 5)
+    for length in (0, 10, 40, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(FileError, match=r"search\.pt: is (damaged|not a readable)"):
+            fresh().resume(str(path), 5)
+
+
+def test_a_folder_is_no_checkpoint_and_its_folder_must_exist(tmp_path):
+    with pytest.raises(FileError, match="cannot be read: Is a directory"):
+        fresh().resume(str(tmp_path), 5)
+    with pytest.raises(FileError, match=r"the folder .*nowhere does not exist"):
+        fresh().resume(str(tmp_path / "nowhere" / "search.pt"), 5)
+
+
+def test_fewer_iterations_than_were_done_are_refused(state, tmp_path):
+    path = str(tmp_path / "search.pt")
+    state.save(path)
+    with pytest.raises(FileError, match=r"has done 5 iterations, and 4 are asked for"):
+        fresh().resume(path, 4)
+
+
+def test_half_an_iteration_is_not_written(state, tmp_path):
+    path = tmp_path / "search.pt"
+    state.save(str(path))
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), state.kept(str(path)):
+        state._optimizer.step()
+        raise KeyboardInterrupt
+    assert path.read_bytes() == before
 
 
 def test_adapters_can_be_trained_with_the_cutoffs():
