@@ -1,13 +1,17 @@
 """The command line: `cora-plugin demo`, `run` and `brevitas-ptq`."""
 
 import argparse
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.interrupts import Ended, interruptible
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,20 +99,40 @@ def _toolkits(text: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code."""
+    """Run a command; return its exit code.
+
+    It is 2 when the command did not do its work, 3 when an export of several failed,
+    128 and the signal's number when it was interrupted.
+    """
     flags = parser()
     options, rest = flags.parse_known_args(argv)
     if rest and options.command != "brevitas-ptq":
         flags.error(f"unrecognized arguments: {' '.join(rest)}")
+    for stream in (sys.stdout, sys.stderr):
+        _encodable(stream)
     try:
-        _run(options, rest)
+        with interruptible():
+            failures = _run(options, rest)
     except (CoRaError, ModuleNotFoundError, OSError) as error:
         print(f"cora-plugin: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt as interrupt:
+        by = interrupt.signal if isinstance(interrupt, Ended) else signal.SIGINT
+        print("cora-plugin: interrupted", file=sys.stderr)
+        return 128 + by
+    for failure in failures:
+        print(f"cora-plugin: {failure}", file=sys.stderr)
+    return 3 if failures else 0
 
 
-def _run(options: argparse.Namespace, rest: list[str]) -> None:
+def _encodable(stream: TextIO) -> None:
+    """Let a stream that cannot write a character write a question mark."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="replace")
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> Sequence[CoRaError]:
+    """Run a command; return what failed of it while the rest was done."""
     # Each command imports what it needs, and no other toolkit.
     if options.command == "demo":
         from cora_plugin.demo import run_demo
@@ -128,7 +152,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
             check(recipe)
             print(f"{options.recipe}: ready to run")
         else:
-            run(recipe)
+            return run(recipe).failures
     else:
         try:
             from cora_plugin.integrations.brevitas.cli import main as brevitas_ptq
@@ -139,6 +163,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> None:
                 name=error.name,
             ) from error
         brevitas_ptq(rest)
+    return ()
 
 
 if __name__ == "__main__":

@@ -226,7 +226,8 @@ def _lines(document: Document, name: str, path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{path} cannot be read"
         raise document.error((name, "classes"), problem, FileError) from error
-    return text.split()
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line]
 
 
 def _is_file(path: str) -> bool:

@@ -13,13 +13,22 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Subset
 
-from cora_plugin.adapters.errors import DataError
+from cora_plugin.adapters.errors import CoRaError, DataError
 from cora_plugin.compare.rows import Row, judge, table
 from cora_plugin.config import CoRaConfig
 from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import toolkits
 from cora_plugin.objective import TITLES, decide
 from cora_plugin.qat import QATReport
+from cora_plugin.recipe.folder import (
+    FILES,
+    PICTURE,
+    RECIPE,
+    REPORT,
+    TEXT,
+    TRAINING,
+    written,
+)
 from cora_plugin.recipe.images import Item
 from cora_plugin.recipe.schema import Recipe
 from cora_plugin.report import Report
@@ -30,6 +39,8 @@ PACKAGES = ("cora-plugin", "torch", "timm", "torchvision", "onnx")
 
 class Results:
     """The results of a run.
+
+    `failures` are the exports that could not be written, each with the reason.
 
     Args:
         recipe: The recipe, with all that was decided for it.
@@ -43,6 +54,7 @@ class Results:
         self.report: Report | None = None
         self.qat: QATReport | None = None
         self.notes: list[str] = []
+        self.failures: list[CoRaError] = []
 
     def begin(self, reference: Tensor, labels: Tensor, images: Subset[Item]) -> None:
         """Take the float model's outputs [N, classes, …] and the labels, -1 for none.
@@ -106,28 +118,34 @@ class Results:
             for export in self.recipe.exports
             if (folder / export.path).exists()
         ]
-        whole = {
+        whole: dict[str, Any] = {
             "recipe": self.recipe.to_dict(),
             "rows": [_plain(row) for row in self.rows],
             "images": self.images,
             "exports": exports,
+            "failures": [str(failure) for failure in self.failures],
             "versions": _versions(),
             "cora": self.report.to_dict() if self.report else None,
             "qat": self.qat.to_dict() if self.qat else None,
         }
-        (folder / "report.json").write_text(json.dumps(whole, indent=2, default=str))
-        resolved = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
-        (folder / "recipe.yaml").write_text(resolved)
+        resolved = yaml.safe_dump(
+            self.recipe.to_dict(), sort_keys=False, allow_unicode=True
+        )
+        _write(folder / RECIPE, resolved)
         text = io.StringIO()
         Console(file=text, width=108).print(self.table())
-        for report, picture in ((self.report, "report"), (self.qat, "qat")):
+        pictures = ((self.report, PICTURE), (self.qat, TRAINING))
+        for report, picture in pictures:
             if report is not None:
                 text.write(f"\n{report}\n")
                 try:
-                    report.plot(folder / f"{picture}.png")
+                    report.plot(folder / picture)
                 except ModuleNotFoundError as error:
                     self.notes.append(f"no picture: {error}")
-        (folder / "report.txt").write_text(text.getvalue())
+        _write(folder / TEXT, text.getvalue())
+        # Last, for it lists the others.
+        whole[FILES] = [*written(folder), REPORT]
+        _write(folder / REPORT, json.dumps(whole, indent=2, default=str))
 
     def _check_labels(self, source: Any, outputs: int) -> None:
         document: Document = self.recipe.document
@@ -161,6 +179,10 @@ def _plain(row: Row) -> dict[str, Any]:
         "bits": row.equivalent_bits,
         "seconds": row.seconds,
     }
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _size(path: Path) -> int:

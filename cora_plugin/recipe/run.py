@@ -1,12 +1,9 @@
 """Runs a recipe: float model, toolkit, adapters, exports, report."""
 
 import os
-import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +16,10 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from tqdm import tqdm
 
 from cora_plugin.adapters.errors import CoRaError, DataError, FileError
-from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
 from cora_plugin.qat import QATReport, finetune
+from cora_plugin.recipe.folder import opened, written
 from cora_plugin.recipe.images import (
     Files,
     Item,
@@ -66,15 +63,21 @@ def check(recipe: Recipe) -> None:
         ModuleNotFoundError: A package is not installed.
     """
     with own_modules():
-        _plan(recipe)
-    with _staged(recipe.document, Path(recipe.output), keep=False):
-        pass
+        plan = _plan(recipe)
+    folder = Path(recipe.output)
+    with opened(recipe.document, folder, keep=False):
+        for index, export in enumerate(plan.chosen.exports):
+            if (folder / export.path).is_dir():
+                problem = f"{folder / export.path} is a folder; name another file"
+                raise recipe.document.error(("exports", index, "path"), problem)
 
 
 def run(recipe: Recipe, console: Console | None = None) -> Results:
     """Do what a recipe says; print a table, fill its output folder.
 
-    The folder is changed at the end, when everything has succeeded.
+    The folder is changed at the end, and then holds this run's files in place of those
+    of an earlier one. An export that fails does not take the others with it: it is in
+    `failures` of the results, and in the report.
 
     Args:
         recipe: The recipe.
@@ -88,7 +91,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
     console = console or Console(file=sys.stdout)  # Toolkits print elsewhere.
     with (
         own_modules(),
-        _staged(recipe.document, Path(recipe.output), keep=True) as folder,
+        opened(recipe.document, Path(recipe.output)) as folder,
     ):
         plan = _plan(recipe)
         toolkit, options = plan.chosen.toolkit, plan.chosen.options
@@ -153,17 +156,21 @@ def _export(
         path = folder / export.path
         path.parent.mkdir(parents=True, exist_ok=True)
         write = partial(formats[export.format].write, **export.options)
+        before = set(written(folder))
         try:
             timed(console, f"exporting {export.path}", write, model, example, path)
-        except OSError:
-            raise
         # Whatever an exporter may raise at a model that it cannot write.
         except Exception as error:
+            for name in set(written(folder)) - before:
+                (folder / name).unlink()
             why = next(iter(str(error).splitlines()), "")
+            why = why.replace(f"{folder}{os.sep}", f"{recipe.output}{os.sep}")
             if not isinstance(error, CoRaError):  # Those say what they are about.
                 what = f"{export.format} cannot be written"
                 why = f"{what}: {type(error).__name__}: {why}"
-            raise recipe.document.error(("exports", index), why, FileError) from error
+            failure = recipe.document.error(("exports", index), why, FileError)
+            failure.__cause__ = error
+            results.failures.append(failure)
 
 
 def _trained(
@@ -259,30 +266,3 @@ def _outputs(
         warnings.simplefilter("ignore")
         pairs = [(logits(model, x), y) for x, y in batches]
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-@contextmanager
-def _staged(document: Document, folder: Path, keep: bool) -> Iterator[Path]:
-    """A folder whose files move to `folder` once the block has succeeded.
-
-    Raises:
-        FileError: The folder cannot be written to.
-    """
-    near = folder
-    while not near.exists():
-        near = near.parent
-    try:
-        staging = Path(tempfile.mkdtemp(dir=near, prefix=".cora-"))
-    except OSError as error:
-        problem = f"cannot write to {folder}: {error.strerror}"
-        raise document.error(("output",), problem, FileError) from error
-    try:
-        yield staging
-        if keep:
-            for source in sorted(staging.rglob("*")):
-                if source.is_file():
-                    target = folder / source.relative_to(staging)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(source, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -10,6 +10,7 @@ from cora_plugin.config import CoRaConfig, QATConfig
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
 from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.recipe.folder import inside
 
 MODELS = ("timm", "torchvision", "factory")
 IMAGES = ("folder", "glob", "factory")
@@ -238,8 +239,7 @@ def _exports(document: Document) -> tuple[Export, ...]:
             raise document.error(key, problem)
         name = document.typed((*key, "format"), values["format"], str)
         path = document.typed((*key, "path"), values.get("path", ""), str)
-        leaves = os.path.isabs(path) or ".." in path.split("/") or not path
-        if leaves and "path" in values:
+        if "path" in values and not (path and inside(path)):
             raise document.error(
                 (*key, "path"),
                 f"{path!r} leaves the output folder; name a file in it",

@@ -5,6 +5,7 @@ from typing import Any
 
 from cora_plugin.adapters.errors import CoRaError, Key
 from cora_plugin.integrations.toolkit import Options, Toolkit, declared, load_toolkit
+from cora_plugin.recipe.folder import conflict
 from cora_plugin.recipe.schema import Export, Recipe
 from cora_plugin.typed import unknown
 
@@ -61,8 +62,8 @@ def _exports(recipe: Recipe, toolkit: Toolkit[Any]) -> tuple[Export, ...]:
                 raise document.error(key, problem, at=(*key, name))
             document.typed((*key, name), value, hints[name])
         path = export.path or export.format + formats[export.format].suffix
-        if path in [each.path for each in found]:
-            problem = f"{path} is written twice; name another file"
-            raise document.error((*key, "path"), problem, at=key)
+        problem_found = conflict(path, [each.path for each in found])
+        if problem_found is not None:
+            raise document.error((*key, "path"), problem_found, at=key)
         found.append(replace(export, path=path))
     return tuple(found)

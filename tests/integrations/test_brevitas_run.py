@@ -157,6 +157,10 @@ def test_adapters_after_gpfq_which_overwrites_float_weights(tmp_path):
             {"exports": [{"format": "adapters", "opset": 3}]},
             "exports.0: unknown key 'opset'",
         ),
+        (
+            {"exports": [{"format": "adapters", "path": "Report.json"}]},
+            "exports.0.path: Report.json is in the way of the run's own files",
+        ),
         ({"cora": {"ranks": {"nowhere": 1}}}, "nowhere"),
         ({"data": {"glob": "nowhere/*"}}, ":4: data.glob: no file matches nowhere/*"),
         (
@@ -207,19 +211,34 @@ def test_an_output_folder_that_cannot_be_written_to(tmp_path, capsys):
         assert "output: cannot write to" in error and error.count("\n") == 1
 
 
-def test_a_failure_leaves_what_was_there_before(tmp_path, capsys):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "report.json").write_text("old")
+def test_a_failed_export_leaves_the_others_and_is_told(tmp_path, capsys):
     exports = [
         "adapters",
         {"format": "onnx_qcdq", "path": "a.onnx", "opset_version": 1},
+        "onnx_qcdq",
     ]
     path = written(tmp_path / "recipe.yaml", exports=exports)
-    assert run(path) == 2
+    assert run(path) == 3
     error = capsys.readouterr().err
-    assert "exports.1: " in error and "recipe.yaml:" in error
-    assert error.count("\n") == 1
+    assert "exports.1: onnx_qcdq cannot be written" in error
+    assert "recipe.yaml:" in error and error.count("\n") == 1
+    out = tmp_path / "out"
+    names = ["adapters.safetensors", "onnx_qcdq.onnx"]
+    report = result(out)
+    assert [export["path"] for export in report["exports"]] == names
+    assert "exports.1: " in report["failures"][0]
+    assert {*names, "report.json", "report.txt"} <= set(os.listdir(out))
+    assert "a.onnx" not in os.listdir(out)
+    # No export of this run stays beside the report of the next.
+    assert run(path, "cora=false", "exports=[]") == 0
+    assert set(os.listdir(out)) == {"recipe.yaml", "report.json", "report.txt"}
+
+
+def test_an_error_before_the_exports_leaves_what_was_there(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("old")
+    assert run(written(tmp_path / "recipe.yaml"), "cora.ranks={nowhere: 1}") == 2
     assert os.listdir(out) == ["report.json"]
     assert (out / "report.json").read_text() == "old"
 
