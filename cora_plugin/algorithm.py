@@ -1,8 +1,8 @@
 """The algorithm: layers → statistics → residuals → plan → guarded steps → report."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from cora_plugin.adapters.errors import ConfigError, DataError, ModelError
 from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.budget import added
 from cora_plugin.config import Budget, CoRaConfig
-from cora_plugin.guard import Guard
+from cora_plugin.guard import Guard, Judged
 from cora_plugin.host import Host
 from cora_plugin.items import Reader
 from cora_plugin.labels import Labelled
@@ -30,11 +30,20 @@ from cora_plugin.target import Measure, choose
 log = logging.getLogger(__name__)
 
 
-def ordinary_tensors() -> AbstractContextManager[Any]:
-    """Leave `torch.inference_mode`, whose tensors neither have gradients nor change."""
-    if torch.is_inference_mode_enabled():
-        return torch.inference_mode(False)
-    return nullcontext()
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Leave `torch.inference_mode` and autocast.
+
+    The tensors of the one neither have gradients nor change, and the other would round
+    the statistics.
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class Planned(Protocol):
@@ -146,14 +155,14 @@ class Run:
 
     def update(self, item: Any) -> None:
         """Add what a loader yields."""
-        with self._watch("statistics"):
+        with self._watch("statistics"), ordinary_tensors():
             batch = self._reader(item)
             self._labelled.add(item, batch)
             self._collector.update(batch)
 
     def add(self, batch: Batch) -> None:
         """Add a batch of the model's own arguments."""
-        with self._watch("statistics"):
+        with self._watch("statistics"), ordinary_tensors():
             self._collector.update(batch)
 
     def finish(self) -> Report:
@@ -223,10 +232,27 @@ class Run:
         try:
             take(ACTIONS, context)
             note_rounding(context)
+            notes = (
+                *self._reader.notes,
+                *choice.notes,
+                *self._collector.notes,
+                *([doubt] if doubt else []),
+            )
+            return self._report(context, guard.judged(activations), sweep, notes)
         except BaseException:
             host.correct(Correction())
             raise
-        adapters = guard.kept.adapters
+
+    def _report(
+        self,
+        context: Context,
+        judged: Judged,
+        sweep: Sequence[SweepPoint],
+        notes: tuple[str, ...],
+    ) -> Report:
+        adapters, plan = context.guard.kept.adapters, context.plan
+        residuals, network = context.residuals, context.network
+        split, watch = self._collector.split, self._watch
         with watch("report"):
             rows = tuple(
                 residuals.row(layer, adapters.get(layer.name))
@@ -235,17 +261,12 @@ class Run:
         alone = {n: "rank 0 was asked for" for n, r in self._pinned.items() if not r}
         fitted = context.fitted
         return Report.from_parts(
-            config.to_dict(),
+            self.config.to_dict(),
             rows,
-            {**host.skipped, **alone, **unused},
+            {**self._host.skipped, **alone, **self._collector.unused},
             None if self._planned is None else self._planned.to_dict(),
-            (
-                *self._reader.notes,
-                *choice.notes,
-                *self._collector.notes,
-                *([doubt] if doubt else []),
-            ),
-            guard.judged(activations),
+            notes,
+            judged,
             Stored.of(self._layers, adapters.values()),
             Spent(
                 budget_used=plan.used if adapters else 0,

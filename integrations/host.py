@@ -32,13 +32,15 @@ def replace_correction(
         What the model carries now.
     """
     noted = with_fingerprints(correction, made_for)
-    remove()
-    try:
-        insert(noted)
-    except BaseException:
+    # New layers are initialized at random, which the caller's numbers must not show.
+    with torch.random.fork_rng(devices=[]):
         remove()
-        insert(standing)
-        raise
+        try:
+            insert(noted)
+        except BaseException:
+            remove()
+            insert(standing)
+            raise
     return noted
 
 

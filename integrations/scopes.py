@@ -19,7 +19,7 @@ def replaced(
         yield
     finally:
         if before is None:
-            del own[method]
+            own.pop(method, None)
         else:
             own[method] = before
 

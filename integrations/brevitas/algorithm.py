@@ -36,6 +36,7 @@ from cora_plugin.integrations.brevitas.private import (
     lacks_input,
 )
 from cora_plugin.integrations.host import refuse_without_adapters
+from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation, replaced
 from cora_plugin.items import Reader, arguments
 from cora_plugin.layer import Correction
@@ -78,11 +79,12 @@ def apply_cora(
         CoRaError: Something that the caller can change is wrong.
     """
     algorithm = CoRa(config)
-    calib_loader = _seen(model, calib_loader, unpack)
     metric = None if metric_fn is None else partial(metric_fn, model)
-    host = _host(model, reference)
-    report = algorithm.apply(host, calib_loader, plan, unpack, metric)
-    note_config(model, report.config)
+    with restored(model):
+        calib_loader = _seen(model, calib_loader, unpack)
+        host = _host(model, reference)
+        report = algorithm.apply(host, calib_loader, plan, unpack, metric)
+        note_config(model, report.config)
     return report
 
 
@@ -132,8 +134,9 @@ def expand_weights(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    report = series.expand_weights(_host(model, reference), config)
-    note_config(model, report.config)
+    with restored(model):
+        report = series.expand_weights(_host(model, reference), config)
+        note_config(model, report.config)
     return report
 
 
@@ -228,7 +231,8 @@ class cora_mode:  # noqa: N801, as gptq_mode
 
 def remove_cora(model: nn.Module) -> nn.Module:
     """Take every adapter out of a model, in place."""
-    remove_correction(model)
+    with restored(model):
+        remove_correction(model)
     return model
 
 
@@ -262,9 +266,10 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         ModelError: The model lacks a layer, or has it in another shape.
     """
     adapters, shifts, notes = load_adapters(path)
-    check_provenance(model, adapters)
-    insert_correction(model, Correction(adapters, shifts))
-    note_config(model, notes.get("config"))
+    with restored(model), torch.random.fork_rng(devices=[]):
+        check_provenance(model, adapters)
+        insert_correction(model, Correction(adapters, shifts))
+        note_config(model, notes.get("config"))
     return model
 
 

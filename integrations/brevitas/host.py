@@ -48,6 +48,7 @@ from cora_plugin.integrations.host import (
     replace_correction,
 )
 from cora_plugin.integrations.provenance import fingerprints
+from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.integrations.training import Training
 from cora_plugin.layer import Correction, QuantizedLayer
@@ -106,6 +107,7 @@ class BrevitasHost:
     def prepared(self) -> Iterator[None]:
         """Evaluation mode, no parameter gradients, each weight quantized only once."""
         with ExitStack() as stack:
+            stack.enter_context(restored(self.model))
             stack.enter_context(evaluation(self.model))
             stack.enter_context(without_gradients(self.model))
             for name, weight in self._read[2].items():

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 import nncf
+import torch
 from nncf.common.graph.graph import NNCFGraph
 from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
 from torch import nn
@@ -33,6 +33,7 @@ from cora_plugin.integrations.nncf.insert import (
 from cora_plugin.integrations.nncf.layers import Reference, check_model
 from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.integrations.provenance import check_made_for
+from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.items import Reader
 from cora_plugin.outputs import device_of, run
@@ -93,16 +94,15 @@ def apply_cora(
             "once; pass a list, a DataLoader or an nncf.Dataset"
         )
     given = model, dataset, reference, subset_size, unpack
-    host, batches, reader = _hosted(*given)
-    with ExitStack() as undo:
+    with restored(model):
+        host, batches, reader = _hosted(*given)
         if config.widths and plan is None:
             plan = plan_widths(host, batches, config, pinned, unpack=reader)
-            undo.callback(host.widen(plan.layer_bits))
+            host.widen(plan.layer_bits)
             host, batches, reader = _hosted(*given)
         metric = None if metric_fn is None else partial(metric_fn, model)
         report = CoRa(config).apply(host, batches, plan, reader, metric)
-        undo.pop_all()
-    vars(model)["cora_config"] = report.config  # for `save_cora`
+        vars(model)["cora_config"] = report.config  # for `save_cora`
     return report
 
 
@@ -157,8 +157,9 @@ def expand_weights(
         CoRaError: Something that the caller can change is wrong.
     """
     host, *_ = _hosted(model, [example], reference, None, None)
-    report = series.expand_weights(host, config)
-    vars(model)["cora_config"] = report.config  # for `save_cora`
+    with restored(model):
+        report = series.expand_weights(host, config)
+        vars(model)["cora_config"] = report.config  # for `save_cora`
     return report
 
 
@@ -262,7 +263,9 @@ class CoRaAlgorithm(TorchStep):
 def remove_cora(model: nn.Module) -> nn.Module:
     """Take every adapter out of a model, in place."""
     check_model(model)
-    remove_hooks(model)
+    with restored(model):
+        remove_hooks(model)
+        vars(model).pop("cora_config", None)
     return model
 
 
@@ -300,12 +303,13 @@ def load_cora(
     """
     adapters, corrections, notes = load_adapters(path)
     host = NNCFHost(model, example_input)
-    reading = host.reading
-    weights = {
-        name: (layer.dequantized, layer.weight_bits, layer.operation)
-        for name, layer in reading.layers.items()
-    }
-    check_made_for(adapters, weights)
-    insert_hooks(model, reading.layers, reading.nodes, adapters, corrections)
-    vars(model)["cora_config"] = notes.get("config")
+    with restored(model), torch.random.fork_rng(devices=[]):
+        reading = host.reading
+        weights = {
+            name: (layer.dequantized, layer.weight_bits, layer.operation)
+            for name, layer in reading.layers.items()
+        }
+        check_made_for(adapters, weights)
+        insert_hooks(model, reading.layers, reading.nodes, adapters, corrections)
+        vars(model)["cora_config"] = notes.get("config")
     return model

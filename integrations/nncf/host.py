@@ -42,6 +42,7 @@ from cora_plugin.integrations.nncf.training import (
     training,
 )
 from cora_plugin.integrations.provenance import fingerprints
+from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.integrations.training import Training
 from cora_plugin.layer import Correction, QuantizedLayer
@@ -137,6 +138,7 @@ class NNCFHost:
     def prepared(self) -> Iterator[None]:
         """Evaluation mode, no parameter gradients, each weight quantized only once."""
         with ExitStack() as stack:
+            stack.enter_context(restored(self.model))
             stack.enter_context(evaluation(self.model))
             stack.enter_context(without_gradients(self.model))
             for quantizer, (_, quantized) in self.reading.weights.items():

@@ -220,7 +220,7 @@ def test_a_failed_export_leaves_the_others_and_is_told(tmp_path, capsys):
     path = written(tmp_path / "recipe.yaml", exports=exports)
     assert run(path) == 3
     error = capsys.readouterr().err
-    assert "exports.1: onnx_qcdq cannot be written" in error
+    assert "exports.1: Brevitas cannot write the model in this" in error
     assert "recipe.yaml:" in error and error.count("\n") == 1
     out = tmp_path / "out"
     names = ["adapters.safetensors", "onnx_qcdq.onnx"]

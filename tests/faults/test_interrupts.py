@@ -1,0 +1,153 @@
+"""Interrupts at random moments; `--faults 200` makes as many for each host.
+
+A model is as it was, bit for bit, or whole with its adapters, and torch is itself.
+"""
+
+import copy
+import gc
+import signal
+import time
+from random import Random
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+
+CONFIG = {"budget": 0.3, "held_out": 0.25, "sensitivity_images": 4}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 5),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def net():
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def data():
+    random = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 3, 8, 8, generator=random) for _ in range(3)]
+
+
+def brevitas():
+    pytest.importorskip("brevitas")
+    from cora_plugin.integrations.brevitas import apply_cora
+    from cora_plugin.integrations.brevitas.recipe import quantize_ptq
+
+    loader = [(images, torch.zeros(8)) for images in data()]
+    model = quantize_ptq(net(), loader, weight_bits=3)
+    return model, lambda model: apply_cora(data(), model, CONFIG)
+
+
+def nncf():
+    pytest.importorskip("nncf")
+    from cora_plugin.integrations.nncf import apply_cora
+    from cora_plugin.integrations.nncf.recipe import quantize_ptq
+
+    model = quantize_ptq(net(), data(), weight_bits=3)
+    return model, lambda model: apply_cora(model, data(), CONFIG)
+
+
+def state(model):
+    """All that a user could see of a model, in values that can be compared."""
+    modules = {
+        name: (type(module).__qualname__, module.training, sorted(vars(module)))
+        for name, module in model.named_modules()
+    }
+    flags = {
+        (name, key): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, bool | int | str)
+    }
+    gradients = {n: p.requires_grad for n, p in model.named_parameters()}
+    with torch.no_grad():
+        outputs = model(data()[0])
+    tensors = {**model.state_dict(), "outputs": getattr(outputs, "value", outputs)}
+    values = {name: t.flatten().tolist() for name, t in tensors.items()}
+    return modules, flags, gradients, values
+
+
+def interrupted(model, apply, seconds):
+    """Apply, and interrupt after some seconds; say whether that came in between."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        apply(model)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return False
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("host", [brevitas, nncf])
+def test_no_interrupt_leaves_a_changed_model(host, faults):
+    model, apply = host()
+    as_it_was, whole = state(model), copy.deepcopy(model)
+    apply(whole)  # The first time takes longer.
+    whole = copy.deepcopy(model)
+    begin = time.perf_counter()
+    apply(whole)
+    seconds = time.perf_counter() - begin
+    adapted = state(whole)
+    random, count = Random(0), 0
+    for _ in range(faults(8)):
+        tried = copy.deepcopy(model)
+        gradients = torch.is_grad_enabled()
+        came = interrupted(tried, apply, random.uniform(0.001, seconds))
+        gc.collect()
+        count += came
+        assert _get_current_function_mode_stack() == []
+        assert torch.is_grad_enabled() is gradients
+        assert state(tried) in ((as_it_was, adapted) if came else (adapted,))
+    assert count > 0
+
+
+@pytest.mark.parametrize("host", [brevitas, nncf])
+def test_an_error_while_the_report_is_made_leaves_the_model(host, monkeypatch):
+    from cora_plugin.residuals import Residuals
+
+    def broken(*_):
+        raise MemoryError("while the report is made")
+
+    model, apply = host()
+    before = state(model)
+    monkeypatch.setattr(Residuals, "row", broken)
+    with pytest.raises(MemoryError):
+        apply(model)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("host", [brevitas, nncf])
+def test_adapters_depend_on_no_global_state_and_leave_it(host):
+    model, apply = host()
+    plain, other = copy.deepcopy(model), copy.deepcopy(model)
+    apply(plain)
+    torch.manual_seed(7)
+    expected = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16):
+        apply(other)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert state(plain)[3] == state(other)[3]
