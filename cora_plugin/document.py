@@ -49,11 +49,15 @@ class Document:
             raise FileError(f"{name}: cannot be read: {why}") from error
         except yaml.YAMLError as error:
             raise FileError(_syntax(name, error)) from error
+        except RecursionError as error:
+            raise FileError(f"{name}: {_DEEP}") from error
         lines: dict[Key, int] = {}
         try:
             values = {} if node is None else _plain(loader, node, (), lines, name)
         except yaml.YAMLError as error:
             raise FileError(_syntax(name, error)) from error
+        except RecursionError as error:
+            raise FileError(f"{name}: {_DEEP}") from error
         if not isinstance(values, dict):
             raise FileError(f"{name}: not a mapping of keys to values")
         return cls(name, values, lines)
@@ -217,13 +221,24 @@ def parse_value(text: str, key: Key = ()) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         problem = f"{text!r} is no YAML value; put it in quotes"
         raise ConfigError(key, problem) from error
 
 
+MOST = 100_000
+"""Values that a file may hold, those that aliases repeat counted each time."""
+
+_DEEP = "is nested too deep, or holds an alias of itself"
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number as in YAML 1.2."""
+    """YAML 1.1 as PyYAML reads it, but 1e-4 is a number as in YAML 1.2.
+
+    `count` is the number of values that were made.
+    """
+
+    count = 0
 
 
 _Loader.add_implicit_resolver(
@@ -234,9 +249,16 @@ _Loader.add_implicit_resolver(
 
 
 def _plain(
-    loader: yaml.SafeLoader, node: Any, key: Key, lines: dict[Key, int], name: str
+    loader: _Loader, node: Any, key: Key, lines: dict[Key, int], name: str
 ) -> Any:
-    """A node's plain value; the lines of all keys below it are noted."""
+    """A node's plain value; the lines of all keys below it are noted.
+
+    Raises:
+        FileError: A key is twice there, a value impossible, or there are too many.
+    """
+    loader.count += 1
+    if loader.count > MOST:
+        raise FileError(f"{name}: aliases make more than {MOST} values of it")
     if isinstance(node, yaml.SequenceNode):
         items = []
         for index, item in enumerate(node.value):
@@ -244,7 +266,11 @@ def _plain(
             items.append(_plain(loader, item, (*key, index), lines, name))
         return items
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        try:
+            return loader.construct_object(node)
+        except ValueError as error:  # A date that is none, or too many digits.
+            problem = f"{name}:{node.start_mark.line + 1}: not a value: {error}"
+            raise FileError(problem) from error
     values: dict[str, Any] = {}
     written = {id(k) for k, _ in node.value}
     loader.flatten_mapping(node)

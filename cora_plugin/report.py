@@ -1,7 +1,6 @@
 """The report of a run: what was done, what it cost and what it gained."""
 
 import io
-import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from cora_plugin.budget import stored_bits
 from cora_plugin.guard import Judged, Step
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Distance
+from cora_plugin.strict import strict_json
 
 
 class Stopwatch:
@@ -193,7 +193,7 @@ class Report(Judged, Stored, Spent, Effort):
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, whole or not at all."""
         with whole_file(path) as temporary:
-            Path(temporary).write_text(json.dumps(self.to_dict(), indent=2))
+            Path(temporary).write_text(strict_json(self.to_dict()))
 
     def __str__(self) -> str:
         """A table of the layers and the totals."""

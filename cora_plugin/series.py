@@ -1,6 +1,5 @@
 """Low-bit series terms beside every layer, without any data (FP=xINT)."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ from cora_plugin.budget import stored_bits
 from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction, by_layer
+from cora_plugin.strict import strict_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SeriesReport:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON, whole or not at all."""
         with whole_file(path) as temporary:
-            Path(temporary).write_text(json.dumps(self.to_dict(), indent=2))
+            Path(temporary).write_text(strict_json(self.to_dict()))
 
     def __str__(self) -> str:
         """A line a layer, and what all of it stores."""

@@ -53,12 +53,25 @@ class restored:  # noqa: N801, a context manager, in the manner of torch.no_grad
         if self._saved is None:
             return
         _guarded.discard(id(self._model))
-        while kind is not None:
+        if error is None:
+            return
+        while True:
             try:
                 self._saved.restore()
-                return
+                break
             except KeyboardInterrupt:  # Again: the first is under way already.
                 continue
+        interrupt = _behind(error)
+        if interrupt is not None:
+            raise interrupt from None
+
+
+def _behind(error: BaseException) -> BaseException | None:
+    """The interrupt after which clean-up failed with an error, if there was one."""
+    each: BaseException | None = error
+    while isinstance(each, Exception):
+        each = each.__context__
+    return None if each is error else each
 
 
 class _Saved:

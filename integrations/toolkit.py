@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ConfigError, CoRaError
 from cora_plugin.config import CoRaConfig
+from cora_plugin.config.declared import Bounds
 from cora_plugin.host import Host, TrainableHost
 from cora_plugin.report import Report
 from cora_plugin.typed import unknown
@@ -34,22 +35,50 @@ ADAPTERS = "adapters"
 """The format of the adapters alone, which every toolkit's `exports` should have."""
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of an options dataclass: its default, and what it is, in a few words."""
-    return field(default=default, metadata={"help": text})
+BITS: Mapping[str, int] = {"least": 2, "greatest": 8}
+"""The bounds of bit widths."""
+
+
+def option(default: Any, text: str, **bounds: Any) -> Any:
+    """A field of an options dataclass.
+
+    Args:
+        default: Its default.
+        text: What it is, in a few words.
+        **bounds: As `cora_plugin.config.declared.Bounds` has them.
+    """
+    limits = Bounds(**bounds) if bounds else None
+    return field(default=default, metadata={"help": text, "bounds": limits})
+
+
+class Bounded:
+    """A base of options dataclasses, whose constructor holds them to their bounds.
+
+    Raises:
+        ConfigError: From the constructor: a number is out of its bounds.
+    """
+
+    def __post_init__(self) -> None:
+        """Check every number; a subclass that has its own checks calls this first."""
+        for each in fields(self):  # type: ignore[arg-type]
+            bounds: Bounds | None = each.metadata.get("bounds")
+            if bounds is not None:
+                bounds.check((each.name,), getattr(self, each.name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Bounded):
     """Options of PTQ that every toolkit has; subclasses add a toolkit's own."""
 
-    weight_bits: int = option(4, "bit width of weights")
-    act_bits: int = option(8, "bit width of activations")
+    weight_bits: int = option(4, "bit width of weights", **BITS)
+    act_bits: int = option(8, "bit width of activations", **BITS)
     depthwise_bits: int | None = option(
-        None, "bit width of depthwise convolutions' weights; null: as the others"
+        None,
+        "bit width of depthwise convolutions' weights; null: as the others",
+        **BITS,
     )
     layer_bits: Mapping[str, int] | None = option(
-        None, "weight bit widths by layer name or glob, over all others"
+        None, "weight bit widths by layer name or glob, over all others", **BITS
     )
     bias_correction: bool | None = option(
         None, "correct biases; null: behind adapters only, if the toolkit does so"

@@ -133,3 +133,41 @@ def test_an_error_survives_pickling():
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "here: a.0: wrong"
     assert again.key == ("a", 0)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "aliases make more than 100000 values"),
+        ("model: &a {args: *a}\n", "nested too deep, or holds an alias of itself"),
+        ("a: " + "[" * 2000 + "]" * 2000, "nested too deep"),
+        ("a: 1\nb: 2020-99-99\n", ":2: not a value: month must be"),
+        ("a: " + "9" * 5000, ":1: not a value: Exceeds the limit"),
+    ],
+)
+def test_what_is_no_plain_mapping_ends_with_one_line(tmp_path, text, message):
+    with pytest.raises(CoRaError) as error:
+        read(tmp_path, text)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["2020-99-99", "9" * 5000, "[" * 3000 + "]" * 3000])
+def test_impossible_flags_are_no_values(text):
+    with pytest.raises(ConfigError, match="is no YAML value"):
+        parse_value(text)
+
+
+@given(st.text(max_size=60) | st.text("&*[]{}:-!|>#'\" \n\tab0", max_size=60))
+def test_any_text_is_read_or_refused(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("yaml") / "a.yaml"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        assert isinstance(Document.read(path).values, dict)
+    except CoRaError as error:
+        assert str(error).startswith(str(path))

@@ -102,11 +102,55 @@ def test_a_recipe_of_another_host(plain, tmp_path, capsys):
             {"exports": ["weights", "weights"]},
             "exports.1.path: weights.weights is written twice; name another file",
         ),
+        ({"ptq": {"weight_bits": 99}}, "ptq.weight_bits: 99 is out of range; use 2"),
+        ({"ptq": {"act_bits": -8}}, "ptq.act_bits: -8 is out of range; use 2"),
+        ({"ptq": {"layer_bits": {"a": 1}}}, "ptq.layer_bits.a: 1 is out of range"),
     ],
 )
 def test_wrong_options_and_formats(plain, sections, message, tmp_path, capsys):
     assert main(["run", str(recipe(tmp_path, **sections)), "--check"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"test": {"factory": "small_recipe:spoiled"}},
+            "test images: test.factory: small_recipe:spoiled: item 9 holds NaN",
+        ),
+        (
+            {"model": {"factory": "small_recipe:overflowing"}},
+            "makes the float model give",
+        ),
+        (
+            {"data": {"factory": "small_recipe:labelled_below", "images": 5}},
+            "data.factory: label -2 is none of the model's 3 outputs, which",
+        ),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(plain, sections, message, tmp_path, capsys):
+    assert main(["run", str(recipe(tmp_path, **sections))]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_that_are_not_finite_are_null_with_the_reason(
+    plain, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        type(plain), "outputs", lambda *_: torch.full((24, 3), torch.nan)
+    )
+    assert main(["run", str(recipe(tmp_path, cora=False))]) == 0
+
+    def refuse(word):
+        raise ValueError(word)
+
+    text = (tmp_path / "out" / "report.json").read_text()
+    report = json.loads(text, parse_constant=refuse)
+    assert report["rows"][1]["kl"] is None
+    assert report["not_finite"]["rows.1.kl"] == "inf"
 
 
 def test_rows_of_another_host(plain):

@@ -51,6 +51,16 @@ class Bounds:
             and (not self.among or value in self.among)
         )
 
+    def check(self, key: Key, value: Any) -> None:
+        """Refuse a value with a number in it that is out of bounds.
+
+        Raises:
+            ConfigError: There is one; it says where.
+        """
+        for where, number in _numbers(key, value):
+            if not self.allow(number):
+                raise ConfigError(where, f"{number} is out of range; use {self}")
+
     def __str__(self) -> str:
         """The bounds in words, for errors."""
         if self.among:
@@ -175,10 +185,8 @@ def _checked(key: Key, value: Any, hint: Any, field: "dataclasses.Field[Any]") -
         check(value, Mapping[str, Any], key)
         return hint(**value)
     check(value, hint, key)
-    for where, number in _numbers(key, value) if declared.bounds else ():
-        if not declared.bounds.allow(number):
-            problem = f"{number} is out of range; use {declared.bounds}"
-            raise ConfigError(where, problem)
+    if declared.bounds:
+        declared.bounds.check(key, value)
     if isinstance(value, Mapping):
         return dict(value)
     return tuple(value) if typing.get_origin(hint) is tuple else value

@@ -14,11 +14,14 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cora_plugin.adapters.errors import DataError, FileError, Key, dotted
 from cora_plugin.document import Document
-from cora_plugin.recipe.models import imported, package
+from cora_plugin.recipe.models import called, imported, package
 from cora_plugin.recipe.schema import ImageSection, Preprocessing, Recipe
 
 CALIBRATION, TEST = 256, 500
 """How many images are drawn if a recipe does not say, at most."""
+
+NO_LABEL = -1
+"""The class of an image that has none."""
 
 Item = tuple[Tensor, int]
 Transform = Callable[[Any], Tensor]
@@ -51,12 +54,51 @@ class Files:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                pixels = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            why = str(error).splitlines()[0]
+                pixels = rgb(image, path)
+        except DataError:
+            raise
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
             raise DataError(f"{path}: cannot be read as an image: {why}") from error
-        label = -1 if self.labels is None else self.labels[index]
+        label = NO_LABEL if self.labels is None else self.labels[index]
         return pixels, label
+
+
+def rgb(image: Any, name: str) -> Any:
+    """A picture in red, green and blue, 8 bits each, upright as EXIF says.
+
+    Raises:
+        DataError: It cannot be made so without being changed: it has more bits, more
+            frames, or transparent parts.
+    """
+    from PIL import ImageOps
+
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise DataError(
+            f"{name}: is a picture of mode {image.mode}, of more than 8 bits a pixel; "
+            "scale it to 8 bits, or make tensors by a factory"
+        )
+    # Of a photo for two eyes, MPO, the first is the picture.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise DataError(f"{name}: has {image.n_frames} frames; save the one you mean")
+    if (
+        "A" in image.getbands()
+        or "a" in image.getbands()
+        or "transparency" in image.info
+    ):
+        image = image.convert("RGBA")
+        lowest, _ = image.getchannel("A").getextrema()
+        if lowest < 255:
+            raise DataError(
+                f"{name}: has transparent parts; put it on a background and save it "
+                "without"
+            )
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 class Images(Dataset[Item]):
@@ -92,15 +134,21 @@ class Images(Dataset[Item]):
         item = self._source[index]
         pair = isinstance(item, list | tuple)
         image = item[0] if pair else item
-        label = int(item[1]) if pair and len(item) > 1 else -1
+        label = int(item[1]) if pair and len(item) > 1 else NO_LABEL
         if not isinstance(image, Tensor):
             if self.transform is None:
                 raise DataError(
                     f"{self._name}: item {index} is a {type(image).__name__}; make "
                     "tensors, or give data.preprocessing"
                 )
-            image = self.transform(image.convert("RGB"))
+            image = self.transform(rgb(image, f"{self._name}: item {index}"))
         return image, label
+
+    def name_of(self, index: int) -> str:
+        """What errors call an image: its file, or its place."""
+        if isinstance(self._source, Files):
+            return self._source.paths[index]
+        return f"{self._name}: item {index}"
 
 
 def files(recipe: Recipe, name: str) -> Files | None:
@@ -135,7 +183,7 @@ def make(recipe: Recipe, name: str, listed: Files | None) -> Images:
     key: Key = (name, source)
     images: Any = listed
     if images is None:
-        images = imported(recipe.document, key, where)(**section.args)
+        images = called(recipe.document, key, where, section.args, DataError)
     return Images(images, f"{dotted(key)}: {where}")
 
 
@@ -199,7 +247,12 @@ def _image_folder(
     root = Path(os.path.expandvars(folder)).expanduser()
     if not root.is_dir():
         raise document.error(key, f"{folder} is not a folder", DataError)
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir())
+    # Hidden ones are other programs', such as .ipynb_checkpoints.
+    folders = sorted(
+        entry
+        for entry in root.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
     names = [entry.name for entry in folders]
     if classes is not None:
         listed = _lines(document, name, classes)
@@ -213,6 +266,7 @@ def _image_folder(
         for entry in folders
         for path in sorted(entry.rglob("*"))
         if path.suffix.lower() in IMG_EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(entry).parts)
     ]
     if not found:
         problem = f"{folder} has no sub-folder with images in it"

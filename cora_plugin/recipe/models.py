@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import FileError, Key, ModelError, dotted
+from cora_plugin.adapters.errors import (
+    CoRaError,
+    FileError,
+    Key,
+    ModelError,
+    dotted,
+)
 from cora_plugin.document import Document
 from cora_plugin.recipe.plain import plain_norms, static_padding
 from cora_plugin.recipe.schema import Recipe
@@ -45,12 +51,45 @@ def imported(document: Document, key: Key, name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        problem = f"{name} cannot be imported: {error}"
+    # Whatever the module may raise.
+    except Exception as error:
+        kind = "" if isinstance(error, ImportError | AttributeError) else _kind(error)
+        problem = f"{name} cannot be imported: {kind}{_line(error)}"
         raise document.error(key, problem) from error
     if not callable(found):
         raise document.error(key, f"{name} is not callable")
     return found
+
+
+def called(
+    document: Document,
+    key: Key,
+    name: str,
+    args: Mapping[str, Any],
+    of: type[CoRaError],
+) -> Any:
+    """What a factory makes.
+
+    Raises:
+        CoRaError: Of the class `of`: the factory fails.
+    """
+    factory = imported(document, key, name)
+    try:
+        return factory(**args)
+    except CoRaError:
+        raise
+    # Whatever it may raise.
+    except Exception as error:
+        problem = f"{name} failed: {_kind(error)}{_line(error)}"
+        raise document.error(key, problem, of) from error
+
+
+def _kind(error: Exception) -> str:
+    return f"{type(error).__name__}: "
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def package(document: Document, key: Key, name: str) -> Any:
@@ -113,7 +152,7 @@ def load_model(recipe: Recipe) -> nn.Module:
     if pretrained is None:
         pretrained = section.checkpoint is None
     if source == "factory":
-        model = imported(document, key, name)(**section.args)
+        model = called(document, key, name, section.args, ModelError)
         if not isinstance(model, nn.Module):
             made = type(model).__name__
             raise document.error(key, f"{name} made a {made}, no module", ModelError)

@@ -1,7 +1,6 @@
 """What a recipe's run measured: a table on the screen, a folder of files."""
 
 import io
-import json
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,9 +28,10 @@ from cora_plugin.recipe.folder import (
     TRAINING,
     written,
 )
-from cora_plugin.recipe.images import Item
+from cora_plugin.recipe.images import NO_LABEL, Item
 from cora_plugin.recipe.schema import Recipe
 from cora_plugin.report import Report
+from cora_plugin.strict import strict_json
 
 PACKAGES = ("cora-plugin", "torch", "timm", "torchvision", "onnx")
 """Packages whose versions the report lists, beside the toolkits."""
@@ -63,7 +63,7 @@ class Results:
             DataError: The labels cannot be classes of these outputs.
         """
         self._reference = reference
-        self._labels = labels if int(labels.min()) >= 0 else None
+        self._labels = None if bool((labels == NO_LABEL).all()) else labels
         self._check_labels(images.dataset, reference.shape[1])
         self.images = len(reference)
         chosen = decide(self.recipe.cora or CoRaConfig(), {"": reference})
@@ -145,7 +145,7 @@ class Results:
         _write(folder / TEXT, text.getvalue())
         # Last, for it lists the others.
         whole[FILES] = [*written(folder), REPORT]
-        _write(folder / REPORT, json.dumps(whole, indent=2, default=str))
+        _write(folder / REPORT, strict_json(whole))
 
     def _check_labels(self, source: Any, outputs: int) -> None:
         document: Document = self.recipe.document
@@ -159,13 +159,16 @@ class Results:
                 "name a line), or use a glob, without labels",
                 DataError,
             )
-        if self._labels is not None and int(self._labels.max()) >= outputs:
-            raise document.error(
-                (name, "factory"),
-                f"label {int(self._labels.max())} is none of the model's {outputs} "
-                "outputs",
-                DataError,
-            )
+        if self._labels is None:
+            return
+        for label in (int(self._labels.max()), int(self._labels.min())):
+            if not 0 <= label < outputs:
+                raise document.error(
+                    (name, "factory"),
+                    f"label {label} is none of the model's {outputs} outputs, which "
+                    "are counted from 0",
+                    DataError,
+                )
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from tqdm import tqdm
 
 from cora_plugin.adapters.errors import CoRaError, DataError, FileError
+from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
 from cora_plugin.qat import QATReport, finetune
@@ -204,12 +205,23 @@ def _plan(recipe: Recipe) -> _Plan:
         tool = chosen(recipe)
     check_model(recipe)
     data = files(recipe, "data")
+    if data is not None and recipe.model.factory:
+        # Other models say themselves how images are made their input.
+        if transform(recipe, recipe.data.preprocessing) is None:
+            raise _no_preprocessing(recipe)
     own = any(getattr(recipe.test, name) for name in IMAGES)
     test = files(recipe, "test") if own else None
     if data is not None and (test is not None or not own):
         judging = None if test is None else make(recipe, "test", test)
         drawn(recipe, make(recipe, "data", data), judging)  # Are there enough?
     return _Plan(tool, data, test)
+
+
+def _no_preprocessing(recipe: Recipe) -> CoRaError:
+    return recipe.document.error(
+        ("data", "preprocessing"),
+        "the model does not say how images are made its input; give size, mean and std",
+    )
 
 
 def _images(
@@ -225,11 +237,7 @@ def _images(
         if source is not None:
             source.transform = process
         if listed is not None and process is None:
-            raise recipe.document.error(
-                ("data", "preprocessing"),
-                "the model does not say how images are made its input; give size, mean "
-                "and std",
-            )
+            raise _no_preprocessing(recipe)
     calibrating, judging = drawn(recipe, data, test)
     resolved = replace(
         recipe,
@@ -262,7 +270,36 @@ def _outputs(
 ) -> tuple[Tensor, Tensor]:
     """Outputs [N, classes, …] for all test images, and their labels [N]."""
     batches = tqdm(DataLoader(images, BATCH), f"testing: {what}", disable=None)
+    pairs: list[tuple[Tensor, Tensor]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pairs = [(logits(model, x), y) for x, y in batches]
+        for x, y in batches:
+            first = BATCH * len(pairs)
+            _refuse_nonfinite(x, first, images, "holds")
+            answer = logits(model, x)
+            if logits is _plainly:
+                _refuse_nonfinite(answer, first, images, "makes the float model give")
+            pairs.append((answer, y))
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def _refuse_nonfinite(
+    values: Tensor, first: int, images: Subset[Item], does: str
+) -> None:
+    """Refuse test images that are not finite, or whose float outputs are not.
+
+    Args:
+        values: A batch of images or outputs.
+        first: The number of images before it.
+        images: All of them.
+        does: What an image does where its values are not finite.
+
+    Raises:
+        DataError: There is one.
+    """
+    if first_nonfinite(values) is None:
+        return
+    bad = next(i for i, each in enumerate(values) if first_nonfinite(each))
+    dataset: Any = images.dataset
+    name = dataset.name_of(images.indices[first + bad])
+    raise DataError(f"test images: {name} {does} {first_nonfinite(values[bad])}")

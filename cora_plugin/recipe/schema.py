@@ -35,13 +35,18 @@ class Preprocessing:
     """How an image file becomes a model's input; null: as the model's weights want it.
 
     `size` is the side that is cropped and `resize` the short side before that, in
-    pixels, or each a list of height and width.
+    pixels, or each a list of height and width; `mean` and `std` those of red, green and
+    blue where pixels are from 0 to 1.
     """
 
     size: int | list[int] | None = setting(None, least=1)
     resize: int | list[int] | None = setting(None, least=1)
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    mean: list[float] | None = setting(
+        None, "of pixels from 0 to 1", least=0, greatest=1
+    )
+    std: list[float] | None = setting(
+        None, "of pixels from 0 to 1", above=0, greatest=1
+    )
     interpolation: (
         Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None
     ) = None
@@ -53,6 +58,13 @@ class Preprocessing:
                 raise ConfigError(
                     ("data", "preprocessing", name),
                     f"{side}; pass a number of pixels, or a list of height and width",
+                )
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if given is not None and len(given) != 3:
+                raise ConfigError(
+                    ("data", "preprocessing", name),
+                    f"{given}; pass a list of three, for red, green and blue",
                 )
 
 
@@ -85,7 +97,7 @@ class DataSection(ImageSection):
     """The calibration images, and what test images share with them."""
 
     batch_size: int = setting(16, least=1)
-    seed: int = 0
+    seed: int = setting(0, least=0, below=2**63)
     preprocessing: Preprocessing = setting(Preprocessing(), read=_preprocessing)
 
 

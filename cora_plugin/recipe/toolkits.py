@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cora_plugin.adapters.errors import CoRaError, Key
+from cora_plugin.adapters.errors import ConfigError, CoRaError, Key
 from cora_plugin.integrations.toolkit import Options, Toolkit, declared, load_toolkit
 from cora_plugin.recipe.folder import conflict
 from cora_plugin.recipe.schema import Export, Recipe
@@ -41,6 +41,8 @@ def _options(recipe: Recipe, toolkit: Toolkit[Any]) -> Options:
         document.typed(("ptq", name), value, hints[name])
     try:
         options: Options = toolkit.options(**recipe.ptq)
+    except ConfigError as error:
+        raise document.located(error, ("ptq",)) from error
     except CoRaError as error:
         raise document.error(("ptq",), str(error)) from error
     return options
@@ -61,6 +63,10 @@ def _exports(recipe: Recipe, toolkit: Toolkit[Any]) -> tuple[Export, ...]:
                 problem = unknown("key", name, ["format", "path", *hints])
                 raise document.error(key, problem, at=(*key, name))
             document.typed((*key, name), value, hints[name])
+        try:
+            formats[export.format].options(**export.options)
+        except ConfigError as error:
+            raise document.located(error, key) from error
         path = export.path or export.format + formats[export.format].suffix
         problem_found = conflict(path, [each.path for each in found])
         if problem_found is not None:

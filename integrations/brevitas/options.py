@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.integrations.ranges import AUTO
-from cora_plugin.integrations.toolkit import Options, option
+from cora_plugin.integrations.toolkit import BITS, Bounded, Options, option
+
+OPSETS = {"least": 13, "greatest": 20}
+"""From what scales by channel need to what torch's exporter of traced graphs knows."""
 
 ROUNDINGS = ("gptq", "gpfq", "qronos")
 """Brevitas' algorithms that round weights layer by layer."""
@@ -19,9 +22,9 @@ class BrevitasOptions(Options):
     """
 
     first_last_bits: int = option(
-        8, "bit width of the first and last layer, activations too"
+        8, "bit width of the first and last layer, activations too", **BITS
     )
-    equalize_iters: int = option(0, "iterations of weight equalization")
+    equalize_iters: int = option(0, "iterations of weight equalization", least=0)
     act_range: str = option(
         AUTO, "how activation ranges are found: auto (by act_bits), percentile or mse"
     )
@@ -30,6 +33,7 @@ class BrevitasOptions(Options):
     qronos: bool = option(False, "round weights by Qronos")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if sum(getattr(self, name) for name in ROUNDINGS) > 1:
             raise ConfigError(
                 (), "gptq, gpfq and qronos each round the weights; choose one of them"
@@ -37,16 +41,27 @@ class BrevitasOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QCDQOptions:
+class QCDQOptions(Bounded):
     """Options of `export_onnx_qcdq`."""
 
-    opset_version: int | None = option(None, "ONNX operator set; null: 17, packed 21")
+    opset_version: int | None = option(
+        None, "ONNX operator set; null: 17, packed 21", **OPSETS
+    )
     packed: bool = option(False, "store weights of 4 bits and fewer as INT4 or UINT4")
     int8_kernels: bool = option(False, "write a graph that runs in int8 kernels")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.opset_version and (self.packed or self.int8_kernels):
+            raise ConfigError(
+                ("opset_version",),
+                f"{self.opset_version} with packed or int8_kernels, which need their "
+                "own; leave it out",
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
-class QONNXOptions:
+class QONNXOptions(Bounded):
     """Options of `export_qonnx`."""
 
-    opset_version: int = option(17, "ONNX operator set")
+    opset_version: int = option(17, "ONNX operator set", **OPSETS)

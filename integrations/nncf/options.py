@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from cora_plugin.integrations.ranges import AUTO
-from cora_plugin.integrations.toolkit import Options, option
+from cora_plugin.integrations.toolkit import BITS, Options, option
 
 CLIPPED = 0.003
 """Better at W4A8 than none, with bias correction and with adapters: see the table of
@@ -15,14 +15,16 @@ class NNCFOptions(Options):
     """Options of `quantize_ptq`."""
 
     depthwise_bits: int | None = option(
-        8, "bit width of depthwise convolutions' weights; null: as the others"
+        8, "bit width of depthwise convolutions' weights; null: as the others", **BITS
     )
     first_last_bits: int | None = option(
-        8, "bit width of the first and last layer, activations too"
+        8, "bit width of the first and last layer, activations too", **BITS
     )
     weight_quantile: float | None = option(
         CLIPPED,
         "share of a channel's weights that its range may clip, at 4 bits and fewer",
+        least=0,
+        below=0.5,
     )
     act_range: str = option(
         AUTO,

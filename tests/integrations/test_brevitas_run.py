@@ -18,7 +18,7 @@ from cora_plugin.guard import Guard, Step
 from cora_plugin.integrations.brevitas import load_cora
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
-from cora_plugin.integrations.toolkit import declared
+from cora_plugin.integrations.toolkit import Export, declared
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 NEEDS_DEMO = pytest.mark.skipif(
@@ -161,6 +161,15 @@ def test_adapters_after_gpfq_which_overwrites_float_weights(tmp_path):
             {"exports": [{"format": "adapters", "path": "Report.json"}]},
             "exports.0.path: Report.json is in the way of the run's own files",
         ),
+        (
+            {"exports": [{"format": "qonnx", "opset_version": 99}]},
+            "exports.0.opset_version: 99 is out of range; use 13 or more",
+        ),
+        (
+            {"exports": [{"format": "onnx_qcdq", "packed": True, "opset_version": 17}]},
+            "exports.0.opset_version: 17 with packed or int8_kernels",
+        ),
+        ({"ptq": {"equalize_iters": -1}}, "ptq.equalize_iters: -1 is out of range"),
         ({"cora": {"ranks": {"nowhere": 1}}}, "nowhere"),
         ({"data": {"glob": "nowhere/*"}}, ":4: data.glob: no file matches nowhere/*"),
         (
@@ -211,17 +220,19 @@ def test_an_output_folder_that_cannot_be_written_to(tmp_path, capsys):
         assert "output: cannot write to" in error and error.count("\n") == 1
 
 
-def test_a_failed_export_leaves_the_others_and_is_told(tmp_path, capsys):
-    exports = [
-        "adapters",
-        {"format": "onnx_qcdq", "path": "a.onnx", "opset_version": 1},
-        "onnx_qcdq",
-    ]
+def test_a_failed_export_leaves_the_others_and_is_told(tmp_path, capsys, monkeypatch):
+    def half(model, example, path):
+        path.write_text("half of it")
+        raise OSError(f"cannot write {path}: see that the disk has room")
+
+    monkeypatch.setitem(TOOLKIT.exports, "qonnx", Export(half, ".onnx"))
+    exports = ["adapters", {"format": "qonnx", "path": "a.onnx"}, "onnx_qcdq"]
     path = written(tmp_path / "recipe.yaml", exports=exports)
     assert run(path) == 3
     error = capsys.readouterr().err
-    assert "exports.1: Brevitas cannot write the model in this" in error
-    assert "recipe.yaml:" in error and error.count("\n") == 1
+    assert f"cannot write {tmp_path / 'out' / 'a.onnx'}: see that" in error
+    assert "recipe.yaml:" in error and "exports.1: qonnx cannot be written" in error
+    assert error.count("\n") == 1
     out = tmp_path / "out"
     names = ["adapters.safetensors", "onnx_qcdq.onnx"]
     report = result(out)

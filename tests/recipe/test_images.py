@@ -1,5 +1,8 @@
 """The images of a recipe: drawn under a seed, preprocessed as the weights want."""
 
+import struct
+import zlib
+
 import pytest
 import timm
 import torch
@@ -9,7 +12,16 @@ from small_recipe import SIDE, images, photos, written
 from timm.data import create_transform, resolve_model_data_config
 
 from cora_plugin import CoRaError
-from cora_plugin.recipe.images import drawn, files, make, preprocessing, transform
+from cora_plugin.adapters.errors import DataError
+from cora_plugin.recipe.images import (
+    Files,
+    drawn,
+    files,
+    make,
+    preprocessing,
+    rgb,
+    transform,
+)
 from cora_plugin.recipe.schema import Recipe
 
 
@@ -171,3 +183,130 @@ def test_another_size_keeps_the_border(tmp_path):
     )
     wanted = preprocessing(source, model)
     assert (wanted.size, wanted.resize) == (112, 128)
+
+
+def picture_of(path, mode):
+    """A picture of a mode that is white on the left and black on the right."""
+    gray = Image.new("L", (8, 8))
+    gray.paste(255, (0, 0, 4, 8))
+    gray.convert(mode).save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA"])
+def test_pictures_of_eight_bits_look_alike(mode, tmp_path):
+    with Image.open(picture_of(tmp_path / "a.png", mode)) as image:
+        pixels = rgb(image, "a.png")
+    assert pixels.mode == "RGB"
+    assert pixels.getpixel((1, 1)) == (255,) * 3
+    assert pixels.getpixel((6, 1)) == (0,) * 3
+
+
+def test_a_rotated_picture_is_upright(tmp_path):
+    image = Image.new("RGB", (8, 4))
+    image.paste((255, 0, 0), (0, 0, 2, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # To be turned by a quarter.
+    image.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        turned = rgb(opened, "a.png")
+    assert turned.size == (4, 8) and turned.getpixel((1, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("16", "is a picture of mode I;16, of more than 8 bits"),
+        ("float", "is a picture of mode F, of more than 8 bits"),
+        ("alpha", "has transparent parts"),
+        ("palette", "has transparent parts"),
+        ("animated", "has 2 frames"),
+        ("bomb", "cannot be read as an image: Image size"),
+    ],
+)
+def test_a_picture_that_would_be_changed_is_refused_by_name(kind, message, tmp_path):
+    path = tmp_path / "a.png"
+    gray = Image.linear_gradient("L")
+    if kind == "16":
+        gray.convert("I").convert("I;16").save(path)
+    elif kind == "float":
+        path = tmp_path / "a.tiff"
+        gray.convert("F").save(path)
+    elif kind == "alpha":
+        Image.merge("LA", (gray, gray)).save(path)
+    elif kind == "palette":
+        gray.convert("P").save(path, transparency=0)
+    elif kind == "animated":
+        path = tmp_path / "a.gif"
+        gray.save(path, save_all=True, append_images=[gray.rotate(90)])
+    else:
+        header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+        parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*p) for p in parts))
+    listed = Files([str(path)], None, None)
+    with pytest.raises(DataError) as error:
+        listed[0]
+    assert str(error.value).startswith(f"{path}: {message}")
+
+
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    folder = photos(tmp_path / "photos", 3)
+    hidden = folder / ".ipynb_checkpoints"
+    hidden.mkdir()
+    (hidden / "a.png").write_bytes((folder / "class0" / "000.png").read_bytes())
+    (folder / "class0" / "._000.png").write_text("of another system")
+    listed = files(recipe(tmp_path, {"folder": str(folder)}), "data")
+    assert listed.classes == 3 and len(listed) == 3
+
+
+def test_classes_may_have_blanks_in_their_names(tmp_path):
+    folder = photos(tmp_path / "photos", 3)
+    (folder / "class0").rename(folder / "great white shark")
+    names = tmp_path / "classes.txt"
+    names.write_text("class2\n\ngreat white shark\nclass1\n")
+    source = {"folder": str(folder), "classes": str(names)}
+    assert files(recipe(tmp_path, source), "data").labels == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"mean": [123.7, 116.3, 103.5]},
+            "preprocessing.mean.0: 123.7 is out of range",
+        ),
+        ({"std": [58.4, 57.1, 57.4]}, "preprocessing.std.0: 58.4 is out of range"),
+        ({"std": [0, 1, 1]}, "preprocessing.std.0: 0 is out of range"),
+        ({"mean": [0.5]}, "preprocessing.mean: [0.5]; pass a list of three"),
+        ({"size": 0}, "preprocessing.size: 0 is out of range"),
+    ],
+)
+def test_values_nobody_means_are_refused(given, message, tmp_path):
+    with pytest.raises(CoRaError) as error:
+        recipe(tmp_path, {"glob": "*", "preprocessing": given})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_have_bounds(seed, tmp_path):
+    with pytest.raises(CoRaError, match=r"data\.seed: .* is out of range"):
+        recipe(tmp_path, {"glob": "*", "seed": seed})
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("small_recipe:images", "failed: TypeError: images() got an unexpected"),
+        ("..small:images", "cannot be imported: TypeError: the 'package' argument"),
+        ("math:floor", "failed: TypeError"),
+    ],
+)
+def test_a_factory_that_fails_is_one_line(factory, message, tmp_path):
+    source = {"factory": factory, "args": {"wrong": 1}}
+    assert message in failure(tmp_path, source)

@@ -43,6 +43,27 @@ def unlabelled(count: int = 64) -> Tensor:
     return images(count, seed=2)[0]
 
 
+def spoiled(count: int = 64, at: int = 9, value: float = float("nan")) -> Tensor:
+    """Images one of which is not finite."""
+    x = unlabelled(count)
+    x[at, 0, 3, 3] = value
+    return x
+
+
+def labelled_below(count: int = 64) -> tuple[Tensor, Tensor]:
+    """Images with a label of -2."""
+    x, y = images(count)
+    y[5] = -2
+    return x, y
+
+
+def overflowing() -> nn.Module:
+    """A net whose outputs are not finite."""
+    made = net().requires_grad_(False)
+    made.head.weight.mul_(3e38)
+    return made
+
+
 def net(channels: int = 16) -> nn.Module:
     """A net that was taught in a second."""
     with torch.random.fork_rng():
