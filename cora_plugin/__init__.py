@@ -1,17 +1,22 @@
 """Residual adapters for ConvNets quantized with Brevitas or NNCF."""
 
-from cora_plugin.adapters import load_adapters, save_adapters
-from cora_plugin.adapters.errors import (
-    BudgetError,
-    ConfigError,
-    CoRaError,
-    DataError,
-    FileError,
-    ModelError,
-)
-from cora_plugin.algorithm import CoRa
-from cora_plugin.config import Budget, CoRaConfig
-from cora_plugin.report import Report
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cora_plugin.adapters import load_adapters, save_adapters
+    from cora_plugin.adapters.errors import (
+        BudgetError,
+        ConfigError,
+        CoRaError,
+        DataError,
+        FileError,
+        ModelError,
+    )
+    from cora_plugin.algorithm import CoRa
+    from cora_plugin.config import Budget, CoRaConfig
+    from cora_plugin.report import Report
 
 __all__ = [
     "Budget",
@@ -27,3 +32,34 @@ __all__ = [
     "load_adapters",
     "save_adapters",
 ]
+
+_PLACES = {
+    "Budget": "cora_plugin.config",
+    "BudgetError": "cora_plugin.adapters.errors",
+    "CoRa": "cora_plugin.algorithm",
+    "CoRaConfig": "cora_plugin.config",
+    "CoRaError": "cora_plugin.adapters.errors",
+    "ConfigError": "cora_plugin.adapters.errors",
+    "DataError": "cora_plugin.adapters.errors",
+    "FileError": "cora_plugin.adapters.errors",
+    "ModelError": "cora_plugin.adapters.errors",
+    "Report": "cora_plugin.report",
+    "load_adapters": "cora_plugin.adapters",
+    "save_adapters": "cora_plugin.adapters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`, imported when it is first asked for: torch takes seconds."""
+    if name == "__version__":
+        return importlib.metadata.version("cora-plugin")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_PLACES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -5,12 +5,13 @@ import io
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from cora_plugin.adapters.errors import CoRaError
-from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.integrations.points import toolkits
 from cora_plugin.interrupts import Ended, interruptible
 
 
@@ -19,13 +20,16 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="cora-plugin",
         description="Residual adapters for ConvNets quantized with Brevitas or NNCF.",
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=version("cora-plugin"))
     commands = top.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_init(commands)
     _add_run(commands)
     commands.add_parser(
         "brevitas-ptq",
+        allow_abbrev=False,
         # It has a parser of its own, which imports Brevitas.
         add_help=False,
         help="Brevitas' ImageNet PTQ script, with all its flags, and --cora",
@@ -36,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     demo = commands.add_parser(
         "demo",
+        allow_abbrev=False,
         help="quantize EfficientNet-Lite0 at 4 bits, repair it, export it",
         description="Quantize a real ImageNet ConvNet at 4 bits, watch it collapse, "
         "give it adapters, export it to ONNX and run that; minutes on a CPU.",
@@ -70,11 +75,18 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     run = commands.add_parser(
         "run",
+        allow_abbrev=False,
         help="quantize, repair and export a model of yours, as a YAML recipe says",
         description="Quantize a model, add adapters, compare with the float model, "
         "export and report, as a YAML recipe says.",
     )
-    run.add_argument("recipe", type=Path, help="the YAML file")
+    run.add_argument(
+        "recipe",
+        type=Path,
+        nargs="?",
+        help="the YAML file; left out, the flags of init say what to do",
+    )
+    _add_model(run)
     run.add_argument(
         "--set",
         action="append",
@@ -86,6 +98,50 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument(
         "--check", action="store_true", help="say whether it could run, and stop"
     )
+    much = run.add_mutually_exclusive_group()
+    much.add_argument("--quiet", action="store_true", help="print errors alone")
+    much.add_argument(
+        "--verbose", action="store_true", help="print what the toolkit prints, too"
+    )
+    run.add_argument(
+        "--log", type=Path, metavar="FILE", help="a file for what the toolkit prints"
+    )
+
+
+def _add_init(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    init = commands.add_parser(
+        "init",
+        allow_abbrev=False,
+        help="write a first recipe",
+        description="Write a first recipe for a model and a folder of images.",
+    )
+    init.add_argument(
+        "recipe",
+        type=Path,
+        nargs="?",
+        default=Path("recipe.yaml"),
+        help="the YAML file (%(default)s)",
+    )
+    _add_model(init)
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """The flags that say in place of a recipe what to do."""
+    flags = command.add_argument_group("in place of a recipe")
+    flags.add_argument("--timm", metavar="NAME", help="a model of timm")
+    flags.add_argument("--torchvision", metavar="NAME", help="a model of torchvision")
+    flags.add_argument(
+        "--factory", metavar="MODULE:FUNCTION", help="what makes a model of yours"
+    )
+    flags.add_argument("--images", metavar="FOLDER", help="images to calibrate with")
+    flags.add_argument("--toolkit", choices=toolkits(), help="what quantizes")
+    flags.add_argument("--weight-bits", type=int, metavar="2..8")
+    flags.add_argument("--act-bits", type=int, metavar="2..8")
+    flags.add_argument("--cora", metavar="SETTINGS", help="as flag text: budget=5%%")
+    flags.add_argument(
+        "--formats", nargs="+", metavar="FORMAT", help="what to export, as adapters"
+    )
+    flags.add_argument("--output", metavar="FOLDER", help="where the results go")
 
 
 def _toolkits(text: str) -> list[str]:
@@ -145,14 +201,14 @@ def _run(options: argparse.Namespace, rest: list[str]) -> Sequence[CoRaError]:
             options.toolkit,
         )
     elif options.command == "run":
-        from cora_plugin.recipe import Recipe, check, run
+        return _run_recipe(options)
+    elif options.command == "init":
+        from cora_plugin.recipe import Recipe, document, first_recipe, write_first
 
-        recipe = Recipe.read(options.recipe, options.overrides)
-        if options.check:
-            check(recipe)
-            print(f"{options.recipe}: ready to run")
-        else:
-            return run(recipe).failures
+        first = first_recipe(_model_flags(options))
+        Recipe.of(document(first))  # Refuses what could not be read again.
+        write_first(options.recipe, first)
+        print(f"{options.recipe}: written; cora-plugin run {options.recipe} runs it")
     else:
         try:
             from cora_plugin.integrations.brevitas.cli import main as brevitas_ptq
@@ -164,6 +220,74 @@ def _run(options: argparse.Namespace, rest: list[str]) -> Sequence[CoRaError]:
             ) from error
         brevitas_ptq(rest)
     return ()
+
+
+def _run_recipe(options: argparse.Namespace) -> Sequence[CoRaError]:
+    from cora_plugin.recipe import Recipe, check, document, first_recipe, run
+
+    if options.recipe is None:
+        recipe = Recipe.of(
+            document(first_recipe(_model_flags(options))), options.overrides
+        )
+    else:
+        flags = {name: getattr(options, name) for name in MODEL_FLAGS}
+        for name in (name for name, value in flags.items() if value is not None):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                (), f"{flag}: the recipe says it; use --set, or no recipe"
+            )
+        recipe = Recipe.read(options.recipe, options.overrides)
+    if options.check:
+        check(recipe)
+        print(f"{options.recipe or 'these flags'}: ready to run")
+        return ()
+    with ExitStack() as stack:
+        sink = sys.stderr if options.verbose else None
+        if options.log is not None:
+            sink = stack.enter_context(options.log.open("w", encoding="utf-8"))
+        from rich.console import Console
+
+        from cora_plugin.progress import told
+
+        stack.enter_context(told(sink))
+        console = Console(file=sys.stdout, quiet=options.quiet)
+        return run(recipe, console).failures
+
+
+MODEL_FLAGS = (
+    "timm",
+    "torchvision",
+    "factory",
+    "images",
+    "toolkit",
+    "weight_bits",
+    "act_bits",
+    "cora",
+    "formats",
+    "output",
+)
+"""The flags that stand in place of a recipe."""
+
+
+def _model_flags(options: argparse.Namespace) -> dict[str, Any]:
+    """Their values, once those that are needed are there.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    flags = {name: getattr(options, name) for name in MODEL_FLAGS}
+    models = [name for name in ("timm", "torchvision", "factory") if flags[name]]
+    if len(models) != 1:
+        raise ConfigError(
+            (), "name a recipe, or one model by --timm, --torchvision or --factory"
+        )
+    for name, what in {
+        "images": "a folder of images by --images",
+        "toolkit": f"a toolkit by --toolkit, {' or '.join(toolkits())}",
+    }.items():
+        if not flags[name]:
+            raise ConfigError((), f"name {what}")
+    return flags
 
 
 if __name__ == "__main__":

@@ -6,9 +6,36 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TextIO, TypeVar
 
 from rich.console import Console
+
+_sink: TextIO | None = None
+"""Where what toolkits print goes; None: nowhere."""
+
+
+@contextlib.contextmanager
+def told(sink: TextIO | None) -> Iterator[None]:
+    """Within it, what `quiet` would hide goes to a stream, logs of INFO included.
+
+    Args:
+        sink: The stream; None: hide it.
+    """
+    global _sink
+    before, root = _sink, logging.getLogger()
+    _sink, level = sink, root.level
+    handler = logging.StreamHandler(sink)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    if sink is not None:
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _sink = before
+        root.removeHandler(handler)
+        root.setLevel(level)
+
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -26,11 +53,12 @@ def quiet(console: Console | None = None, what: str = "") -> Iterator[None]:
     with (
         contextlib.nullcontext() if console is None else console.status(what),
         warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
+        contextlib.redirect_stdout(_sink or io.StringIO()),
+        contextlib.redirect_stderr(_sink or io.StringIO()),
     ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        if _sink is None:
+            warnings.simplefilter("ignore")
+            logging.disable(logging.WARNING)
         try:
             yield
         finally:

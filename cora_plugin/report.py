@@ -1,5 +1,6 @@
 """The report of a run: what was done, what it cost and what it gained."""
 
+import html
 import io
 import os
 import time
@@ -151,7 +152,7 @@ class Effort:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report(Judged, Stored, Spent, Effort):
     """The whole result of one run of CoRa: its parts, and a row a layer.
 
@@ -194,6 +195,16 @@ class Report(Judged, Stored, Spent, Effort):
         """Write the report as JSON, whole or not at all."""
         with whole_file(path) as temporary:
             Path(temporary).write_text(strict_json(self.to_dict()))
+
+    def __repr__(self) -> str:
+        """One line: the whole is `str`."""
+        bits = f"{self.equivalent_bits_before:.2f} -> {self.equivalent_bits:.2f} bits"
+        moved = f"{self.before} -> {self.after}"
+        return f"<Report: {len(self.layers)} layers, {moved}, {bits}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """A table of the layers and the totals."""

@@ -106,11 +106,11 @@ class _Saved:
             vars(module).update(values)
             for name in vars(module).keys() - values.keys():
                 del vars(module)[name]
-        for tensor, place, values, gradients in self._tensors:
+        for tensor, place, content, gradients in self._tensors:
             if tensor.data_ptr() != place.data_ptr() or tensor.shape != place.shape:
                 tensor.data = place
-            if not torch.equal(place, values):
-                place.copy_(values)
+            if not torch.equal(place, content):
+                place.copy_(content)
             if tensor.requires_grad != gradients:
                 tensor.requires_grad_(gradients)
 

@@ -11,25 +11,20 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.config import CoRaConfig
 from cora_plugin.config.declared import Bounds
 from cora_plugin.host import Host, TrainableHost
+from cora_plugin.integrations.points import entry_point
+from cora_plugin.integrations.points import install_line as install_line
+from cora_plugin.integrations.points import toolkits as toolkits
 from cora_plugin.report import Report
-from cora_plugin.typed import unknown
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
-
-GROUP = "cora_plugin.hosts"
-"""The entry points of hosts: name = the place of a `Toolkit` object."""
-
-OURS = "cora-plugin"
-"""This package; each of its toolkits is an extra of the same name."""
 
 ADAPTERS = "adapters"
 """The format of the adapters alone, which every toolkit's `exports` should have."""
@@ -310,16 +305,6 @@ class Toolkit(ABC, Generic[O]):
         )
 
 
-def toolkits() -> list[str]:
-    """Names of the installed hosts, this package's first.
-
-    A name says that the host is there; its toolkit may still be absent.
-    """
-    points = entry_points(group=GROUP)
-    found = {point.name: not _is_ours(point) for point in points}
-    return sorted(found, key=lambda name: (found[name], name))
-
-
 def load_toolkit(name: str) -> Toolkit[Any]:
     """Import a host by the name of its entry point.
 
@@ -328,7 +313,7 @@ def load_toolkit(name: str) -> Toolkit[Any]:
         ModuleNotFoundError: Its toolkit is not installed; the message says how to
             install it.
     """
-    point = _point(name)
+    point = entry_point(name)
     try:
         toolkit: Toolkit[Any] = point.load()
     except ModuleNotFoundError as error:
@@ -338,23 +323,3 @@ def load_toolkit(name: str) -> Toolkit[Any]:
             name=error.name,
         ) from error
     return toolkit
-
-
-def install_line(name: str, *extras: str) -> str:
-    """The command that installs a toolkit, and extras of this package beside it."""
-    point = _point(name)
-    if _is_ours(point):
-        return f'pip install "{OURS}[{",".join([*extras, name])}]"'
-    package = point.dist.name if point.dist is not None else name
-    beside = f'"{OURS}[{",".join(extras)}]" ' if extras else ""
-    return f"pip install {beside}{package}"
-
-
-def _point(name: str) -> EntryPoint:
-    for point in entry_points(group=GROUP, name=name):
-        return point
-    raise ConfigError((), unknown("toolkit", name, toolkits()))
-
-
-def _is_ours(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == OURS

@@ -1,17 +1,24 @@
+import io
+import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from installed import install
-from small_recipe import written
+from small_recipe import photos, written
 
+import cora_plugin
 from cora_plugin.cli import main
 from cora_plugin.document import Document
+from cora_plugin.progress import quiet, told
 from cora_plugin.recipe.folder import opened
 
 
@@ -41,8 +48,11 @@ def test_wrong_settings_end_with_one_line_that_says_what(
         ["demo", "--toolkit", "tensorrt"],
         ["demo", "--weight-bits", "1"],
         ["demo", "more"],
-        ["run"],
         ["run", "recipe.yaml", "--overrides", "a=1"],
+        ["run", "recipe.yaml", "--che"],
+        ["demo", "--tool", "brevitas"],
+        ["run", "recipe.yaml", "--quiet", "--verbose"],
+        ["--vers"],
     ],
 )
 def test_unknown_arguments_are_refused(arguments):
@@ -58,6 +68,13 @@ def test_unknown_arguments_are_refused(arguments):
         (["recipe.yaml", "--set", "data.images"], "--set data.images: pass key=value"),
         (["recipe.yaml", "--set", "data.imagse=3"], "did you mean images?"),
         (["recipe.yaml", "--set", "model=3"], "model: 3 is not a mapping of names"),
+        (
+            ["recipe.yaml", "--timm", "resnet18"],
+            "--timm: the recipe says it; use",
+        ),
+        ([], "name a recipe, or one model by --timm, --torchvision or --factory"),
+        (["--timm", "a", "--factory", "b"], "or one model by --timm"),
+        (["--timm", "resnet18"], "name a folder of images by --images"),
     ],
 )
 def test_a_wrong_recipe_ends_with_one_line(
@@ -101,6 +118,74 @@ def environment(tmp_path_factory, monkeypatch):
 
 
 MAIN = [sys.executable, "-c", "import sys, cora_plugin.cli as c; sys.exit(c.main())"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["run", "--help"], ["init", "--help"]]
+)
+def test_version_and_help_need_no_torch(arguments):
+    code = (
+        "import sys, cora_plugin.cli as c\n"
+        f"try: c.main({arguments!r})\n"
+        "except SystemExit: print({'torch', 'numpy'} & {*sys.modules} or 'light')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "light", done.stderr
+
+
+def test_the_package_is_a_command_and_knows_its_version(environment):
+    command = [sys.executable, "-m", "cora_plugin", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == cora_plugin.__version__ == version("cora-plugin")
+
+
+@pytest.fixture
+def plain(tmp_path_factory, monkeypatch):
+    site = tmp_path_factory.mktemp("site")
+    install(site, monkeypatch, "plain-quantizer", {"plain": "plain_toolkit:TOOLKIT"})
+
+
+FLAGS = ["--factory", "small_recipe:net", "--images", "photos", "--toolkit", "plain"]
+
+
+def test_init_writes_a_recipe_that_is_ready(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 12)
+    given = [*FLAGS, "--weight-bits", "3", "--formats", "weights"]
+    assert main(["init", *given]) == 0
+    assert "recipe.yaml: written" in capsys.readouterr().out
+    assert main(["run", "recipe.yaml", "--check", "--set", "data.images=6"]) == 0
+    values = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
+    assert values["ptq"] == {"weight_bits": 3} and values["exports"] == ["weights"]
+    before = (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert main(["init", *given]) == 2
+    assert "recipe.yaml: is there already" in capsys.readouterr().err
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == before
+
+
+def test_run_takes_the_flags_without_a_file(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 24, side=16)
+    size = "data.preprocessing.size=16"
+    sets = ["--set", "data.images=18", "--set", size, "--set", "cora=false"]
+    output = ["--output", "out", "--quiet", "--log", "run.log"]
+    assert main(["run", *FLAGS, *sets, *output]) == 0
+    assert capsys.readouterr().out == ""
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(report["rows"]) == 2
+    assert {"date", "host", "versions"} <= report.keys()
+    assert (tmp_path / "run.log").exists()
+
+
+def test_what_toolkits_print_goes_where_it_is_wanted(tmp_path):
+    stream = io.StringIO()
+    with told(stream), quiet():
+        sys.stdout.write("printed")
+        logging.getLogger("toolkit").info("logged")
+    assert "printed" in stream.getvalue() and "toolkit: logged" in stream.getvalue()
+    with quiet():
+        sys.stdout.write("hidden")
+    assert "hidden" not in stream.getvalue()
 
 
 def start(tmp_path, environment):

@@ -271,3 +271,11 @@ def test_the_report_marks_layers_whose_own_error_was_raised():
     layers = (raised, *lowered[1:])
     text = str(dataclasses.replace(report, layers=layers))
     assert note in text and "7*" in text
+
+
+def test_a_report_is_short_on_the_command_line_and_a_table_in_notebooks():
+    report = CoRa({"budget": 0.2}).apply(PlainHost(net()), batches())
+    assert repr(report).startswith("<Report: ") and len(repr(report)) < 150
+    assert "\n" not in repr(report)
+    shown = report._repr_html_()
+    assert shown.startswith("<pre>") and report.layers[0].name in shown

@@ -1,22 +1,25 @@
 """What a recipe's run measured: a table on the screen, a folder of files."""
 
 import io
+import platform
 from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from cora_plugin.adapters.errors import CoRaError, DataError
 from cora_plugin.compare.rows import Row, judge, table
 from cora_plugin.config import CoRaConfig
 from cora_plugin.document import Document
-from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.integrations.points import toolkits
 from cora_plugin.objective import TITLES, decide
 from cora_plugin.qat import QATReport
 from cora_plugin.recipe.folder import (
@@ -40,7 +43,8 @@ PACKAGES = ("cora-plugin", "torch", "timm", "torchvision", "onnx")
 class Results:
     """The results of a run.
 
-    `failures` are the exports that could not be written, each with the reason.
+    `float_model` and `model` are the networks of the first and the last row, and
+    `failures` the exports that could not be written, each with the reason.
 
     Args:
         recipe: The recipe, with all that was decided for it.
@@ -53,6 +57,8 @@ class Results:
         self.rows: list[Row] = []
         self.report: Report | None = None
         self.qat: QATReport | None = None
+        self.float_model: nn.Module | None = None
+        self.model: nn.Module | None = None
         self.notes: list[str] = []
         self.failures: list[CoRaError] = []
 
@@ -124,6 +130,8 @@ class Results:
             "images": self.images,
             "exports": exports,
             "failures": [str(failure) for failure in self.failures],
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "host": _host(),
             "versions": _versions(),
             "cora": self.report.to_dict() if self.report else None,
             "qat": self.qat.to_dict() if self.qat else None,
@@ -193,6 +201,18 @@ def _size(path: Path) -> int:
     weights = path.with_suffix(".bin") if path.suffix == ".xml" else path
     files = {path, weights}
     return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _host() -> dict[str, Any]:
+    """The machine that figures in seconds are of."""
+    gpus = range(torch.cuda.device_count())
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from cora_plugin.adapters.errors import ConfigError, CoRaError, Key
 from cora_plugin.config import CoRaConfig, QATConfig
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
-from cora_plugin.integrations.toolkit import toolkits
+from cora_plugin.integrations.points import toolkits
 from cora_plugin.recipe.folder import inside
 
 MODELS = ("timm", "torchvision", "factory")
@@ -141,7 +141,15 @@ class Recipe:
             FileError: The file cannot be read.
             ConfigError: A key or value is wrong.
         """
-        document = Document.read(path)
+        return cls.of(Document.read(path), overrides)
+
+    @classmethod
+    def of(cls, document: Document, overrides: Sequence[str] = ()) -> "Recipe":
+        """Take the values of a document; each override replaces one.
+
+        Raises:
+            ConfigError: A key or value is wrong.
+        """
         for text in overrides:
             document.override(text)
         names = [f.name for f in fields(cls) if f.name != "document"]

@@ -11,56 +11,8 @@ from random import Random
 
 import pytest
 import torch
-from torch import nn
+from interrupted_net import HOSTS, data, net
 from torch.overrides import _get_current_function_mode_stack
-
-CONFIG = {"budget": 0.3, "held_out": 0.25, "sensitivity_images": 4}
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(8, 5),
-        )
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-def net():
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-def data():
-    random = torch.Generator().manual_seed(1)
-    return [torch.randn(8, 3, 8, 8, generator=random) for _ in range(3)]
-
-
-def brevitas():
-    pytest.importorskip("brevitas")
-    from cora_plugin.integrations.brevitas import apply_cora
-    from cora_plugin.integrations.brevitas.recipe import quantize_ptq
-
-    loader = [(images, torch.zeros(8)) for images in data()]
-    model = quantize_ptq(net(), loader, weight_bits=3)
-    return model, lambda model: apply_cora(data(), model, CONFIG)
-
-
-def nncf():
-    pytest.importorskip("nncf")
-    from cora_plugin.integrations.nncf import apply_cora
-    from cora_plugin.integrations.nncf.recipe import quantize_ptq
-
-    model = quantize_ptq(net(), data(), weight_bits=3)
-    return model, lambda model: apply_cora(model, data(), CONFIG)
 
 
 def state(model):
@@ -101,9 +53,9 @@ def interrupted(model, apply, seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("host", [brevitas, nncf])
+@pytest.mark.parametrize("host", HOSTS)
 def test_no_interrupt_leaves_a_changed_model(host, faults):
-    model, apply = host()
+    model, apply = host(net(), data())
     # Of a copy: a copied GraphModule's containers are in training mode.
     as_it_was, whole = state(copy.deepcopy(model)), copy.deepcopy(model)
     apply(whole)  # The first time takes longer.
@@ -125,14 +77,14 @@ def test_no_interrupt_leaves_a_changed_model(host, faults):
     assert count > 0
 
 
-@pytest.mark.parametrize("host", [brevitas, nncf])
+@pytest.mark.parametrize("host", HOSTS)
 def test_an_error_while_the_report_is_made_leaves_the_model(host, monkeypatch):
     from cora_plugin.residuals import Residuals
 
     def broken(*_):
         raise MemoryError("while the report is made")
 
-    model, apply = host()
+    model, apply = host(net(), data())
     before = state(model)
     monkeypatch.setattr(Residuals, "row", broken)
     with pytest.raises(MemoryError):
@@ -140,9 +92,9 @@ def test_an_error_while_the_report_is_made_leaves_the_model(host, monkeypatch):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("host", [brevitas, nncf])
+@pytest.mark.parametrize("host", HOSTS)
 def test_adapters_depend_on_no_global_state_and_leave_it(host):
-    model, apply = host()
+    model, apply = host(net(), data())
     plain, other = copy.deepcopy(model), copy.deepcopy(model)
     apply(plain)
     torch.manual_seed(7)
