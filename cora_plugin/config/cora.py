@@ -58,7 +58,11 @@ def _bits_of(key: str) -> Callable[[Any], Any]:
             value = [
                 parse_value(each.strip(), (key,)) for each in str(value).split("/")
             ]
-        return tuple(sorted(set(value))) if isinstance(value, list | tuple) else value
+        if not isinstance(value, list | tuple):
+            return value
+        # What is no number is refused later, by its place.
+        numbers = all(isinstance(each, int | float) for each in value)
+        return tuple(sorted(set(value))) if numbers else value
 
     return read
 

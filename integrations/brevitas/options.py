@@ -1,6 +1,7 @@
 """Options of Brevitas' PTQ and of its exports."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.integrations.ranges import AUTO
@@ -25,7 +26,7 @@ class BrevitasOptions(Options):
         8, "bit width of the first and last layer, activations too", **BITS
     )
     equalize_iters: int = option(0, "iterations of weight equalization", least=0)
-    act_range: str = option(
+    act_range: Literal["auto", "percentile", "mse"] = option(
         AUTO, "how activation ranges are found: auto (by act_bits), percentile or mse"
     )
     gptq: bool = option(False, "round weights by GPTQ")

@@ -1,6 +1,7 @@
 """What can be chosen of NNCF's PTQ and of its exports."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cora_plugin.integrations.ranges import AUTO
 from cora_plugin.integrations.toolkit import BITS, Options, option
@@ -26,7 +27,9 @@ class NNCFOptions(Options):
         least=0,
         below=0.5,
     )
-    act_range: str = option(
+    act_range: Literal[
+        "auto", "default", "minmax", "mean-quantile", "histogram", "mse"
+    ] = option(
         AUTO,
         "how activation ranges are found: auto (by act_bits), default, minmax, "
         "mean-quantile, histogram, mse",

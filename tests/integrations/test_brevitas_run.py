@@ -169,6 +169,10 @@ def test_adapters_after_gpfq_which_overwrites_float_weights(tmp_path):
             {"exports": [{"format": "onnx_qcdq", "packed": True, "opset_version": 17}]},
             "exports.0.opset_version: 17 with packed or int8_kernels",
         ),
+        (
+            {"ptq": {"act_range": "best"}},
+            "ptq.act_range: 'best' is unknown; use one of auto, percentile, mse",
+        ),
         ({"ptq": {"equalize_iters": -1}}, "ptq.equalize_iters: -1 is out of range"),
         ({"cora": {"ranks": {"nowhere": 1}}}, "nowhere"),
         ({"data": {"glob": "nowhere/*"}}, ":4: data.glob: no file matches nowhere/*"),
