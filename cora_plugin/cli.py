@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from cora_plugin.adapters.errors import ConfigError, CoRaError
 from cora_plugin.integrations.points import toolkits
-from cora_plugin.interrupts import Ended, interruptible
+from cora_plugin.interrupts import Ended, interrupt_behind, interruptible
 
 
 def parser() -> argparse.ArgumentParser:
@@ -169,13 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with interruptible():
             failures = _run(options, rest)
-    except (CoRaError, ModuleNotFoundError, OSError) as error:
-        print(f"cora-plugin: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        by = interrupt.signal if isinstance(interrupt, Ended) else signal.SIGINT
-        print("cora-plugin: interrupted", file=sys.stderr)
-        return 128 + by
+    except BaseException as error:
+        interrupt = interrupt_behind(error)
+        if interrupt is not None:
+            by = interrupt.signal if isinstance(interrupt, Ended) else signal.SIGINT
+            print("cora-plugin: interrupted", file=sys.stderr)
+            return 128 + by
+        if isinstance(error, CoRaError | ModuleNotFoundError | OSError):
+            print(f"cora-plugin: {error}", file=sys.stderr)
+            return 2
+        raise
     for failure in failures:
         print(f"cora-plugin: {failure}", file=sys.stderr)
     return 3 if failures else 0

@@ -42,3 +42,15 @@ def interruptible() -> Iterator[None]:
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise Ended(number)
+
+
+def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """The interrupt that an error is, or that it was made of.
+
+    A module whose import was interrupted may say that it cannot be imported, and
+    clean-up after an interrupt may fail itself.
+    """
+    each: BaseException | None = error
+    while each is not None and not isinstance(each, KeyboardInterrupt):
+        each = each.__cause__ or each.__context__
+    return each

@@ -18,6 +18,8 @@ from torch.overrides import (
     _push_mode,
 )
 
+from cora_plugin.interrupts import interrupt_behind
+
 _guarded: set[int] = set()
 """Models that are within a `restored` block, by identity."""
 
@@ -61,17 +63,9 @@ class restored:  # noqa: N801, a context manager, in the manner of torch.no_grad
                 break
             except KeyboardInterrupt:  # Again: the first is under way already.
                 continue
-        interrupt = _behind(error)
-        if interrupt is not None:
-            raise interrupt from None
-
-
-def _behind(error: BaseException) -> BaseException | None:
-    """The interrupt after which clean-up failed with an error, if there was one."""
-    each: BaseException | None = error
-    while isinstance(each, Exception):
-        each = each.__context__
-    return None if each is error else each
+        interrupt = interrupt_behind(error)
+        if interrupt is not None and interrupt is not error:
+            raise interrupt from None  # Clean-up failed after it.
 
 
 class _Saved:

@@ -248,3 +248,15 @@ def test_a_locale_without_the_characters_loses_nothing(
     else:
         text = (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
         assert "┃" in text and "written to out" in done.stdout
+
+
+def test_an_interrupt_that_became_another_error_is_one(monkeypatch, capsys):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("cannot be imported") from error
+
+    monkeypatch.setattr("cora_plugin.cli._run", interrupted)
+    assert main(["run", "recipe.yaml"]) == 130
+    assert capsys.readouterr().err == "cora-plugin: interrupted\n"
