@@ -99,5 +99,5 @@ def _member(layer: nn.Module, series: Series, index: int) -> nn.Module:
     weight = member.get_parameter("weight")
     weight.copy_(list(series.parts())[index])
     if index:
-        member.bias = None
+        member.register_parameter("bias", None)
     return member

@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -113,15 +114,16 @@ def in_float32(model: nn.Module) -> nn.Module:
     return model.float()
 
 
-def flatten_outputs(
-    model: nn.Module, unpack: Callable[[Any], Any] = lambda value: value
-) -> None:
-    """Have a copy that is about to be traced return a tuple of its tensors, in place.
+def flattened(
+    forward: Callable[..., Any], unpack: Callable[[Any], Any] = lambda value: value
+) -> Callable[..., Any]:
+    """A forward that returns a tensor, or a tuple of an answer's tensors.
 
     Tracers take tensors and tuples; mappings and dataclasses they refuse.
     """
-    forward = model.forward
 
+    # Tracers read the names of arguments.
+    @wraps(forward)
     def flat(*args: Any, **keywords: Any) -> Any:
         answer = forward(*args, **keywords)
         if isinstance(unpack(answer), Tensor):
@@ -129,7 +131,7 @@ def flatten_outputs(
         found = tuple(named(answer, unpack).values())
         return found[0] if len(found) == 1 else found
 
-    model.forward = flat
+    return flat
 
 
 def _placed(

@@ -25,7 +25,7 @@ from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.insert import in_int8
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.checked import check_onnx, check_torchscript, wanted
-from cora_plugin.integrations.example import Example, flatten_outputs, in_float32
+from cora_plugin.integrations.example import Example, flattened, in_float32
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.scopes import replaced
 from cora_plugin.outputs import Batch
@@ -130,7 +130,7 @@ def export_qonnx(
         rounded = copy.deepcopy(ready)
         if private.rounds_in_its_own_way(rounded):
             merge_quant_weights(rounded, *example.args)
-        flatten_outputs(rounded, unpack)
+        rounded.forward = flattened(rounded.forward, unpack)
         export(rounded, args=_arguments(example), export_path=path, **options)
 
 
@@ -171,7 +171,7 @@ def _arguments(example: Example) -> Any:
 def _traceable(ready: nn.Module) -> nn.Module:
     """A copy whose answers are tensors or tuples of them."""
     copied = copy.deepcopy(ready)
-    flatten_outputs(copied, unpack)
+    copied.forward = flattened(copied.forward, unpack)
     return copied
 
 

@@ -23,7 +23,7 @@ from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.checked import check_onnx, check_openvino, wanted
 from cora_plugin.integrations.example import (
     Example,
-    flatten_outputs,
+    flattened,
     in_float32,
 )
 from cora_plugin.integrations.nncf import private
@@ -95,7 +95,7 @@ def export_openvino(
         else:
             copied = _with_own_levels(in_float32(_copy(model).cpu()))
             in_int8(copied, False)
-            flatten_outputs(copied)
+            copied.forward = flattened(copied.forward)
             args = example.args[0] if len(example.args) == 1 else example.args
             converted = openvino.convert_model(copied, example_input=args)
             divide_factors(converted)
@@ -165,7 +165,7 @@ def export_onnx(
     copied = in_float32(_copy(model).cpu())
     example = Example.of(copied, example_input)
     rounding = in_int8(copied, int8_kernels)
-    flatten_outputs(copied)
+    copied.forward = flattened(copied.forward)
     inputs = list(input_names or example.input_names)
     outputs = list(output_names or example.output_names)
     if dynamic_axes is None:
