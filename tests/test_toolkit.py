@@ -68,6 +68,9 @@ def test_a_recipe_of_another_host(plain, tmp_path, capsys):
         "weights.weights",
         "half.pt",
     ]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Plain torch PTQ" in page and page.count("<circle") == 2
+    assert "layers.5" in page and "factory: small_recipe:net" in page
     state = torch.load(tmp_path / "out" / "half.pt", weights_only=True)
     assert {value.dtype for value in state.values()} == {torch.float16}
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cora_plugin.compare.experiment import Arm, Variant, variants
+from cora_plugin.compare.html import Page, write_html
 from cora_plugin.compare.rows import NONE, Row, method_name, settings, table
 from cora_plugin.compare.task import Task
 from cora_plugin.config import Budget, CoRaConfig, RefineConfig
@@ -48,7 +49,7 @@ def run_demo(
     crops_per_photo: int = 5,
     size: int = 224,
 ) -> list[Row]:
-    """Print the demo's table; write an ONNX file, a report and its picture.
+    """Print the demo's table; write ONNX files, reports and their pictures.
 
     Args:
         output: The folder, made if need be.
@@ -79,7 +80,7 @@ def run_demo(
         task = _task(calibration_count, crops_per_photo, size)
     float_bits = {"equivalent_bits": 32.0, "seconds": 0.0}
     rows = [task.judge(task.reference, label="float", **float_bits)]
-    lines = []
+    lines, reports = [], {}
     for toolkit in tools:
         for notice, work in toolkit.first_use():
             console.print(notice)
@@ -91,7 +92,10 @@ def run_demo(
             with quiet(console, f"{toolkit.title}, running {len(task.test)} images"):
                 outputs = toolkit.outputs(variant.model, task.test)
             label = _label(title, variant)
-            rows.append(task.judge(outputs, label=label, **variant.about))
+            named = {"label": label, "toolkit": toolkit.name}
+            rows.append(task.judge(outputs, **named, **variant.about))
+            if variant.report is not None:
+                reports[f"{title} {label}"] = variant.report
         # The last is what was asked for.
         path = output / f"lite0-{toolkit.name}.onnx"
         _write(toolkit, variant, task.test[:1], path, console)
@@ -105,6 +109,16 @@ def run_demo(
         f"{task.name}, {len(task.test)} crops of labelled ImageNet photos, KL to float"
     )
     console.print(table(rows, {"model": "label"}, title))
+    page = Page(
+        title=f"The demo of cora-plugin: {task.name}",
+        rows=rows,
+        names={"toolkit": "toolkit", "model": "label"},
+        notes=[title],
+        layers=reports,
+        settings=f"cora: {cora}\nweight bits: {weight_bits}\nact bits: {act_bits}",
+    )
+    write_html(page, output / "report.html")
+    lines.append(f"{output / 'report.html'}: the table with plots, layers, settings")
     for line in lines:
         console.print(line, highlight=False)
     return rows

@@ -20,8 +20,8 @@ from cora_plugin.adapters.errors import FileError
 from cora_plugin.document import Document
 
 REPORT, RECIPE, TEXT = "report.json", "recipe.yaml", "report.txt"
-PICTURE, TRAINING = "report.png", "qat.png"
-OWN = (REPORT, RECIPE, TEXT, PICTURE, TRAINING)
+PICTURE, TRAINING, PAGE = "report.png", "qat.png", "report.html"
+OWN = (REPORT, RECIPE, TEXT, PICTURE, TRAINING, PAGE)
 """Files of every run, whose names exports may not have."""
 
 HIDDEN = ".cora-"

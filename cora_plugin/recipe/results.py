@@ -2,9 +2,9 @@
 
 import io
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from cora_plugin.adapters.errors import CoRaError, DataError
+from cora_plugin.compare.html import Page, write_html
+from cora_plugin.compare.machine import versions
 from cora_plugin.compare.rows import Row, judge, table
 from cora_plugin.config import CoRaConfig
 from cora_plugin.document import Document
-from cora_plugin.integrations.points import toolkits
+from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import TITLES, decide
 from cora_plugin.qat import QATReport
 from cora_plugin.recipe.folder import (
     FILES,
+    PAGE,
     PICTURE,
     RECIPE,
     REPORT,
@@ -33,11 +36,8 @@ from cora_plugin.recipe.folder import (
 )
 from cora_plugin.recipe.images import NO_LABEL, Item
 from cora_plugin.recipe.schema import Recipe
-from cora_plugin.report import Report
+from cora_plugin.report import Report, Stored
 from cora_plugin.strict import strict_json
-
-PACKAGES = ("cora-plugin", "torch", "timm", "torchvision", "onnx")
-"""Packages whose versions the report lists, beside the toolkits."""
 
 
 class Results:
@@ -107,6 +107,11 @@ class Results:
         if not report.kept:
             self.notes.append("training was taken back, for it did not help held-out")
 
+    def count(self, layers: Sequence[QuantizedLayer]) -> None:
+        """Say how many bits a weight the last model's layers take, without adapters."""
+        bits = Stored.of(layers, ()).equivalent_bits
+        self.rows[-1] = replace(self.rows[-1], equivalent_bits=bits)
+
     def table(self) -> Table:
         """One row a model."""
         name = TITLES.get(self._objective.name, self._objective.name)
@@ -132,7 +137,7 @@ class Results:
             "failures": [str(failure) for failure in self.failures],
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "host": _host(),
-            "versions": _versions(),
+            "versions": versions(),
             "cora": self.report.to_dict() if self.report else None,
             "qat": self.qat.to_dict() if self.qat else None,
         }
@@ -151,6 +156,15 @@ class Results:
                 except ModuleNotFoundError as error:
                     self.notes.append(f"no picture: {error}")
         _write(folder / TEXT, text.getvalue())
+        page = Page(
+            title=f"{self.toolkit}: a run of cora-plugin",
+            rows=self.rows,
+            names={"model": "label"},
+            notes=[f"{self.images} test images judged.", *whole["failures"]],
+            layers={} if self.report is None else {"adapters": self.report},
+            settings=resolved,
+        )
+        write_html(page, folder / PAGE)
         # Last, for it lists the others.
         whole[FILES] = [*written(folder), REPORT]
         _write(folder / REPORT, strict_json(whole))
@@ -213,13 +227,3 @@ def _host() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in (*PACKAGES, *toolkits()):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

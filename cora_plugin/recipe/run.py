@@ -114,7 +114,11 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         outputs, _ = _outputs(toolkit.outputs, plain.model, test, what)
         results.add(what, outputs, seconds)
         model = plain.model
-        if recipe.cora is not None:
+        if recipe.cora is None:
+            example = batches.dataset[:1][0]
+            host = toolkit.host(base.model, example, base.reference)
+            results.count(host.layers)
+        else:
             (adapted, report), more = timed(
                 console, "adapters", toolkit.adapted, base, recipe.cora
             )

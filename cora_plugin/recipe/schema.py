@@ -152,8 +152,9 @@ class Recipe:
         """
         for text in overrides:
             document.override(text)
+        # What `cora-plugin compare` alone reads may stand there, too.
         names = [f.name for f in fields(cls) if f.name != "document"]
-        document.known((), names)
+        document.known((), [*names, "compare"])
         toolkit = document.values.get("toolkit")
         if toolkit not in toolkits():
             wrong = "choose one" if toolkit is None else f"{toolkit!r} is unknown"

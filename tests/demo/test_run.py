@@ -67,6 +67,9 @@ def test_a_small_form_of_the_demo(tmp_path, capsys):
     assert "20 crops" in said and all(label in said for label in (title, svd, asked))
     assert "torch's class for" in " ".join(said.split())
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert files == {f"lite0-brevitas{suffix}" for suffix in (".onnx", ".json", ".png")}
+    of_toolkit = {f"lite0-brevitas{end}" for end in (".onnx", ".json", ".png")}
+    assert files == {"report.html", *of_toolkit}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(label in page for label in labels) and page.count("<circle") == 5
     report = json.loads((tmp_path / "out" / "lite0-brevitas.json").read_text())
     assert report["equivalent_bits"] == adapted.equivalent_bits
