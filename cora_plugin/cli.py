@@ -1,4 +1,4 @@
-"""The command line: `cora-plugin demo`, `run` and `brevitas-ptq`."""
+"""The command line: `cora-plugin demo`, `run`, `compare` and `brevitas-ptq`."""
 
 import argparse
 import io
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_init(commands)
     _add_run(commands)
+    _add_compare(commands)
     commands.add_parser(
         "brevitas-ptq",
         allow_abbrev=False,
@@ -49,7 +50,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "--output",
         type=Path,
         default=Path("cora-demo"),
-        help="folder for the ONNX file, the report and its picture (%(default)s)",
+        help="folder for the ONNX file, reports and pictures (%(default)s)",
     )
     demo.add_argument(
         "--cora",
@@ -144,6 +145,44 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     flags.add_argument("--output", metavar="FOLDER", help="where the results go")
 
 
+def _add_compare(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    compare = commands.add_parser(
+        "compare",
+        allow_abbrev=False,
+        help="measure a model in toolkits × recipes × bits × methods × budgets",
+        description="Measure every combination that the `compare` section of a YAML "
+        "recipe lists, each in a process of its own; write tables and a page. The "
+        "same command goes on where a comparison stopped.",
+    )
+    compare.add_argument("recipe", type=Path, help="the YAML file")
+    compare.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="replace a value of the recipe; may be repeated",
+    )
+    compare.add_argument(
+        "--jobs", type=_positive, default=1, help="cells at once (%(default)s)"
+    )
+    compare.add_argument("--yes", action="store_true", help="take any number of cells")
+    compare.add_argument(
+        "--retry", action="store_true", help="measure failed cells again"
+    )
+    compare.add_argument(
+        "--check", action="store_true", help="say whether it could run, and stop"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 1 or more")
+    return int(text)
+
+
 def _toolkits(text: str) -> list[str]:
     """Read names with commas between."""
     names = [name.strip() for name in text.split(",")]
@@ -205,6 +244,17 @@ def _run(options: argparse.Namespace, rest: list[str]) -> Sequence[CoRaError]:
         )
     elif options.command == "run":
         return _run_recipe(options)
+    elif options.command == "compare":
+        from cora_plugin.grid import compare
+
+        compare(
+            options.recipe,
+            options.overrides,
+            jobs=options.jobs,
+            yes=options.yes,
+            retry=options.retry,
+            only_check=options.check,
+        )
     elif options.command == "init":
         from cora_plugin.recipe import Recipe, document, first_recipe, write_first
 

@@ -1,0 +1,208 @@
+"""`cora-plugin compare`: measures every cell, writes tables and a page."""
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.compare.html import Failed
+from cora_plugin.compare.machine import machine, versions
+from cora_plugin.compare.rows import Row, table
+from cora_plugin.document import Document
+from cora_plugin.grid.cells import Cell, cells
+from cora_plugin.grid.folder import Folder
+from cora_plugin.grid.outputs import Comparison, names, write
+from cora_plugin.grid.schedule import run_cells
+from cora_plugin.grid.section import CompareSection
+from cora_plugin.integrations.toolkit import Toolkit, load_toolkit
+from cora_plugin.recipe import Recipe, check
+
+MANY = 64
+"""More cells than this are measured only where they are asked for twice."""
+
+
+def compare(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    yes: bool = False,
+    retry: bool = False,
+    only_check: bool = False,
+    console: Console | None = None,
+) -> Comparison:
+    """Measure every cell of a recipe's `compare` section that is not yet measured.
+
+    Args:
+        path: The recipe.
+        overrides: Values to replace, such as `data.images=24`.
+        jobs: How many cells run at once.
+        yes: Take any number of cells.
+        retry: Measure failed cells again.
+        only_check: Look whether all this could run, and measure nothing.
+        console: Where progress and the table go.
+
+    Raises:
+        CoRaError: The recipe is wrong, its folder another recipe's, or there are too
+            many cells; or none could be measured.
+        ModuleNotFoundError: A package that every cell needs is not installed.
+        OSError: The folder cannot be written to.
+    """
+    # Where no terminal says how wide it is, the table stands in full.
+    wide = None if sys.stdout.isatty() else 120
+    console = console or Console(file=sys.stdout, width=wide)
+    document = _read(path, overrides)
+    section = CompareSection.read(document)
+    output = document.values.get("output", "cora-compare")
+    folder = Folder(Path(document.typed(("output",), output, str)))
+    known = _toolkits(document, section)
+    found = cells(document, section, known, folder.cells)
+    _check_cells(document, found)
+    folder.check(document)
+    count = f"{len(found)} cells"
+    if len(found) > MANY and not (yes or only_check):
+        raise document.error(
+            ("compare",),
+            f"{count} of up to {section.minutes:g} minutes each are more than {MANY}; "
+            "shorten its lists, or pass --yes",
+        )
+    if only_check:
+        console.print(f"{path}: {count}, ready to run", highlight=False, soft_wrap=True)
+        return Comparison([], [], len(found), {})
+    folder.begin(document)
+    present = [cell for cell in found if not cell.absent]
+    waiting = [cell for cell in present if _is_due(folder.outcome(cell), retry)]
+    kept = len(present) - len(waiting)
+    if kept:
+        console.print(f"{kept} of {count} are measured already", highlight=False)
+    try:
+        _run(waiting, folder, jobs, section.minutes, console)
+    finally:
+        result = _gather(found, folder)
+        note = f"Logs, reports and exports of each are in {folder.cells}."
+        facts = versions() | machine()
+        write(result, folder.path, _title(document), document.values, facts, note)
+    console.print(table(result.rows, names(result.rows), _title(document)))
+    for each in result.failed:
+        console.print(
+            f"{each.name}: {each.reason}", highlight=False, markup=False, soft_wrap=True
+        )
+    console.print(
+        f"written to {folder.path}", highlight=False, markup=False, soft_wrap=True
+    )
+    if not result.rows:
+        raise CoRaError(f"{path}: no cell could be measured; the reasons are above")
+    return result
+
+
+def _read(path: Path, overrides: Sequence[str]) -> Document:
+    document = Document.read(path)
+    for text in overrides:
+        document.override(text)
+    return document
+
+
+def _toolkits(
+    document: Document, section: CompareSection
+) -> dict[str, "Toolkit[Any] | str"]:
+    """The toolkits to compare; the recipe's own where the section names none."""
+    own: Any = document.values.get("toolkit")
+    listed = section.toolkits or (own,)
+    if listed == (None,):
+        raise document.error(("compare", "toolkits"), "no toolkit; name one or more")
+    known: dict[str, Toolkit[Any] | str] = {}
+    for name in listed:
+        try:
+            known[name] = load_toolkit(name)
+        except ModuleNotFoundError as error:
+            known[name] = f"not installed: {error}"
+        except ConfigError as error:
+            raise document.error(("toolkit",), error.problem) from error
+    return known
+
+
+def _check_cells(document: Document, found: Sequence[Cell]) -> None:
+    """Find what is wrong with every cell of a toolkit before any is measured."""
+    firsts = {cell.toolkit: cell for cell in reversed(found) if not cell.absent}
+    for cell in firsts.values():
+        one = copy.deepcopy(document)  # It knows the lines of what the cell shares.
+        one.values = {**cell.values, "output": str(Path(cell.values["output"]).parent)}
+        check(Recipe.of(one))
+
+
+def _is_due(outcome: Mapping[str, Any] | None, retry: bool) -> bool:
+    return outcome is None or (retry and "reason" in outcome)
+
+
+def _run(
+    waiting: Sequence[Cell],
+    folder: Folder,
+    jobs: int,
+    minutes: float,
+    console: Console,
+) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+        task = bar.add_task("", total=len(waiting))
+
+        def done(cell: Cell) -> None:
+            bar.advance(task)
+            finished.append(cell)
+            place = f"[{len(finished)}/{len(waiting)}] {cell.title}"
+            text = f"{place}: {_said(folder.outcome(cell) or {})}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+        def tell(running: Sequence[Cell], left: int) -> None:
+            titles = "; ".join(cell.title for cell in running)
+            bar.update(task, description=f"running {titles}; {left} wait")
+
+        finished: list[Cell] = []
+        run_cells(waiting, folder, jobs, minutes, done, tell)
+
+
+def _said(outcome: Mapping[str, Any]) -> str:
+    if "row" not in outcome:
+        return f"failed: {outcome.get('reason')}"
+    row = Row.of(outcome["row"])
+    bits = row.equivalent_bits
+    near = (
+        f"{row.objective} {row.distance:.4g}" if row.kl is None else f"KL {row.kl:.4f}"
+    )
+    return near + ("" if bits is None else f", {bits:.2f} bits")
+
+
+def _gather(found: Sequence[Cell], folder: Folder) -> Comparison:
+    rows: list[Row] = []
+    failed: list[Failed] = []
+    layers: dict[str, Mapping[str, Any]] = {}
+    left = 0
+    for cell in found:
+        outcome = folder.outcome(cell)
+        if cell.absent:
+            failed.append(Failed(cell.title, cell.absent))
+        elif outcome is None:
+            left += 1
+        elif "row" not in outcome:
+            failed.append(Failed(cell.title, outcome["reason"]))
+        else:
+            if not rows:
+                first = Row.of(outcome["float"])
+                rows.append(replace(first, toolkit="torch", method="float", label=None))
+            rows.append(replace(Row.of(outcome["row"]), **cell.about))
+            if outcome["layers"]:
+                layers[cell.title] = outcome["layers"]
+    return Comparison(rows, failed, left, layers)
+
+
+def _title(document: Document) -> str:
+    model = document.at(("model",))
+    sources = ("timm", "torchvision", "factory")
+    name = next((model[each] for each in sources if model.get(each)), "")
+    return f"{name}, compared with the float model"

@@ -1,0 +1,231 @@
+"""Every combination once; a failure is a row's reason, and what is known is kept."""
+
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from installed import install
+from small_recipe import written
+
+from cora_plugin import CoRaError
+from cora_plugin.adapters.errors import ConfigError, FileError
+from cora_plugin.cli import main
+from cora_plugin.document import Document
+from cora_plugin.grid import compare
+from cora_plugin.grid.cells import cells
+from cora_plugin.grid.folder import Folder
+from cora_plugin.grid.schedule import run_cells
+from cora_plugin.grid.section import CORRECTED, CompareSection
+from cora_plugin.integrations.toolkit import load_toolkit
+from cora_plugin.recipe import Recipe
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch):
+    """A toolkit of torch alone, and one that is absent, for cells' processes too."""
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    points = {"plain": "plain_toolkit:TOOLKIT", "absent": "absent_quantizer:TOOLKIT"}
+    install(folder, monkeypatch, "plain-quantizer", points)
+    path = os.pathsep.join([str(folder), str(SUPPORT)])
+    monkeypatch.setenv("PYTHONPATH", path)
+    # The small net is taught anew in each process: to the last digit, whatever `jobs`.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return load_toolkit("plain")
+
+
+def recipe(tmp_path, lists, **sections):
+    base = {"toolkit": "plain", "ptq": {}, "cora": {"regression": False}}
+    data = {"factory": "small_recipe:images", "images": 24}
+    whole = {**base, "data": data, "compare": lists, **sections}
+    return written(tmp_path / "recipe.yaml", **whole)
+
+
+def expanded(path, **known):
+    document = Document.read(path)
+    return cells(document, CompareSection.read(document), known, path.parent)
+
+
+def test_every_combination_is_a_recipe_and_none_comes_twice(plain, tmp_path):
+    lists = {
+        "toolkits": ["plain", "absent"],
+        "recipes": ["ptq", "coarse"],
+        "weight_bits": [3, 4, 3],
+        "methods": ["none", CORRECTED, "svd uniform", "series"],
+        "budgets": [0.1, "0.2 bits"],
+        "ptq": {"absent": {"act_range": "mse"}},
+    }
+    found = expanded(recipe(tmp_path, lists), plain=plain, absent="not installed")
+    # Only "svd uniform" has a budget.
+    assert len(found) == 2 * 2 * 2 * (3 + 2)
+    assert len({cell.name for cell in found}) == len(found)
+    by_title = {cell.title: cell for cell in found}
+    cell = by_title["plain, coarse, W3A8, svd uniform, 0.2 bits, seed 0"]
+    assert cell.values["ptq"] == {"coarse": True, "weight_bits": 3, "act_bits": 8}
+    assert cell.values["cora"]["budget"] == "0.2 bits"
+    assert cell.values["cora"]["metric"] == "svd"
+    corrected = by_title[f"absent, ptq, W4A8, {CORRECTED}, seed 0"]
+    assert corrected.values["cora"] is False and corrected.absent
+    assert corrected.values["ptq"]["bias_correction"]
+    assert corrected.values["ptq"]["act_range"] == "mse"
+    for each in found:
+        if not each.absent:
+            Recipe.of(Document("cell", dict(each.values)))
+
+
+def test_a_cells_hash_is_of_all_that_measures_it(plain, tmp_path):
+    def keys(**sections):
+        path = recipe(tmp_path, {"methods": ["none"]}, **sections)
+        return [cell.key for cell in expanded(path, plain=plain)]
+
+    assert keys() == keys(output="elsewhere")
+    assert keys() != keys(test={"images": 3})
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ({"toolkits": ["plane"]}, "unknown toolkit 'plane'; did you mean plain?"),
+        ({"methods": ["rrr spectra"]}, "did you mean rrr spectral?"),
+        ({"recipes": ["coarser"]}, "unknown PTQ recipe 'coarser'; did you mean coarse"),
+        ({"method": ["none"]}, "compare: unknown key 'method'; did you mean methods?"),
+        ({"weight_bits": [4, 1]}, "compare.weight_bits.1: 1 is out of range"),
+        ({"budgets": ["much"]}, "compare.budgets: 'much'"),
+        ({"methods": []}, "compare.methods: an empty list"),
+        ({"ptq": {"plain": {"coarser": 1}}}, "unknown key 'coarser'"),
+        ({"seeds": [*range(80)]}, "160 cells of up to 60 minutes each are more than"),
+    ],
+)
+def test_wrong_lists_are_refused_before_anything_runs(plain, tmp_path, lists, message):
+    path = recipe(tmp_path, lists)
+    with pytest.raises(ConfigError) as raised:
+        compare(path)
+    assert message in str(raised.value) and str(raised.value).startswith(str(path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_without_lists_says_how_they_look(plain, tmp_path):
+    path = written(tmp_path / "recipe.yaml", toolkit="plain", ptq={})
+    with pytest.raises(ConfigError, match="compare: nothing to compare; list"):
+        compare(path)
+
+
+def test_a_comparison_with_failures_goes_on_where_it_stopped(plain, tmp_path, capsys):
+    lists = {
+        "toolkits": ["plain", "absent"],
+        "weight_bits": 3,
+        "methods": ["none", "svd uniform"],
+        # The latter is less than the weights alone take.
+        "budgets": [0.3, "0.1 ptq"],
+    }
+    path = recipe(tmp_path, lists, exports=["weights"])
+    out = tmp_path / "out"
+    assert main(["compare", str(path), "--jobs", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "[3/3]" in said
+    written_ = json.loads((out / "comparison.json").read_text())
+    reference, none, adapted = written_["rows"]
+    assert reference["toolkit"] == "torch" and reference["kl"] == 0
+    assert (none["method"], adapted["method"]) == ("none", "svd uniform")
+    assert adapted["kl"] < none["kl"]
+    assert 3 < none["equivalent_bits"] < adapted["equivalent_bits"]
+    assert none["bytes"] > 0 and none["peak_mib"] > 0
+    reasons = [each["reason"] for each in written_["failed"]]
+    assert len(reasons) == 4 and "ptq" in reasons[0]
+    assert all(r.startswith("not installed: absent needs") for r in reasons[1:])
+    assert written_["left"] == 0
+    page = (out / "report.html").read_text()
+    assert "Not measured" in page and page.count("<circle") == 4  # Bits and bytes.
+    table = (out / "comparison.md").read_text()
+    assert table.count("| plain ") == 2 and "not installed" in table
+
+    # One outcome is cut off in the middle, as by a crash: it alone is measured again.
+    outcomes = [p for p in (out / "cells").glob("*.json") if "none" in p.name]
+    times = {p: p.stat().st_mtime_ns for p in (out / "cells").glob("*.json")}
+    outcomes[0].write_text('{"row": ')
+    assert main(["compare", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 6 cells are measured already" in said and "[1/1]" in said
+    changed = [p for p, time in times.items() if p.stat().st_mtime_ns != time]
+    assert changed == outcomes
+    again = json.loads((out / "comparison.json").read_text())["rows"]
+    assert [row["kl"] for row in again] == [row["kl"] for row in written_["rows"]]
+
+    # Another recipe's results are left alone.
+    other = recipe(tmp_path, lists, exports=["weights"], test={"images": 8})
+    with pytest.raises(FileError, match="of another recipe, which differs in test"):
+        compare(other)
+    assert json.loads((out / "comparison.json").read_text())["rows"] == again
+
+
+def one_cell(plain, tmp_path, **sections):
+    path = recipe(tmp_path, {"methods": ["none"]}, **sections)
+    folder = Folder(tmp_path / "out")
+    (cell,) = expanded(path, plain=plain)
+    folder.begin(Document.read(path))
+    return folder, cell
+
+
+def run_one(folder, cell, minutes):
+    told = []
+    run_cells([cell], folder, 1, minutes, lambda _: None, lambda r, n: told.append(r))
+    assert told == [[cell], []]
+    return folder.outcome(cell)["reason"]
+
+
+def test_a_cell_out_of_time_says_so(plain, tmp_path):
+    assert "out of time" in run_one(*one_cell(plain, tmp_path), minutes=1e-3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_a_process_that_dies_says_where_its_log_is(plain, tmp_path):
+    deadly = "import os, signal\ndef net(): os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "installed" / "deadly.py").write_text(deadly)
+    folder, cell = one_cell(plain, tmp_path, model={"factory": "deadly:net"})
+    assert "ended by SIGKILL" in run_one(folder, cell, minutes=10)
+
+
+def test_ctrl_c_leaves_no_process_and_no_outcome(plain, tmp_path):
+    folder, cell = one_cell(plain, tmp_path)
+
+    def interrupt(running, left):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells([cell], folder, 1, 10, lambda _: None, interrupt)
+    assert folder.outcome(cell) is None and folder.recipe_path(cell).exists()
+
+
+def test_nothing_measured_is_an_error(plain, tmp_path):
+    path = recipe(tmp_path, {"toolkits": ["absent"]}, toolkit="absent")
+    with pytest.raises(CoRaError, match="no cell could be measured"):
+        compare(path)
+    assert "not installed" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_jobs_is_a_number(jobs):
+    with pytest.raises(SystemExit):
+        main(["compare", "recipe.yaml", "--jobs", jobs])
+
+
+def test_every_key_is_explained():
+    docs = (Path(__file__).parents[2] / "docs" / "compare.md").read_text()
+    assert [
+        n for n in CompareSection.__dataclass_fields__ if f"`{n}`" not in docs
+    ] == []
+
+
+@pytest.mark.skipif(find_spec("brevitas") is None, reason="needs brevitas")
+def test_the_ready_comparison_can_be_expanded():
+    path = Path(__file__).parents[2] / "docs" / "recipes" / "compare-lite0.yaml"
+    brevitas = load_toolkit("brevitas")
+    found = expanded(path, brevitas=brevitas, nncf="not installed")
+    assert len(found) == 2 * 2 * (2 + 3 * 2)
+    for cell in found:
+        Recipe.of(Document("cell", dict(cell.values)))
