@@ -246,7 +246,8 @@ def test_a_failed_export_leaves_the_others_and_is_told(tmp_path, capsys, monkeyp
     assert "a.onnx" not in os.listdir(out)
     # No export of this run stays beside the report of the next.
     assert run(path, "cora=false", "exports=[]") == 0
-    assert set(os.listdir(out)) == {"recipe.yaml", "report.json", "report.txt"}
+    reports = {"report.json", "report.txt", "report.html"}
+    assert set(os.listdir(out)) == {"recipe.yaml", *reports}
 
 
 def test_an_error_before_the_exports_leaves_what_was_there(tmp_path):
