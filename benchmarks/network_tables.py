@@ -55,7 +55,8 @@ def accuracy(name: str, methods: str = "") -> str:
             {**need(search, method), "recipe": "ptq", "method": method}
             for method in methods.split(", ")
         ]
-    figures = [heading for heading in FIGURES if heading != "iterations"]
+    # All of it is of classes: the KL divergence says how far.
+    figures = [each for each in FIGURES if each not in ("iterations", "distance")]
     return markdown(
         ["toolkit", "recipe", "adapters", *figures],
         (
@@ -91,6 +92,34 @@ def peers(*names: str) -> str:
             lines.append([*line, cells.get(("ptq", "default"), "")])
     heads = ["W4A8", "bits", "GPTQ", "GPTQ, sensitive layers at 8 bits"]
     return markdown([*heads, "GPTQ + adapters", "PTQ + adapters"], lines)
+
+
+def budgets(*names: str) -> str:
+    """Bit widths and adapters in one budget, beside their parts: KL (bits)."""
+    ways = (
+        ("PTQ", "ptq", NONE),
+        ("PTQ + bias correction", "ptq+bc", NONE),
+        ("sensitive layers at 8 bits, bias correction", "ptq+bc", RAISED),
+        ("bit widths alone", "ptq+bc", "bits"),
+        ("adapters alone", "ptq+bc", "adapters"),
+        ("**widths and adapters**", "ptq+bc", "together"),
+    )
+    lines = []
+    for name in names:
+        network, _, toolkit = name.split("-")
+        for budget in ("1.0 ptq", "1.05 ptq"):
+            cells = []
+            for _, recipe, method in ways:
+                wanted = budget if method != NONE else ""
+                row = find(f"budget-{name}", method, wanted, recipe)
+                alone = method != NONE or budget == "1.0 ptq"
+                shown = row is not None and alone
+                kl = f"{row['kl']:.4f} ({row['equivalent_bits']:.2f})" if shown else ""
+                cells.append(kl)
+            title = f"{NAMES[network]}, {NAMES[toolkit]}"
+            first = "" if budget != "1.0 ptq" else title
+            lines.append([first, budget.replace(" ptq", " ×"), *cells])
+    return markdown(["network", "of PTQ's bits", *(way for way, _, _ in ways)], lines)
 
 
 def rounding(name: str) -> str:

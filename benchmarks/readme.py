@@ -33,7 +33,7 @@ TABLES = {
     each.__name__: each
     for each in (
         *(networks.accuracy, networks.peers, networks.rounding, networks.learned),
-        *(networks.butterworth, networks.demo, networks.brings),
+        *(networks.butterworth, networks.demo, networks.brings, networks.budgets),
         *(files.exports, files.latency, files.divergence, files.formats, files.cost),
     )
 }
