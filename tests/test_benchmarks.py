@@ -144,7 +144,22 @@ def check_cost(found):
     assert 0 < stages <= found["passes"]
 
 
-CHECKS = {"exports": check_exports, "formats": check_formats, "cost": check_cost}
+def check_measured_budgets(found):
+    rows = {(row["recipe"], row["method"], row["budget"]): row for row in found}
+    together = [r for (_, method, _), r in rows.items() if method == "together"]
+    assert together
+    for row in together:
+        times = float(row["budget"].removesuffix(" ptq"))
+        limit = times * rows["ptq", "none", ""]["equivalent_bits"]
+        assert row["equivalent_bits"] <= limit * (1 + 1e-9)
+
+
+CHECKS = {
+    "budget": check_measured_budgets,
+    "exports": check_exports,
+    "formats": check_formats,
+    "cost": check_cost,
+}
 
 
 SHORT = {
