@@ -4,7 +4,6 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 import torch
@@ -115,15 +114,20 @@ def in_float32(model: nn.Module) -> nn.Module:
 
 
 def flattened(
-    forward: Callable[..., Any], unpack: Callable[[Any], Any] = lambda value: value
+    forward: Callable[..., Any],
+    names: Sequence[str],
+    unpack: Callable[[Any], Any] = lambda value: value,
 ) -> Callable[..., Any]:
     """A forward that returns a tensor, or a tuple of an answer's tensors.
 
     Tracers take tensors and tuples; mappings and dataclasses they refuse.
+
+    Args:
+        forward: A model's.
+        names: Of the arguments that it is traced with, in their order.
+        unpack: As for `Example.of`.
     """
 
-    # Tracers read the names of arguments.
-    @wraps(forward)
     def flat(*args: Any, **keywords: Any) -> Any:
         answer = forward(*args, **keywords)
         if isinstance(unpack(answer), Tensor):
@@ -131,6 +135,12 @@ def flattened(
         found = tuple(named(answer, unpack).values())
         return found[0] if len(found) == 1 else found
 
+    # NNCF finds what quantizes an input by its name. Arguments that are not given would
+    # become inputs of the file.
+    signature = inspect.signature(forward)
+    given = [signature.parameters.get(name) for name in names]
+    if None not in given:
+        vars(flat)["__signature__"] = signature.replace(parameters=given)
     return flat
 
 

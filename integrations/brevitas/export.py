@@ -94,7 +94,7 @@ def export_onnx_qcdq(
             opset = opset_version or (TRACED_OPSET if rewritten else 17)
             options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
             names = _names(options, example)
-            traced = _traceable(ready)
+            traced = _traceable(ready, example)
             export(traced, args=_arguments(example), export_path=path, **options)
             if rewritten:
                 _rewrite(path, rounding if int8_kernels else None)
@@ -130,7 +130,7 @@ def export_qonnx(
         rounded = copy.deepcopy(ready)
         if private.rounds_in_its_own_way(rounded):
             merge_quant_weights(rounded, *example.args)
-        rounded.forward = flattened(rounded.forward, unpack)
+        rounded.forward = flattened(rounded.forward, example.names, unpack)
         export(rounded, args=_arguments(example), export_path=path, **options)
 
 
@@ -155,7 +155,7 @@ def export_torch_qcdq(
     manager = private.torch_qcdq_manager()
     with whole_file(export_path) as path:
         with _explained(manager, ready):
-            traced = export(_traceable(ready), _arguments(example), **kwargs)
+            traced = export(_traceable(ready, example), _arguments(example), **kwargs)
             # Not torch.jit.save, which takes the process down where the disk is full.
             Path(path).write_bytes(traced.save_to_buffer())
         if check is False:
@@ -168,10 +168,10 @@ def _arguments(example: Example) -> Any:
     return example.args[0] if len(example.args) == 1 else example.args
 
 
-def _traceable(ready: nn.Module) -> nn.Module:
+def _traceable(ready: nn.Module, example: Example) -> nn.Module:
     """A copy whose answers are tensors or tuples of them."""
     copied = copy.deepcopy(ready)
-    copied.forward = flattened(copied.forward, unpack)
+    copied.forward = flattened(copied.forward, example.names, unpack)
     return copied
 
 

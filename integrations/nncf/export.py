@@ -95,7 +95,7 @@ def export_openvino(
         else:
             copied = _with_own_levels(in_float32(_copy(model).cpu()))
             in_int8(copied, False)
-            copied.forward = flattened(copied.forward)
+            copied.forward = flattened(copied.forward, example.names)
             args = example.args[0] if len(example.args) == 1 else example.args
             converted = openvino.convert_model(copied, example_input=args)
             divide_factors(converted)
@@ -165,7 +165,7 @@ def export_onnx(
     copied = in_float32(_copy(model).cpu())
     example = Example.of(copied, example_input)
     rounding = in_int8(copied, int8_kernels)
-    copied.forward = flattened(copied.forward)
+    copied.forward = flattened(copied.forward, example.names)
     inputs = list(input_names or example.input_names)
     outputs = list(output_names or example.output_names)
     if dynamic_axes is None:
