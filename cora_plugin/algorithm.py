@@ -8,8 +8,14 @@ from typing import Any, Protocol
 import torch
 from tqdm import tqdm
 
-from cora_plugin.adapters.errors import ConfigError, DataError, ModelError
+from cora_plugin.adapters.errors import (
+    ConfigError,
+    CoRaError,
+    DataError,
+    ModelError,
+)
 from cora_plugin.adapters.operation import first_nonfinite
+from cora_plugin.batches import tensors
 from cora_plugin.budget import added
 from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.guard import Guard, Judged
@@ -152,18 +158,46 @@ class Run:
         self._metric = metric
         self._labelled = Labelled(host)
         self._reader = Reader.of(host.run, unpack)
+        self._types: list[torch.dtype] = []
+        self.items = 0
+        """How many batches were added."""
 
     def update(self, item: Any) -> None:
         """Add what a loader yields."""
         with self._watch("statistics"), ordinary_tensors():
             batch = self._reader(item)
             self._labelled.add(item, batch)
-            self._collector.update(batch)
+            self._collect(batch)
 
     def add(self, batch: Batch) -> None:
         """Add a batch of the model's own arguments."""
         with self._watch("statistics"), ordinary_tensors():
+            self._collect(batch)
+
+    def _collect(self, batch: Batch) -> None:
+        """Gather a batch's statistics.
+
+        Raises:
+            DataError: The model does not run with it.
+        """
+        types = [each.dtype for each in tensors(batch)]
+        self._types = self._types or types
+        if types != self._types:
+            raise DataError(
+                f"calibration data: item {self.items} is of {types}, and those before "
+                f"it of {self._types}; the model does not run with both"
+            )
+        try:
             self._collector.update(batch)
+        except CoRaError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"calibration data: the model does not run with item {self.items} "
+                f"({type(error).__name__}: {error}); see that it is preprocessed as "
+                "the others"
+            ) from error
+        self.items += 1
 
     def finish(self) -> Report:
         """Choose and insert adapters, undo steps that do not help, and report.

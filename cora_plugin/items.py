@@ -93,9 +93,12 @@ class Reader:
 
 
 def arguments(
-    forward: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    index: int = 0,
 ) -> Batch:
-    """The batch that a call makes.
+    """The batch that a call makes, the one at `index` of those so far.
 
     Raises:
         DataError: It has arguments of both kinds, and the function takes some of them
@@ -117,7 +120,7 @@ def arguments(
                 "a call's by name, or none"
             )
         batch = dict(bound.arguments)
-    _check(batch, args or keywords, 0)
+    _check(batch, args[0] if len(args) == 1 else args or keywords, index)
     read: Batch = _detached(batch)
     return read
 

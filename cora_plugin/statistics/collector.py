@@ -64,7 +64,9 @@ class Collector:
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
-        """Add a batch of the model's arguments."""
+        """Add a batch of the model's arguments; one without rows is nothing."""
+        if not samples(batch):
+            return
         if self._first:
             self.split.learn(self._float, batch)
             self._first = False

@@ -208,7 +208,7 @@ class cora_mode:  # noqa: N801, as gptq_mode
 
             def collect(*args: Any, **keywords: Any) -> None:
                 with replaced(self.model, "forward", forward):
-                    run.add(arguments(forward, args, keywords))
+                    run.add(arguments(forward, args, keywords, run.items))
 
             stack.enter_context(replaced(self.model, "forward", collect))
             self._stack = stack.pop_all()
