@@ -93,6 +93,7 @@ def apply_cora(
             "calibration data: a menu walks it twice, and an iterator can be walked "
             "once; pass a list, a DataLoader or an nncf.Dataset"
         )
+    check_model(model)
     given = model, dataset, reference, subset_size, unpack
     with restored(model):
         host, batches, reader = _hosted(*given)
