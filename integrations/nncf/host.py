@@ -34,7 +34,6 @@ from cora_plugin.integrations.nncf.layers import (
     parameters_of,
     read_layers,
 )
-from cora_plugin.integrations.nncf.private import set_bits_of_config
 from cora_plugin.integrations.nncf.swap import parameter_values
 from cora_plugin.integrations.nncf.training import (
     roles,
@@ -245,7 +244,7 @@ class NNCFHost:
                     made[name] = other(layer.weight).detach()
         return made
 
-    def widen(self, bits: Mapping[str, int]) -> Callable[[], None]:
+    def widen(self, bits: Mapping[str, int]) -> None:
         """Quantize layers at other bit widths, in place, as `LayerBits` would.
 
         The host has read the layers as they were: go on with a new one.
@@ -253,30 +252,15 @@ class NNCFHost:
         Args:
             bits: Bit widths by layer name.
 
-        Returns:
-            What puts everything back as it was.
-
         Raises:
             ConfigError: A width is not from 2 to 8.
         """
         for name, width in bits.items():
             check_bits(f"{name}: bits", width)
-        before = []
         quantizers = {id(w): q for q, (w, _) in self.reading.weights.items()}
         for name, width in bits.items():
             weight = self.reading.layers[name].weight
-            quantizer = quantizers[id(weight)]
-            state = copy.deepcopy(quantizer.state_dict())
-            before.append((quantizer, quantizer.num_bits, state))
-            set_bits(quantizer, width, weight)
-
-        def undo() -> None:
-            for quantizer, width, state in reversed(before):
-                quantizer.num_bits = width
-                set_bits_of_config(quantizer, width)
-                quantizer.load_state_dict(state)
-
-        return undo
+            set_bits(quantizers[id(weight)], width, weight)
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""

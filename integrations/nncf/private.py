@@ -9,6 +9,7 @@ they take, quantizers with their ranges and levels, and graphs with what nodes t
 
 import dataclasses
 import functools
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +168,8 @@ def set_bits_of_config(quantizer: Any, bits: int) -> None:
     A model is rebuilt from its configuration, single layers' widths included. `_qspec`
     of 3.4.0.
     """
+    # A copy, so that the one before is there to be put back.
+    quantizer._qspec = copy.copy(quantizer._qspec)
     quantizer._qspec.num_bits = bits
 
 
