@@ -7,9 +7,9 @@ it is needed: `nncf.quantize` and its parameters, algorithms and pipelines with 
 they take, quantizers with their ranges and levels, and graphs with what nodes tell.
 """
 
+import copy
 import dataclasses
 import functools
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
