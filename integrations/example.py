@@ -138,8 +138,8 @@ def flattened(
     # NNCF finds what quantizes an input by its name. Arguments that are not given would
     # become inputs of the file.
     signature = inspect.signature(forward)
-    given = [signature.parameters.get(name) for name in names]
-    if None not in given:
+    if all(name in signature.parameters for name in names):
+        given = [signature.parameters[name] for name in names]
         vars(flat)["__signature__"] = signature.replace(parameters=given)
     return flat
 
