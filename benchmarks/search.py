@@ -5,7 +5,8 @@ python benchmarks/search.py --model lite0 --weight-bits 3 --depthwise-bits 8
 Each row is one way to choose and fit adapters at one budget. "8 bits" are the layers
 whose residual costs most of the loss, raised to 8 bits in place of adapters, for as
 many bits as the default's adapters of that budget take; "8 bits+bc" are the same after
-the toolkit's bias correction. Rows that `--json` holds already are not run again.
+the toolkit's bias correction. A seed draws calibration images. Rows that `--json` holds
+already are not run again.
 """
 
 import argparse
@@ -38,23 +39,23 @@ QUICK = ("svd uniform", "svd spectral", "qera-exact spectral", DEFAULT)
 def main() -> None:
     """Run the benchmark that the arguments describe."""
     flags = _flags()
-    with quiet():
-        task = load(flags.model)
     toolkit = load_toolkit(flags.toolkit)
-    with quiet():
-        options = ptq_options(toolkit, flags)
-        quantized = toolkit.quantize(task.net, task.loader(), options)
     console, rows = Console(), _earlier(flags.json)
-    for row in _rows(toolkit, quantized, task, flags, rows):
-        rows.append(row)
-        console.print(
-            f"{row.method} {row.budget}: KL {row.kl:.4f}, top-1 {row.top1:.1%}, "
-            f"{row.equivalent_bits:.2f} bits, {row.seconds:.0f} s",
-            highlight=False,
-        )
-        # Each time, for a long run may be cut short.
-        write_json(flags.json, [each.to_dict() for each in rows])
-    title = f"{task.name} {weights(flags)} {flags.toolkit}"
+    for seed in flags.seeds:
+        with quiet():
+            task = load(flags.model, seed)
+            options = ptq_options(toolkit, flags)
+            quantized = toolkit.quantize(task.net, task.loader(), options)
+        for row in _rows(toolkit, quantized, task, flags, seed, rows):
+            rows.append(row)
+            console.print(
+                f"{row.method} {row.budget}: KL {row.kl:.4f}, top-1 {row.top1:.1%}, "
+                f"{row.equivalent_bits:.2f} bits, {row.seconds:.0f} s",
+                highlight=False,
+            )
+            # Each time, for a long run may be cut short.
+            write_json(flags.json, [each.to_dict() for each in rows])
+    title = f"{flags.model} {weights(flags)} {flags.toolkit}"
     console.print(table(rows, {"method": "method", "budget": "budget"}, title))
 
 
@@ -70,10 +71,15 @@ def _rows(
     quantized: Quantized[Any],
     task: Task,
     flags: Any,
+    seed: int,
     earlier: Sequence[Row],
 ) -> Iterator[Row]:
-    """The rows that are not there yet."""
-    done = {(row.method, row.budget) for row in earlier}
+    """The rows of a seed that are not there yet."""
+    done = {
+        (row.method, row.budget)
+        for row in earlier
+        if row.details.get("seed", 0) == seed
+    }
 
     def row(
         method: str,
@@ -97,6 +103,7 @@ def _rows(
             details={
                 "depthwise_bits": depthwise,
                 "act_range": quantized.options.act_range,
+                "seed": seed,
                 **details,
             },
         )
@@ -108,7 +115,7 @@ def _rows(
         for method in flags.methods:
             if (method, budget) in done:
                 continue
-            config = {"budget": budget, **settings(method)}
+            config = {"budget": budget, "seed": seed, **settings(method)}
             if config.get("search") == "butterworth":
                 config["butterworth"] = {"iterations": flags.iterations}
             adapted = quantized.copied()
@@ -177,6 +184,12 @@ def _flags() -> argparse.Namespace:
         type=lambda text: list(METHODS) if text == "all" else text.split(","),
         default=list(QUICK),
         help=f"all, or of: {', '.join(METHODS)}",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=lambda text: [int(seed) for seed in text.split(",")],
+        default=[0],
+        help="what draws calibration images and holds some out, with commas",
     )
     parser.add_argument(
         "--iterations", type=int, default=250, help="of the butterworth search"
