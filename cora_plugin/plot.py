@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def plot_report(report: "Report", path: str | os.PathLike[str]) -> None:
     """Draw, layer by layer, the spectrum of the error and how much of it is repaired.
 
-    Above, the share of its full rank that each layer got. Below, the error that each
-    further rank would remove, one column a layer, with a line at the rank it got.
+    Above, the bits a weight that each layer stores, its own and its adapter's. Between,
+    the share of its full rank that it got. Below, the error that each further rank
+    would remove, one column a layer, with a line at the rank it got.
 
     Args:
         report: The report.
@@ -31,13 +32,20 @@ def plot_report(report: "Report", path: str | os.PathLike[str]) -> None:
     import numpy as np
 
     rows = report.layers
-    figure = _figure(path, max(6.0, 0.24 * len(rows) + 2), 6.5)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    figure = _figure(path, max(6.0, 0.24 * len(rows) + 2), 8.0)
+    above, between, below = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 2))
     columns = np.arange(len(rows))
 
-    above.bar(columns, [row.rank / row.full_rank for row in rows], color="#4477aa")
-    above.set_ylabel("rank of full rank")
-    above.set_ylim(0, 1.02)
+    above.bar(
+        columns, [row.bits for row in rows], color="#ccbb44", label="with adapter"
+    )
+    widths = [row.weight_bits for row in rows]
+    above.bar(columns, widths, color="#4477aa", label="bit width")
+    above.set_ylabel("bits a weight")
+    above.legend(fontsize=6)
+    between.bar(columns, [row.rank / row.full_rank for row in rows], color="#4477aa")
+    between.set_ylabel("rank of full rank")
+    between.set_ylim(0, 1.02)
     above.set_title(
         f"{report.after.title} to float {report.before.value:.3g} → "
         f"{report.after.value:.3g}, "
@@ -108,6 +116,49 @@ def plot_sweep(report: "Report", path: str | os.PathLike[str]) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("bits a weight, adapters and scales included")
     axes.set_ylabel(f"{report.after.title} to the float model")
+    axes.grid(visible=True, which="both", alpha=0.3)
+    _save(figure, path)
+
+
+def plot_plan(report: "Report", path: str | os.PathLike[str]) -> None:
+    """Draw the bit widths that were tried: distance on held-out images against bits.
+
+    A line shows the error that the chosen way predicts at budgets around.
+
+    Args:
+        report: The report of a run that planned bit widths.
+        path: The picture; the suffix says which format (.png, .svg, .pdf).
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+        CoRaError: Bit widths were not planned.
+        FileError: The suffix is no format for pictures.
+    """
+    plan = report.plan
+    if plan is None:
+        raise CoRaError(
+            "the report has no plan to draw; bit widths are planned with a menu and a "
+            "total budget, such as menu=(3, 4, 5, 6, 8), budget='1.0 ptq'"
+        )
+    figure = _figure(path, 6.0, 4.0)
+    axes = figure.subplots()
+    bits, errors = zip(*plan["curve"], strict=True)
+    axes.plot(bits, errors, ls="--", color="#bbbbbb", label="predicted, chosen way")
+    ways = (
+        ("with adapters", True, "o", "#4477aa"),
+        ("without adapters", False, "s", "#ccbb44"),
+    )
+    for label, adapters, marker, color in ways:
+        tried = [e for e in plan["trials"] if e["adapters"] == adapters]
+        at, values = [e["bits"] for e in tried], [e["value"] for e in tried]
+        axes.scatter(at, values, marker=marker, color=color, label=label)
+    chosen = plan["trials"][0]
+    place = chosen["bits"], chosen["value"]
+    axes.scatter(*place, s=120, facecolors="none", edgecolors="red", label="chosen")
+    axes.set_yscale("log")
+    axes.set_xlabel("bits a weight, adapters and scales included")
+    axes.set_ylabel(f"{report.after.title} to the float model, held-out")
+    axes.legend(fontsize=7)
     axes.grid(visible=True, which="both", alpha=0.3)
     _save(figure, path)
 

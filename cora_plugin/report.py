@@ -326,6 +326,12 @@ class Report(Judged, Stored, Spent, Effort):
 
         plot_report(self, path)
 
+    def plot_plan(self, path: str | os.PathLike[str]) -> None:
+        """Draw the bit widths that were tried (needs the `report` extra)."""
+        from cora_plugin.plot import plot_plan
+
+        plot_plan(self, path)
+
     def plot_sweep(self, path: str | os.PathLike[str]) -> None:
         """Draw KL against bits for all budgets tried (needs the `report` extra)."""
         from cora_plugin.plot import plot_sweep

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Distance
 from cora_plugin.plan import Plan
@@ -38,7 +39,10 @@ class WidthPlan:
     * `bits`: all that is stored, a weight, of the `allowed`;
     * `trials`: what was tried, the chosen one first;
     * `next_tenth`: the share of the predicted error that a budget of 0.1 bits a weight
-      more would take away.
+      more would take away;
+    * `curve`: bits a weight and the predicted error of budgets around this one, as the
+      chosen trial would spend them;
+    * `floats`: fingerprints of the float weights that it is for, by layer name.
     """
 
     layer_bits: Mapping[str, int]
@@ -48,6 +52,8 @@ class WidthPlan:
     allowed: float
     trials: tuple[Trial, ...]
     next_tenth: float
+    curve: tuple[tuple[float, float], ...]
+    floats: Mapping[str, Fingerprint]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them; adapters are in the rows of reports."""
@@ -67,6 +73,7 @@ class WidthPlan:
             "bits": self.bits,
             "allowed": self.allowed,
             "next_tenth": self.next_tenth,
+            "curve": [list(point) for point in self.curve],
             "trials": trials,
         }
 
@@ -74,7 +81,7 @@ class WidthPlan:
         """The adapters, for a model that was quantized at these widths.
 
         Raises:
-            ConfigError: The model has other layers or widths.
+            ConfigError: The model has other layers, widths or float weights.
         """
         found = {layer.name: layer.weight_bits for layer in layers}
         for name in {*found, *self.widths}:
@@ -85,6 +92,16 @@ class WidthPlan:
                     f"model has it at {found.get(name, 'no')}; quantize the float "
                     "model anew with layer_bits=plan.layer_bits, all else as before",
                 )
+        for layer in layers:
+            mine, values = fingerprint(layer), layer.weight.numel()
+            difference = self.floats[layer.name].difference(mine, values)
+            if difference is not None:
+                raise ConfigError(
+                    ("plan",),
+                    f"{layer.name}: planned for {difference}; the plan is of another "
+                    "float model, or of a recipe that changes weights before they are "
+                    "quantized in another way: call plan_bits again",
+                )
         outputs = dict.fromkeys(self.widths, 1)
         used = sum(
             form.cost(outputs[name]).bits
@@ -93,3 +110,8 @@ class WidthPlan:
         )
         bare = {n: Treatment(each.forms) for n, each in self.treatments.items()}
         return Plan(bare, used, used, "bits")
+
+
+def fingerprint(layer: QuantizedLayer) -> Fingerprint:
+    """That of a layer's float weight, in steps of 8 bits."""
+    return Fingerprint.of(layer.weight, 8, layer.operation)

@@ -30,11 +30,14 @@ from cora_plugin.plan import merged_weights, pinned_ranks
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
 from cora_plugin.statistics import Collector
-from cora_plugin.width_plan import Trial, WidthPlan
+from cora_plugin.width_plan import Trial, WidthPlan, fingerprint
 
 NARROWEST = 4
 """Menus that begin here are tried beside those that begin below: predictions of what 2
 and 3 bits do are the least certain."""
+
+CURVE = tuple(0.8 + 0.05 * step for step in range(13))
+"""Budgets of a plan's curve, as multiples of its own."""
 
 
 def plan_widths(
@@ -110,7 +113,7 @@ def plan_widths(
             trial = Trial(*how, chosen.bits, chosen.left, distance)
             found.append((trial, chosen))
     found.sort(key=lambda each: each[0].distance.value)
-    best = found[0][1]
+    first, best = found[0]
     own = {layer.name: layer.weight_bits for layer in layers}
     return WidthPlan(
         {n: int(b) for n, b in best.widths.items() if b != own[n]},
@@ -119,7 +122,9 @@ def plan_widths(
         best.bits,
         total_bits(settings.budget, layers) / search.weights,
         tuple(trial for trial, _ in found),
-        search.next_tenth(found[0][0]),
+        search.next_tenth(first),
+        search.curve(first),
+        {layer.name: fingerprint(layer) for layer in layers},
     )
 
 
@@ -195,16 +200,30 @@ class _Widths:
         self._made: dict[tuple[int, int | None, Form], Adapter] = {}
 
     def __call__(
-        self,
-        menu: tuple[int, ...],
-        adapters: bool,
-        rounding: bool,
-        more: float = 0.0,
+        self, menu: tuple[int, ...], adapters: bool, rounding: bool
     ) -> _Chosen:
-        """Choose from a menu, with so many bits more than the budget.
+        """Choose from a menu.
 
         Raises:
             BudgetError: Its least is more than the budget.
+        """
+        treatments, bits, left = self._spent(menu, adapters, rounding, self._allowed)
+        layers, made = [], {}
+        for index, layer in enumerate(self._layers):
+            treatment = treatments[layer.name]
+            width = treatment.weight_bits
+            layers.append(self._at[width].layers[index])
+            for form in treatment.forms:
+                made[layer.name] = self._adapter(index, width, form)
+        return _Chosen(layers, treatments, made, bits, left)
+
+    def _spent(
+        self, menu: tuple[int, ...], adapters: bool, rounding: bool, allowed: float
+    ) -> tuple[Mapping[str, Treatment], float, float]:
+        """What is chosen for so many bits, the bits a weight, the error left.
+
+        Raises:
+            BudgetError: The least of the menu is more.
         """
         candidates, least, errors = [], 0.0, 0.0
         for index, layer in enumerate(self._layers):
@@ -217,7 +236,6 @@ class _Widths:
                 for e in points
             )
             candidates.append(Candidate(layer.name, options))
-        allowed = self._allowed + more
         if least > allowed * (1 + 1e-9):
             raise BudgetError(
                 f"budget: {self._config.budget} is "
@@ -228,23 +246,28 @@ class _Widths:
         taken = spectral(candidates, allowed - least)
         spent = sum(option.cost for option in taken.values())
         treatments = {name: option.treatment for name, option in taken.items()}
-        layers, made = [], {}
-        for index, layer in enumerate(self._layers):
-            treatment = treatments[layer.name]
-            width = treatment.weight_bits
-            layers.append(self._at[width].layers[index])
-            for form in treatment.forms:
-                made[layer.name] = self._adapter(index, width, form)
         left = errors - sum(option.gain for option in taken.values())
-        bits = (least + spent) / self.weights
-        return _Chosen(layers, treatments, made, bits, left)
+        return treatments, (least + spent) / self.weights, left
 
     def next_tenth(self, trial: Trial) -> float:
         """The share of a trial's predicted error that 0.1 bits more would remove."""
         if not trial.predicted:
             return 0.0
-        more = self(trial.menu, trial.adapters, trial.rounding, 0.1 * self.weights)
-        return 1 - more.left / trial.predicted
+        how = trial.menu, trial.adapters, trial.rounding
+        _, _, left = self._spent(*how, self._allowed + 0.1 * self.weights)
+        return 1 - left / trial.predicted
+
+    def curve(self, trial: Trial) -> tuple[tuple[float, float], ...]:
+        """Bits a weight and predicted error of budgets around, spent as a trial did."""
+        how = trial.menu, trial.adapters, trial.rounding
+        points = []
+        for times in CURVE:
+            try:
+                _, bits, left = self._spent(*how, times * self._allowed)
+            except BudgetError:  # Less than can be stored.
+                continue
+            points.append((bits, left))
+        return tuple(dict.fromkeys(points))
 
     def _points(
         self, index: int, menu: tuple[int, ...], adapters: bool, rounding: bool

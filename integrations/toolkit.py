@@ -29,6 +29,8 @@ from cora_plugin.widths import plan_widths
 ADAPTERS = "adapters"
 """The format of the adapters alone, which every toolkit's `exports` should have."""
 
+PACKED = (4, 8)
+"""The bit widths that ONNX and OpenVINO IR hold weights at."""
 
 BITS: Mapping[str, int] = {"least": 2, "greatest": 8}
 """The bounds of bit widths."""
@@ -101,7 +103,9 @@ class Export:
     * `options`: the dataclass that declares the options of `write`;
     * `onnxruntime`: whether onnxruntime runs the file;
     * `forms`: ways to write it that the benchmarks compare, each a name and the
-      arguments of `write`; the file takes any batch size.
+      arguments of `write`; the file takes any batch size;
+    * `packs`: from options to the bit widths that weights are packed at, others at the
+      next wider one; none where the file is not for storage, or holds any width.
     """
 
     write: Callable[..., Any]
@@ -109,6 +113,7 @@ class Export:
     options: type[Any] = NoOptions
     onnxruntime: bool = False
     forms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    packs: Callable[[Mapping[str, Any]], Sequence[int]] = lambda options: ()
 
 
 def adapters_export(save: Callable[[Any, nn.Module], None]) -> Export:

@@ -11,6 +11,7 @@ from small_net import batches, distance, net
 from cora_plugin import CoRa, CoRaError
 from cora_plugin.adapters.quantized import quantize
 from cora_plugin.budget import stored_bits
+from cora_plugin.compare.html import Page, html
 from cora_plugin.config import Budget
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
@@ -175,6 +176,52 @@ def test_a_plan_for_other_widths_is_refused():
     with pytest.raises(CoRaError, match=r"another: planned at 4.0 bits"):
         CoRa({"budget": "1 ptq"}).apply(at(plan, net()), batches(), other)
     assert isinstance(plan, WidthPlan) and not host.branches
+
+
+def test_a_plan_for_another_float_model_is_refused():
+    _, plan = planned("1.2 ptq")
+    other = net()
+    with torch.no_grad():
+        for name, layer in other.named_modules():
+            if name in plan.widths:
+                layer.weight.data = layer.weight.data + 0.05 * torch.sign(layer.weight)
+    host = at(plan, other)
+    with pytest.raises(CoRaError, match=r"planned for a weight .* plan_bits again"):
+        CoRa({"budget": "1.2 ptq"}).apply(host, batches(), plan)
+    assert not host.branches
+    # The last bit of a float is none of its business.
+    with torch.no_grad():
+        for layer in (same := net()).modules():
+            if hasattr(layer, "weight"):
+                layer.weight.data = layer.weight.data * (1 + 1e-7)
+    CoRa({"budget": "1.2 ptq"}).apply(at(plan, same), batches(), plan)
+
+
+def test_the_curve_falls_and_goes_through_the_plan():
+    _, plan = planned("1.0 ptq")
+    bits, left = zip(*plan.curve, strict=True)
+    assert len(plan.curve) > 5
+    assert list(bits) == sorted(bits) and list(left) == sorted(left, reverse=True)
+    assert any(
+        at == plan.bits and error == pytest.approx(plan.trials[0].predicted)
+        for at, error in plan.curve
+    )
+
+
+def test_a_plan_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    _, plan = planned("1.0 ptq")
+    config = {"budget": "1.0 ptq", "menu": MENU}
+    report = CoRa(config).apply(at(plan, net()), batches(), plan)
+    report.plot_plan(tmp_path / "widths.png")
+    assert (tmp_path / "widths.png").stat().st_size > 10_000
+    plain = CoRa(0.1).apply(PlainHost(net()), batches())
+    with pytest.raises(CoRaError, match="no plan to draw"):
+        plain.plot_plan(tmp_path / "widths.png")
+    text = html(Page(title="run", rows=[], names={}, layers={"a": report, "b": report}))
+    assert "Bit widths, best first" in text
+    assert text.count('<tr id="trial-0-0">') == text.count('<tr id="trial-1-0">') == 1
+    assert 'href="#trial-1-0"' in text and "predicts at other budgets" in text
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,14 @@ def html(page: Page) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     text = files("cora_plugin.compare").joinpath("report.html.j2").read_text("utf-8")
     template = environment.from_string(text)
-    return template.render(page=page, table=_table(page), plots=_plots(page))
+    plans = {
+        name: plan
+        for index, (name, report) in enumerate(page.layers.items())
+        if (plan := _plan(report, f"trial-{index}"))
+    }
+    return template.render(
+        page=page, table=_table(page), plots=_plots(page), plans=plans
+    )
 
 
 def write_html(page: Page, path: str | os.PathLike[str]) -> None:
@@ -118,6 +125,54 @@ def _table(page: Page) -> Table:
     kept = [(head, cells) for head, cells in columns if any(c.text for c in cells)]
     rows = list(zip(*(cells for _, cells in kept), strict=True))
     return Table([head for head, _ in kept], rows)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The plans of bit widths that were tried, and their plot.
+
+    Ids of the rows begin with `table`.
+    """
+
+    table: str
+    rows: Sequence[Sequence[Cell]]
+    plot: Scatter | None
+
+
+def _plan(report: Report | Mapping[str, Any], table: str) -> Tried | None:
+    """How bit widths were planned, best first; None where they were not."""
+    whole = report.to_dict() if isinstance(report, Report) else report
+    plan = whole.get("plan")
+    if not plan:
+        return None
+    rows, points = [], []
+    for index, each in enumerate(plan["trials"]):
+        menu = "/".join(map(str, each["menu"])) or "the toolkit's widths"
+        ways = "with adapters" if each["adapters"] else "without"
+        rows.append(
+            [
+                Cell(menu),
+                Cell(ways),
+                _figure(each["bits"], ".3f"),
+                _figure(each["value"], ".4g"),
+                _figure(each["predicted"], ".4g"),
+            ]
+        )
+        if each["value"] and math.isfinite(each["value"]):
+            group = "chosen" if index == 0 else "tried"
+            text = f"{menu} {ways}: {each['value']:.4g}"
+            points.append(Point(each["bits"], each["value"], group, index, text))
+    curve = [(bits, left) for bits, left in plan["curve"] if left > 0]
+    plot = scatter(
+        points,
+        "Bit widths: what was tried",
+        BITS,
+        "distance on held-out images",
+        curve,
+        "is the error that the chosen way predicts at other budgets",
+        table,
+    )
+    return Tried(table, rows, plot)
 
 
 def _value(row: Row, name: str) -> Any:

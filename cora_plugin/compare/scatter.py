@@ -1,8 +1,8 @@
 """A plot of rows as SVG: a size against the distance, and the Pareto front.
 
 The SVG has no script and no colours of its own: a page's style sheet colours `front`,
-`axis` and `series-0` to `series-5`. Each point is a link to `#row-N` with the row's
-words as its title, which a browser shows on hover.
+`axis` and `series-0` to `series-5`. Each point is a link to its row of a table with the
+row's words as its title, which a browser shows on hover.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 380
 LEFT, RIGHT, TOP, BOTTOM = 70, 16, 14, 46
+FRONT = "joins what no other model beats"
 SERIES = 6
 """Colours that a page has; further groups begin again with the first."""
 
@@ -48,8 +49,10 @@ class Scatter:
     title: str
     axis: str
     distance: str
+    caption: str
+    table: str
     marks: Sequence[Mark]
-    front: str
+    line: str
     x_ticks: Sequence[Mark]
     y_ticks: Sequence[Mark]
     legend: Sequence[Mark]
@@ -71,7 +74,13 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 
 def scatter(
-    points: Sequence[Point], title: str, axis: str, distance: str
+    points: Sequence[Point],
+    title: str,
+    axis: str,
+    distance: str,
+    curve: Sequence[tuple[float, float]] = (),
+    caption: str = FRONT,
+    table: str = "row",
 ) -> Scatter | None:
     """Lay out a plot.
 
@@ -80,14 +89,18 @@ def scatter(
         title: What it is called.
         axis: What its horizontal axis counts.
         distance: What its vertical axis measures.
+        curve: Sizes and distances that the dashed line joins; none: the Pareto front.
+        caption: What the dashed line is.
+        table: What the ids of the table's rows begin with.
 
     Returns:
         The plot; None for fewer than two points, which compare nothing.
     """
     if len(points) < 2:
         return None
-    lows, highs = _decades([p.y for p in points])
-    least, most = min(p.x for p in points), max(p.x for p in points)
+    places = [*((p.x, p.y) for p in points), *curve]
+    lows, highs = _decades([y for _, y in places])
+    least, most = min(x for x, _ in places), max(x for x, _ in places)
     room = (most - least or abs(most) or 1.0) * 0.06
     least, most = least - room, most + room
 
@@ -102,13 +115,15 @@ def scatter(
     groups = list(dict.fromkeys(p.group for p in points))
     css = {group: f"series-{i % SERIES}" for i, group in enumerate(groups)}
     marks = [Mark(x_of(p.x), y_of(p.y), p.text, p.row, css[p.group]) for p in points]
-    steps = [(x_of(p.x), y_of(p.y)) for p in pareto(points)]
+    steps = curve or [(p.x, p.y) for p in pareto(points)]
     return Scatter(
         title,
         axis,
         distance,
+        caption,
+        table,
         marks,
-        front=" ".join(f"{x},{y}" for x, y in steps),
+        line=" ".join(f"{x_of(x)},{y_of(y)}" for x, y in steps),
         x_ticks=[
             Mark(x_of(v), HEIGHT - BOTTOM, f"{v:.5g}") for v in _even(least, most)
         ],

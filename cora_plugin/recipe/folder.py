@@ -20,8 +20,9 @@ from cora_plugin.adapters.errors import FileError
 from cora_plugin.document import Document
 
 REPORT, RECIPE, TEXT = "report.json", "recipe.yaml", "report.txt"
-PICTURE, TRAINING, PAGE = "report.png", "qat.png", "report.html"
-OWN = (REPORT, RECIPE, TEXT, PICTURE, TRAINING, PAGE)
+PICTURE, WIDTHS, TRAINING = "report.png", "widths.png", "qat.png"
+PAGE = "report.html"
+OWN = (REPORT, RECIPE, TEXT, PICTURE, WIDTHS, TRAINING, PAGE)
 """Files of every run, whose names exports may not have."""
 
 HIDDEN = ".cora-"

@@ -32,6 +32,7 @@ from cora_plugin.recipe.folder import (
     REPORT,
     TEXT,
     TRAINING,
+    WIDTHS,
     written,
 )
 from cora_plugin.recipe.images import NO_LABEL, Item
@@ -147,14 +148,13 @@ class Results:
         _write(folder / RECIPE, resolved)
         text = io.StringIO()
         Console(file=text, width=108).print(self.table())
-        pictures = ((self.report, PICTURE), (self.qat, TRAINING))
-        for report, picture in pictures:
+        for report in (self.report, self.qat):
             if report is not None:
                 text.write(f"\n{report}\n")
-                try:
-                    report.plot(folder / picture)
-                except ModuleNotFoundError as error:
-                    self.notes.append(f"no picture: {error}")
+        try:
+            self._draw(folder)
+        except ModuleNotFoundError as error:
+            self.notes.append(f"no picture: {error}")
         _write(folder / TEXT, text.getvalue())
         page = Page(
             title=f"{self.toolkit}: a run of cora-plugin",
@@ -168,6 +168,19 @@ class Results:
         # Last, for it lists the others.
         whole[FILES] = [*written(folder), REPORT]
         _write(folder / REPORT, strict_json(whole))
+
+    def _draw(self, folder: Path) -> None:
+        """Write the pictures of the reports.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        if self.report is not None:
+            self.report.plot(folder / PICTURE)
+            if self.report.plan is not None:
+                self.report.plot_plan(folder / WIDTHS)
+        if self.qat is not None:
+            self.qat.plot(folder / TRAINING)
 
     def _check_labels(self, source: Any, outputs: int) -> None:
         document: Document = self.recipe.document

@@ -36,6 +36,7 @@ from cora_plugin.recipe.models import (
     own_modules,
     plain_layers,
 )
+from cora_plugin.recipe.packed import as_packed
 from cora_plugin.recipe.results import Results
 from cora_plugin.recipe.schema import IMAGES, Recipe
 from cora_plugin.recipe.toolkits import Chosen, chosen
@@ -98,9 +99,14 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         toolkit, options = plan.chosen.toolkit, plan.chosen.options
         net = load_model(recipe)
         recipe, data, test = _images(recipe, plan, net)
+        note = None
+        if recipe.cora is not None:
+            cora, note = as_packed(recipe.cora, plan.chosen)
+            recipe = replace(recipe, cora=cora)
         batches = _loaded(data, recipe.data.batch_size)
         net = plain_layers(net, batches.dataset[:1][0])
         results = Results(recipe, toolkit.title)
+        results.notes += [note] if note else []
         reference, labels = _outputs(_plainly, net, test, "float model")
         results.begin(reference, labels, test)
 

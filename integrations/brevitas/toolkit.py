@@ -28,6 +28,7 @@ from cora_plugin.integrations.brevitas.private import QuantWeightBiasInputOutput
 from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
+    PACKED,
     Export,
     Quantized,
     Toolkit,
@@ -69,6 +70,12 @@ def round_weights(
         ptq_common.apply_qronos(model, calib_loader, act_order=True)
 
 
+def _packs(options: Mapping[str, Any]) -> tuple[int, ...]:
+    """A QCDQ file that is not packed has a byte for every weight, at any width."""
+    packed = options.get("packed") or options.get("int8_kernels")
+    return PACKED if packed else ()
+
+
 class BrevitasToolkit(Toolkit[BrevitasOptions]):
     """Brevitas' layerwise PTQ, its weight rounding, its bias correction."""
 
@@ -87,6 +94,7 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
                 "packed ONNX": {"packed": True, **FREE_BATCH},
                 "int8 ONNX": {"int8_kernels": True, **FREE_BATCH},
             },
+            packs=_packs,
         ),
         "qonnx": Export(export_qonnx, ".onnx", QONNXOptions),
         "torch_qcdq": Export(export_torch_qcdq, ".pt"),

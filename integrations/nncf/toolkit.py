@@ -20,6 +20,7 @@ from cora_plugin.integrations.nncf.private import is_wrapped
 from cora_plugin.integrations.nncf.recipe import quantize_ptq
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
+    PACKED,
     Export,
     Quantized,
     Toolkit,
@@ -44,12 +45,14 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
             ONNXOptions,
             onnxruntime=True,
             forms={"packed ONNX": {}, "int8 ONNX": {"int8_kernels": True}},
+            packs=lambda options: PACKED,
         ),
         "openvino": Export(
             export_openvino,
             ".xml",
             OpenVINOOptions,
             forms={"packed IR": {}, "int8 IR": {"int8_kernels": True}},
+            packs=lambda options: () if options.get("int8_kernels") else PACKED,
         ),
     }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -76,6 +76,23 @@ def test_the_whole_way(tmp_path, capsys):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_widths_are_planned_as_the_file_stores_them(tmp_path, capsys):
+    path = written(
+        tmp_path / "recipe.yaml",
+        cora={"budget": "1.3 ptq", "menu": [3, 4, 5, 8]},
+        exports=[{"format": "onnx_qcdq", "packed": True}],
+    )
+    assert run(path) == 0
+    out = tmp_path / "out"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "onnx_qcdq.onnx stores weights of 4 and 8 bits, and 3 as 4, 5 as 8" in said
+    report = result(out)
+    assert report["recipe"]["cora"]["menu"] == [4, 8]
+    assert {row["weight_bits"] for row in report["cora"]["layers"]} <= {3, 4, 8}
+    assert (out / "widths.png").exists()
+    assert "Bit widths, best first" in (out / "report.html").read_text()
+
+
 def test_training_after_adapters(tmp_path):
     qat = {"epochs": 2, "lr": 1e-3, "labels": 0.5}
     recipe = written(tmp_path / "recipe.yaml", qat=qat, exports=["adapters"])
