@@ -27,6 +27,7 @@ PAGES = (
     "docs/brevitas.md",
     "docs/exports.md",
     "docs/methods.md",
+    "docs/w4a4.md",
 )
 
 TABLES = {

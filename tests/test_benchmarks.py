@@ -181,7 +181,7 @@ def test_benchmarks_measure_a_small_network(name, monkeypatch, tmp_path):
     inputs = small_recipe.unlabelled(), *small_recipe.images()
     # The zoo's networks take minutes, and their images are no part of the repository.
     task = Task("small", small_recipe.net(), *inputs)
-    monkeypatch.setattr(benchmark, "load", lambda _: task)
+    monkeypatch.setattr(benchmark, "load", lambda name, seed=0: task)
     flags = [flag.replace("+", " ") for flag in SHORT[name].split()]
     path = tmp_path / "measured.json"
     flags += ["--weight-bits=3", f"--json={path}"]

@@ -334,17 +334,17 @@ def test_old_and_new_spellings_may_not_contradict_each_other():
         CoRaConfig(metric="rrr", regression=False)
 
 
-def test_the_readme_has_every_setting_as_it_is_declared():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    table = readme.partition("| setting | default |")[2].partition("\n\n")[0]
+def test_the_docs_have_every_setting_as_it_is_declared():
+    page = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
+    table = page.partition("| setting | default |")[2].partition("\n\n")[0]
     rows = [line for line in table.splitlines()[2:] if line]
     assert rows == [
-        f"| `{'.'.join(path)}` | {in_readme(default)} | {text} |"
+        f"| `{'.'.join(path)}` | {in_page(default)} | {text} |"
         for path, default, text in described(CoRaConfig)
     ]
 
 
-def in_readme(default):
+def in_page(default):
     if default in ({}, (), None):
         return "none"
     text = f"{default:g}" if isinstance(default, float) else str(default)

@@ -171,9 +171,9 @@ def assert_same(model, other):
         torch.testing.assert_close(value, expected[name], msg=name)
 
 
-def test_the_command_of_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (command,) = re.findall(r"cora-plugin brevitas-ptq ((?:.*\\\n)*.*)\n", readme)
+def test_the_command_of_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "brevitas.md").read_text()
+    (command,) = re.findall(r"cora-plugin brevitas-ptq ((?:.*\\\n)*.*)\n", page)
     options = parser().parse_args(shlex.split(command.replace("\\\n", "")))
     assert options.gptq and options.weight_bit_width == 4
     assert str(_config(options).budget) == "0.2 bits"

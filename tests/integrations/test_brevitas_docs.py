@@ -17,7 +17,7 @@ from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
 ROOT = Path(__file__).parents[2]
 BLOCKS = [
     block
-    for page in ("README.md", "docs/brevitas.md")
+    for page in ("README.md", "docs/brevitas.md", "docs/budgets.md")
     for block in re.findall(r"(?s)```python\n(.*?)```", (ROOT / page).read_text())
 ]
 
@@ -61,7 +61,7 @@ def test_example_runs(block, float_net, loader, tmp_path, monkeypatch):
         "quant_model": quantize_ptq(float_net, loader),
         "fresh_quant_model": quantize_ptq(float_net, loader),
         "example_input": torch.randn(1, 3, 16, 16),
-        "classifier": None,
+        "float_model": float_net,
     }
     if "save_cora" in block:
         apply_cora(loader, names["quant_model"], "budget=0.05")

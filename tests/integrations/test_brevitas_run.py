@@ -366,7 +366,7 @@ COMMANDS = [
     line.split()[1:]
     for path in (RECIPES / "README.md", RECIPES.parents[1] / "README.md")
     for line in path.read_text().splitlines()
-    if line.startswith("cora-plugin run") and "nncf" not in line
+    if line.startswith("cora-plugin run docs/") and "nncf" not in line
 ]
 
 

@@ -1,4 +1,4 @@
-"""Every Python example of the README that needs NNCF runs, as it stands."""
+"""Every Python example of the documents that needs NNCF runs, as it stands."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,15 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from cora_plugin.integrations.nncf import quantize_ptq
+from cora_plugin.integrations.nncf import apply_cora, quantize_ptq
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[2]
+BLOCKS = [
+    block
+    for page in ("README.md", "docs/nncf.md")
+    for block in re.findall(r"(?s)```python\n(.*?)```", (ROOT / page).read_text())
+    if "nncf" in block
+]
 
 
 class Net(nn.Module):
@@ -35,12 +40,12 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize(
     "block",
-    [b for b in BLOCKS if "nncf" in b],
+    BLOCKS,
     ids=lambda block: next(
         line for line in reversed(block.splitlines()) if "(" in line
     ),
 )
-def test_readme_example_runs(block, tmp_path, monkeypatch):
+def test_example_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     net = Net().eval()
@@ -52,15 +57,19 @@ def test_readme_example_runs(block, tmp_path, monkeypatch):
         "quantized_model": quantize_ptq(net, loader),
         "example_input": images[:1],
     }
-    exec(compile(block, str(README), "exec"), names)
+    if "save_cora" in block:
+        names["adapted_model"] = quantize_ptq(net, loader)
+        apply_cora(names["adapted_model"], loader, "budget=0.05")
+    exec(compile(block, "example", "exec"), names)
     if "report" in names:
         assert names["report"].budget_used > 0
     if "quantized" in names:
         assert names["quantized"].cora_report.budget_used > 0
     if "export_onnx" in block:
         assert (tmp_path / "model.onnx").stat().st_size > 0
+    if "export_openvino" in block:
         assert (tmp_path / "model.bin").stat().st_size > 0
 
 
 def test_examples_were_found():
-    assert sum("nncf" in block for block in BLOCKS) == 3
+    assert len(BLOCKS) >= 6
