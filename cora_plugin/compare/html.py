@@ -16,17 +16,12 @@ from jinja2 import Environment, StrictUndefined
 
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.compare.machine import machine, versions
-from cora_plugin.compare.rows import FIGURES, Row
+from cora_plugin.compare.rows import DETAILS, FIGURES, Row
 from cora_plugin.compare.scatter import Point, Scatter, scatter
 from cora_plugin.objective import TITLES
 from cora_plugin.report import Report
 
 BITS = "bits a weight, adapters and scales included"
-DETAILS: Mapping[str, tuple[str, str]] = {
-    "bytes": ("bytes", ",d"),
-    "peak MiB": ("peak_mib", ",.0f"),
-}
-"""Further columns, from the rows' details: heading, name and format."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +193,7 @@ def _plots(page: Page) -> list[Scatter]:
     for name, title, axis in (
         ("equivalent_bits", f"Bits against {distance}", BITS),
         ("bytes", f"File size against {distance}", "bytes of the export"),
+        ("ms", f"Latency against {distance}", "milliseconds an image"),
     ):
         points = [
             Point(x, y, row.toolkit or "", index, _tip(page, row))

@@ -185,6 +185,14 @@ FIGURES: Mapping[str, tuple[str, str]] = {
 }
 """The columns of every table by their headings: field and format."""
 
+DETAILS: Mapping[str, tuple[str, str]] = {
+    "bytes": ("bytes", ",d"),
+    "ms": ("ms", ".2f"),
+    "peak MiB": ("peak_mib", ",.0f"),
+}
+"""Further columns, from the rows' details: bytes of an export, milliseconds that a
+runtime takes for an image, the most memory that the process held."""
+
 
 def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Table:
     """A row a model: what it is called, then its figures.
@@ -203,6 +211,9 @@ def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Tab
     figures = [
         (heading, [_figure(getattr(row, name), form) for row in rows])
         for heading, (name, form) in FIGURES.items()
+    ] + [
+        (heading, [_figure(row.details.get(name), form) for row in rows])
+        for heading, (name, form) in DETAILS.items()
     ]
     made = Table(*names, title=title or None)
     figures = [(heading, cells) for heading, cells in figures if any(cells)]

@@ -16,16 +16,21 @@ from rich.console import Console
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.files import whole_file
+from cora_plugin.integrations.latency import latency
 from cora_plugin.recipe import Recipe, run
 from cora_plugin.recipe.results import Results
+from cora_plugin.strict import strict_json
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the recipe `arguments[0]` and write what came of it to `arguments[1]`."""
-    recipe, target = map(Path, arguments)
+    """Run the recipe `arguments[0]` and write what came of it to `arguments[1]`.
+
+    `arguments[2]`, if there is one, is the runtime that takes the time of the export.
+    """
+    recipe, target = map(Path, arguments[:2])
     try:
         results = run(Recipe.read(recipe), Console(file=sys.stdout))
-        outcome = _measured(results)
+        outcome = _measured(results, *arguments[2:])
     except (CoRaError, ModuleNotFoundError, OSError) as error:
         outcome = {"reason": str(error)}
     except Exception as error:  # Of a toolkit or the user's code: a row, not an end.
@@ -33,15 +38,19 @@ def main(arguments: Sequence[str]) -> None:
         why = str(error).splitlines()[0] if str(error) else "no message"
         outcome = {"reason": f"{type(error).__name__}: {why}"}
     with whole_file(target) as temporary:
-        Path(temporary).write_text(json.dumps(outcome))
+        Path(temporary).write_text(strict_json(outcome), encoding="utf-8")
 
 
-def _measured(results: Results) -> dict[str, Any]:
+def _measured(results: Results, runtime: str = "") -> dict[str, Any]:
     """The float model's row and the cell's, with all that the process knows."""
     report = json.loads(Path(results.recipe.output, "report.json").read_text())
     details: dict[str, Any] = {"peak_mib": _peak_mib()}
     if report["exports"]:
-        details["bytes"] = report["exports"][0]["bytes"]
+        first = report["exports"][0]
+        details["bytes"] = first["bytes"]
+        if runtime:
+            path = Path(results.recipe.output, first["path"])
+            details["ms"] = latency(runtime, path, results.example.numpy())
     row = replace(results.rows[-1], details=details)
     rows = {"float": results.rows[0].to_dict(), "row": row.to_dict()}
     return {**rows, "images": results.images, "layers": report["cora"]}

@@ -23,6 +23,7 @@ Toolkits = Mapping[str, "Toolkit[Any] | str"]
 class Cell:
     """One combination; `values` are those of the recipe that measures it.
 
+    `latency` is the runtime that takes the time of the first export, blank for none.
     `absent` says why its toolkit cannot be used; blank where it can.
     """
 
@@ -34,6 +35,7 @@ class Cell:
     budget: str
     seed: int
     values: Mapping[str, Any] = field(repr=False, compare=False)
+    latency: str = field(default="", repr=False, compare=False)
     absent: str = field(default="", repr=False, compare=False)
 
     @property
@@ -47,6 +49,7 @@ class Cell:
     def key(self) -> str:
         """A hash of its recipe: what is measured again when anything in it changes."""
         values = {k: v for k, v in self.values.items() if k != "output"}
+        values |= {"latency": self.latency} if self.latency else {}
         text = json.dumps(values, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -137,6 +140,7 @@ def _combinations(
             str(budget) if _is_budgeted(method) else "",
             seed,
             values,
+            section.latency or "",
             toolkit if isinstance(toolkit, str) else "",
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.compare.html import Failed
 from cora_plugin.compare.machine import machine, versions
 from cora_plugin.compare.rows import Row, table
@@ -18,7 +18,7 @@ from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell, cells
 from cora_plugin.grid.folder import Folder
 from cora_plugin.grid.outputs import Comparison, names, write
-from cora_plugin.grid.schedule import run_cells
+from cora_plugin.grid.schedule import Limits, run_cells
 from cora_plugin.grid.section import CompareSection
 from cora_plugin.integrations.toolkit import Toolkit, load_toolkit
 from cora_plugin.recipe import Recipe, check
@@ -75,14 +75,29 @@ def compare(
     if only_check:
         console.print(f"{path}: {count}, ready to run", highlight=False, soft_wrap=True)
         return Comparison([], [], len(found), {})
-    folder.begin(document)
+    with folder.opened(document):
+        return _measured(document, section, folder, found, jobs, retry, console)
+
+
+def _measured(
+    document: Document,
+    section: CompareSection,
+    folder: Folder,
+    found: Sequence[Cell],
+    jobs: int,
+    retry: bool,
+    console: Console,
+) -> Comparison:
+    """Measure what is due; write and print all that is known then."""
     present = [cell for cell in found if not cell.absent]
     waiting = [cell for cell in present if _is_due(folder.outcome(cell), retry)]
     kept = len(present) - len(waiting)
     if kept:
-        console.print(f"{kept} of {count} are measured already", highlight=False)
+        line = f"{kept} of {len(found)} cells are measured already"
+        console.print(line, highlight=False)
+    limits = Limits(section.minutes, section.gib)
     try:
-        _run(waiting, folder, jobs, section.minutes, console)
+        _run(waiting, folder, jobs, limits, console)
     finally:
         result = _gather(found, folder)
         note = f"Logs, reports and exports of each are in {folder.cells}."
@@ -97,7 +112,8 @@ def compare(
         f"written to {folder.path}", highlight=False, markup=False, soft_wrap=True
     )
     if not result.rows:
-        raise CoRaError(f"{path}: no cell could be measured; the reasons are above")
+        reason = "no cell could be measured; the reasons are above"
+        raise document.error(("compare",), reason)
     return result
 
 
@@ -144,7 +160,7 @@ def _run(
     waiting: Sequence[Cell],
     folder: Folder,
     jobs: int,
-    minutes: float,
+    limits: Limits,
     console: Console,
 ) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -164,7 +180,7 @@ def _run(
             bar.update(task, description=f"running {titles}; {left} wait")
 
         finished: list[Cell] = []
-        run_cells(waiting, folder, jobs, minutes, done, tell)
+        run_cells(waiting, folder, jobs, limits, done, tell)
 
 
 def _said(outcome: Mapping[str, Any]) -> str:

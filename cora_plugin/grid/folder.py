@@ -1,16 +1,19 @@
 """The folder of a comparison: its recipe, and what is known of each cell."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell
+from cora_plugin.recipe.folder import LOCK
 
 CELLS = "cells"
 """Its sub-folder with a recipe, an outcome, a log and a run's folder for each cell."""
@@ -23,7 +26,7 @@ class Folder:
     """A folder of results.
 
     Args:
-        path: Where it is; made by `begin`.
+        path: Where it is; made by `opened`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,14 +53,32 @@ class Folder:
                 FileError,
             )
 
-    def begin(self, document: Document) -> None:
-        """Make the folder and note whose it is.
+    @contextmanager
+    def opened(self, document: Document) -> Iterator[None]:
+        """Make the folder, note whose it is, and keep others out within the block.
 
         Raises:
+            FileError: Another comparison is writing to it.
             OSError: It cannot be made or written to.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
-        self._write(self.path / "recipe.yaml", yaml.safe_dump(document.values))
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise document.error(
+                ("output",),
+                f"another comparison is writing to {self.path}; wait for it, or name "
+                "another folder",
+                FileError,
+            ) from error
+        try:
+            self._write(self.path / "recipe.yaml", yaml.safe_dump(document.values))
+            yield
+        finally:
+            with suppress(OSError):
+                (self.path / LOCK).unlink()
+            lock.release()
 
     def prepare(self, cell: Cell) -> None:
         """Write the cell's recipe, and forget what came of it."""

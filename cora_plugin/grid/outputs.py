@@ -1,7 +1,6 @@
 """What a comparison has measured, as Markdown, JSON and a page."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from cora_plugin.compare.html import Failed, Page, write_html
 from cora_plugin.compare.rows import Row, table
+from cora_plugin.strict import strict_json
 
 RESULTS = "comparison.json"
 """The file that `cora_plugin.grid.join` reads."""
@@ -76,7 +76,7 @@ def write(
         "recipe": values,
         "facts": facts,
     }
-    (path / RESULTS).write_text(json.dumps(whole, indent=2, default=str))
+    (path / RESULTS).write_text(strict_json(whole), encoding="utf-8")
     lines = [f"# {title}", "", _markdown(table(result.rows, heads))]
     if result.failed:
         lines += ["Not measured:", ""]

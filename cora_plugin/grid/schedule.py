@@ -1,4 +1,4 @@
-"""Runs cells as processes, several at once, each for a limited time."""
+"""Runs cells as processes, several at once, each with limits of time and memory."""
 
 import os
 import signal
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
+
 from cora_plugin.grid.cells import Cell
 from cora_plugin.grid.folder import Folder
 
@@ -16,6 +18,14 @@ POLL = 0.1
 
 Tell = Callable[[Sequence[Cell], int], None]
 """Called with the cells that are running and how many still wait."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a cell may take: minutes, and GiB of memory with what it has started."""
+
+    minutes: float
+    gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ def run_cells(
     waiting: Sequence[Cell],
     folder: Folder,
     jobs: int,
-    minutes: float,
+    limits: Limits,
     done: Callable[[Cell], None],
     tell: Tell,
 ) -> None:
@@ -41,7 +51,7 @@ def run_cells(
         waiting: The cells, in order.
         folder: Where they are written.
         jobs: How many run at once.
-        minutes: After which a cell is stopped.
+        limits: Beyond which a cell is stopped.
         done: Called after each.
         tell: Called whenever a cell begins or ends.
     """
@@ -49,11 +59,11 @@ def run_cells(
     try:
         while left or running:
             while left and len(running) < jobs:
-                running.append(_start(left.pop(0), folder, jobs, minutes))
+                running.append(_start(left.pop(0), folder, jobs, limits))
                 tell([each.cell for each in running], len(left))
             time.sleep(POLL)
             for each in [*running]:
-                reason = _ended(each, folder, minutes)
+                reason = _ended(each, folder, limits)
                 if reason is None:
                     continue
                 running.remove(each)
@@ -66,10 +76,11 @@ def run_cells(
             _stop(each.process)
 
 
-def _start(cell: Cell, folder: Folder, jobs: int, minutes: float) -> _Running:
+def _start(cell: Cell, folder: Folder, jobs: int, limits: Limits) -> _Running:
     folder.prepare(cell)
     paths = (folder.recipe_path(cell), folder.outcome_path(cell))
     command = [sys.executable, "-m", "cora_plugin.grid.cell", *map(str, paths)]
+    command += [cell.latency] if cell.latency else []
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with folder.log_path(cell).open("wb") as log:
         process = subprocess.Popen(
@@ -82,17 +93,21 @@ def _start(cell: Cell, folder: Folder, jobs: int, minutes: float) -> _Running:
             # Its own group, so that what it has started is stopped with it.
             start_new_session=True,
         )
-    return _Running(cell, process, time.monotonic() + 60 * minutes)
+    return _Running(cell, process, time.monotonic() + 60 * limits.minutes)
 
 
-def _ended(running: _Running, folder: Folder, minutes: float) -> str | None:
+def _ended(running: _Running, folder: Folder, limits: Limits) -> str | None:
     """Why a cell has no outcome; blank where it has one, None where it still runs."""
     code = running.process.poll()
     if code is None:
+        held = _held(running.process.pid) if limits.gib else 0.0
+        if limits.gib and held > limits.gib:
+            _stop(running.process)
+            return f"out of memory at {held:.2f} GiB; raise compare.gib"
         if time.monotonic() < running.end:
             return None
         _stop(running.process)
-        return f"out of time after {minutes:g} minutes; raise compare.minutes"
+        return f"out of time after {limits.minutes:g} minutes; raise compare.minutes"
     if folder.outcome(running.cell) is not None:
         return ""
     log = folder.log_path(running.cell)
@@ -101,6 +116,18 @@ def _ended(running: _Running, folder: Folder, minutes: float) -> str | None:
         memory = ", as when memory is short" if name == "SIGKILL" else ""
         return f"its process was ended by {name}{memory}; see {log}"
     return f"its process ended with exit code {code}; see {log}"
+
+
+def _held(pid: int) -> float:
+    """GiB that a process and those it has started hold now."""
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            total += each.memory_info().rss
+    except psutil.Error:  # It has just ended.
+        pass
+    return total / 2**30
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

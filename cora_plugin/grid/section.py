@@ -9,8 +9,12 @@ from cora_plugin.compare.rows import METHODS, NONE, SHORT
 from cora_plugin.config import Budget
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
+from cora_plugin.integrations.latency import Runtime
 from cora_plugin.integrations.toolkit import toolkits
 from cora_plugin.typed import unknown
+
+SINGLE = ("ptq", "exports", "minutes", "gib", "latency")
+"""Keys that are no lists."""
 
 CORRECTED = "bias correction"
 """The method without adapters that corrects biases as the toolkit does."""
@@ -59,6 +63,12 @@ class CompareSection:
         {}, "by toolkit, files to write in place of the recipe's `exports`"
     )
     minutes: float = setting(60.0, "time limit of a cell", above=0)
+    gib: float | None = setting(
+        None, "memory limit of a cell in GiB; none: no limit", above=0
+    )
+    latency: Runtime | None = setting(
+        None, "runtime that takes the time of the first export"
+    )
 
     @classmethod
     def read(cls, document: Document) -> "CompareSection":
@@ -79,7 +89,7 @@ class CompareSection:
             "methods": ("method", [NONE, CORRECTED, *METHODS, *SHORT]),
         }
         for name in cls.__dataclass_fields__:
-            if name not in ("ptq", "exports", "minutes") and not getattr(section, name):
+            if name not in SINGLE and not getattr(section, name):
                 if name in document.values["compare"]:
                     problem = "an empty list; name one, or leave it out"
                     raise document.error(("compare", name), problem)

@@ -44,8 +44,9 @@ from cora_plugin.strict import strict_json
 class Results:
     """The results of a run.
 
-    `float_model` and `model` are the networks of the first and the last row, and
-    `failures` the exports that could not be written, each with the reason.
+    `float_model` and `model` are the networks of the first and the last row, `example`
+    is an input [1, …], and `failures` are the exports that could not be written, each
+    with the reason.
 
     Args:
         recipe: The recipe, with all that was decided for it.
@@ -60,6 +61,7 @@ class Results:
         self.qat: QATReport | None = None
         self.float_model: nn.Module | None = None
         self.model: nn.Module | None = None
+        self.example = torch.empty(0)
         self.notes: list[str] = []
         self.failures: list[CoRaError] = []
 

@@ -138,8 +138,8 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             outputs, _ = _outputs(toolkit.outputs, model, test, "trained")
             results.add_trained(outputs, more, trained)
         results.float_model, results.model = net, model
-        formats = toolkit.exports
-        _export(results, formats, model, batches.dataset[:1][0], folder, console)
+        results.example = batches.dataset[:1][0]
+        _export(results, toolkit.exports, model, results.example, folder, console)
         results.write(folder)
     console.print(results.table())
     for line in results.lines():

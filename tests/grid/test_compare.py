@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from installed import install
 from small_recipe import written
 
@@ -17,8 +18,9 @@ from cora_plugin.document import Document
 from cora_plugin.grid import compare
 from cora_plugin.grid.cells import cells
 from cora_plugin.grid.folder import Folder
-from cora_plugin.grid.schedule import run_cells
+from cora_plugin.grid.schedule import Limits, run_cells
 from cora_plugin.grid.section import CORRECTED, CompareSection
+from cora_plugin.integrations.latency import RUNTIMES, latency
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.recipe import Recipe
 
@@ -167,19 +169,55 @@ def one_cell(plain, tmp_path, **sections):
     path = recipe(tmp_path, {"methods": ["none"]}, **sections)
     folder = Folder(tmp_path / "out")
     (cell,) = expanded(path, plain=plain)
-    folder.begin(Document.read(path))
-    return folder, cell
+    with folder.opened(Document.read(path)):
+        return folder, cell
 
 
-def run_one(folder, cell, minutes):
+def run_one(folder, cell, *limits):
     told = []
-    run_cells([cell], folder, 1, minutes, lambda _: None, lambda r, n: told.append(r))
+    end = Limits(*limits)
+    run_cells([cell], folder, 1, end, lambda _: None, lambda r, n: told.append(r))
     assert told == [[cell], []]
     return folder.outcome(cell)["reason"]
 
 
 def test_a_cell_out_of_time_says_so(plain, tmp_path):
-    assert "out of time" in run_one(*one_cell(plain, tmp_path), minutes=1e-3)
+    assert "out of time" in run_one(*one_cell(plain, tmp_path), 1e-3)
+
+
+def test_a_cell_out_of_memory_says_so(plain, tmp_path):
+    # The interpreter and torch alone hold more.
+    reason = run_one(*one_cell(plain, tmp_path), 10, 0.05)
+    assert reason.startswith("out of memory at 0.") and "compare.gib" in reason
+
+
+def test_two_comparisons_do_not_write_to_one_folder(plain, tmp_path):
+    path = recipe(tmp_path, {"methods": ["none"]})
+    with Folder(tmp_path / "out").opened(Document.read(path)):
+        with pytest.raises(FileError, match="another comparison is writing to"):
+            compare(path)
+    assert not (tmp_path / "out" / "comparison.json").exists()
+
+
+def test_the_time_of_a_run_is_part_of_a_cell(plain, tmp_path):
+    def cell(**lists):
+        path = recipe(tmp_path, {"methods": ["none"], **lists})
+        return expanded(path, plain=plain)[0]
+
+    assert cell(latency="openvino").key != cell().key
+    with pytest.raises(ConfigError, match="'tflite' is not onnxruntime or openvino"):
+        cell(latency="tflite")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_run_takes_milliseconds(runtime, tmp_path):
+    pytest.importorskip(runtime)
+    net, x = torch.nn.Conv2d(3, 8, 3), torch.randn(1, 3, 16, 16)
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(net, (x,), path, dynamo=False)
+    assert 0 < latency(runtime, path, x.numpy()) < 1000
+    with pytest.raises(CoRaError, match=r"does not run net\.safetensors"):
+        latency(runtime, tmp_path / "net.safetensors", x.numpy())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
@@ -187,7 +225,7 @@ def test_a_process_that_dies_says_where_its_log_is(plain, tmp_path):
     deadly = "import os, signal\ndef net(): os.kill(os.getpid(), signal.SIGKILL)\n"
     (tmp_path / "installed" / "deadly.py").write_text(deadly)
     folder, cell = one_cell(plain, tmp_path, model={"factory": "deadly:net"})
-    assert "ended by SIGKILL" in run_one(folder, cell, minutes=10)
+    assert "ended by SIGKILL" in run_one(folder, cell, 10)
 
 
 def test_ctrl_c_leaves_no_process_and_no_outcome(plain, tmp_path):
@@ -197,7 +235,7 @@ def test_ctrl_c_leaves_no_process_and_no_outcome(plain, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_cells([cell], folder, 1, 10, lambda _: None, interrupt)
+        run_cells([cell], folder, 1, Limits(10), lambda _: None, interrupt)
     assert folder.outcome(cell) is None and folder.recipe_path(cell).exists()
 
 
