@@ -15,6 +15,9 @@ from cora_plugin.grid.section import CORRECTED, CompareSection
 from cora_plugin.integrations.toolkit import Toolkit
 from cora_plugin.typed import unknown
 
+JUDGES = ("objective", "axis")
+"""Settings of adapters that also say how models are judged."""
+
 Toolkits = Mapping[str, "Toolkit[Any] | str"]
 """Toolkits by name; a text says why one cannot be used."""
 
@@ -130,6 +133,10 @@ def _combinations(
             **({"bias_correction": True} if method == CORRECTED else {}),
         }
         values["cora"] = _cora(base.get("cora"), method, budget)
+        # Cells without adapters are judged as those with them.
+        judged = {k: v for k, v in _common(base.get("cora")).items() if k in JUDGES}
+        if judged:
+            values["test"] = {**judged, **(base.get("test") or {})}
         values["exports"] = section.exports.get(name, base.get("exports") or [])
         yield Cell(
             name,

@@ -75,7 +75,11 @@ class Results:
         self._labels = None if bool((labels == NO_LABEL).all()) else labels
         self._check_labels(images.dataset, reference.shape[1])
         self.images = len(reference)
-        chosen = decide(self.recipe.cora or CoRaConfig(), {"": reference})
+        config, test = self.recipe.cora or CoRaConfig(), self.recipe.test
+        if test.objective is not None or test.axis is not None:
+            objective = test.objective or config.objective
+            config = replace(config, objective=objective, axis=test.axis)
+        chosen = decide(config, {"": reference})
         self._objective = chosen.objective
         self.add("float", reference, 0.0, bits=32.0)
 

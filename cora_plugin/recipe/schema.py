@@ -68,7 +68,6 @@ class Preprocessing:
                 )
 
 
-@settings("test")
 @dataclass(frozen=True)
 class ImageSection:
     """Where images come from, one of the first three, and how many are drawn."""
@@ -85,6 +84,15 @@ class ImageSection:
         """The one of the first three that is given, and its value; else two blanks."""
         given = ((name, getattr(self, name)) for name in IMAGES)
         return next(((name, value) for name, value in given if value), ("", ""))
+
+
+@settings("test")
+@dataclass(frozen=True)
+class TestSection(ImageSection):
+    """The test images, and what judges by them; null: as the adapters' settings say."""
+
+    objective: Literal["auto", "kl", "bernoulli", "mse", "cosine"] | None = None
+    axis: int | None = None
 
 
 def _preprocessing(value: Any) -> Any:
@@ -122,7 +130,7 @@ class Recipe:
 
     model: ModelSection
     data: DataSection
-    test: ImageSection
+    test: TestSection
     toolkit: str
     ptq: Mapping[str, Any]
     cora: CoRaConfig | None
@@ -166,7 +174,7 @@ class Recipe:
         recipe = cls(
             model=read(ModelSection, document, ("model",)),
             data=read(DataSection, document, ("data",)),
-            test=read(ImageSection, document, ("test",)),
+            test=read(TestSection, document, ("test",)),
             toolkit=toolkit,
             ptq=document.typed(
                 ("ptq",), document.values.get("ptq") or {}, dict[str, Any]

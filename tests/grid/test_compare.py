@@ -22,7 +22,7 @@ from cora_plugin.grid.schedule import Limits, run_cells
 from cora_plugin.grid.section import CORRECTED, CompareSection
 from cora_plugin.integrations.latency import RUNTIMES, latency
 from cora_plugin.integrations.toolkit import load_toolkit
-from cora_plugin.recipe import Recipe
+from cora_plugin.recipe import Recipe, run
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -78,6 +78,16 @@ def test_every_combination_is_a_recipe_and_none_comes_twice(plain, tmp_path):
     for each in found:
         if not each.absent:
             Recipe.of(Document("cell", dict(each.values)))
+
+
+def test_cells_without_adapters_are_judged_as_those_with_them(plain, tmp_path):
+    cora = {"objective": "mse", "axis": 1, "damping": 1e-3}
+    path = recipe(tmp_path, {"methods": ["none", "default"]}, cora=cora)
+    none, default = expanded(path, plain=plain)
+    assert none.values["cora"] is False and default.values["cora"]["damping"] == 1e-3
+    assert none.values["test"] == {"objective": "mse", "axis": 1}
+    results = run(Recipe.of(Document("cell", dict(none.values))))
+    assert results.rows[-1].objective == "mse" and results.rows[-1].distance > 0
 
 
 def test_a_cells_hash_is_of_all_that_measures_it(plain, tmp_path):
