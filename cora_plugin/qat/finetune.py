@@ -9,14 +9,15 @@ from torch import nn
 
 from cora_plugin.adapters.errors import CoRaError, DataError
 from cora_plugin.algorithm import CoRa, ordinary_tensors
-from cora_plugin.config import QATConfig
+from cora_plugin.config import CoRaConfig, QATConfig
+from cora_plugin.config.objective import AUTO, NAMES
 from cora_plugin.guard import Step
 from cora_plugin.host import TrainableHost
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.layer import Correction
-from cora_plugin.objective import KL, Objective
+from cora_plugin.objective import Choice, decide
 from cora_plugin.outputs import device_of
-from cora_plugin.qat.held_out import HeldOut, Verdict, batch_of
+from cora_plugin.qat.held_out import HeldOut, Verdict, answers, batch_of
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.loop import Loop
 from cora_plugin.qat.norms import measure, norms_of
@@ -34,7 +35,7 @@ def finetune(
     reference: nn.Module,
     held_out: Iterable[Any],
     config: QATConfig | dict[str, Any] | None = None,
-    objective: Objective | None = None,
+    objective: Any = None,
     cora: Any = None,
     device: torch.device | str | None = None,
     **settings: Any,
@@ -55,7 +56,9 @@ def finetune(
         reference: The float model, in evaluation mode while it runs.
         held_out: Batches that judge; walked once, and kept.
         config: A `QATConfig`, or a dict of its fields.
-        objective: What "near to the float model" means; None: the KL divergence.
+        objective: What "near to the float model" means: an `Objective`, or what the
+            setting of that name takes. None: what the adapters were made by; without
+            adapters, or with a function of one's own, decided by the outputs.
         cora: Settings to solve adapters again with (`adapters="resolve"`); None: those
             that they were made with.
         device: Where to train; None: on a GPU if there is one. The models come back.
@@ -84,7 +87,7 @@ class _Tuner:
         reference: nn.Module,
         held_out: Iterable[Any],
         config: QATConfig,
-        objective: Objective | None,
+        objective: Any,
         cora: Any,
     ) -> None:
         self._example = _first(loader)
@@ -92,7 +95,8 @@ class _Tuner:
         self._model = self._host.model
         self._model.eval()
         self._loader, self._reference, self._config = loader, reference, config
-        self._objective = KL() if objective is None else objective
+        choice = self._choice(objective)
+        self._objective, self._notes = choice.objective, choice.notes
         self._cora = cora
         self._held_out = HeldOut(held_out, reference, self._objective, config.labels)
         self._adapters = _names(self._host.correction)
@@ -134,9 +138,23 @@ class _Tuner:
             stopped=loop.stopped,
             norms=norms,
             adapters=self._adapters,
+            notes=self._notes,
             seconds=loop.seconds,
             overhead=loop.scheduler.seconds / max(loop.seconds, 1e-9),
         )
+
+    def _choice(self, wanted: Any) -> Choice:
+        """The objective that is wanted, or else that of the adapters."""
+        if hasattr(wanted, "distance"):
+            return Choice(wanted)
+        stored = self._host.settings or {}
+        axis = stored.get("axis")
+        if wanted is None:
+            wanted = stored.get("objective", AUTO)
+            if isinstance(wanted, str) and wanted not in NAMES:
+                wanted = AUTO  # A function, of which settings hold the name alone.
+        config = CoRaConfig(objective=wanted, axis=axis)
+        return decide(config, answers(self._reference, self._example), self._example)
 
     def _settled(self, loop: Loop) -> tuple[Verdict, str]:
         """The best state of training, its norms measured and its adapters stored."""

@@ -40,6 +40,7 @@ class QATReport:
         stopped: Whether it stopped early.
         norms: What was done with batch norms.
         adapters: What was done with adapters.
+        notes: How outputs were read.
         seconds: Seconds it took, those before an interruption included.
         overhead: Share of them that counting transitions took.
     """
@@ -56,6 +57,7 @@ class QATReport:
     stopped: bool
     norms: str
     adapters: str
+    notes: tuple[str, ...]
     seconds: float
     overhead: float
 
@@ -94,6 +96,7 @@ class QATReport:
                 f"{self.transitions.nonfinite} steps skipped: gradients not finite"
             )
         lines += [f"batch norms: {self.norms}", f"adapters: {self.adapters}"]
+        lines += self.notes
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

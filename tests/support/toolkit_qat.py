@@ -148,6 +148,14 @@ class Trains:
         found = measure(KL(), reference, {"": outputs}).value
         assert found == pytest.approx(report.after.value, rel=1e-3)
 
+    def test_the_distance_is_that_of_the_adapters(self, quantized, float_net, unseen):
+        base = quantized.copied()
+        self.toolkit.adapt(base, {"budget": 0.1, "objective": "mse"})
+        report = self.tune(base.model, float_net, unseen, epochs=1)
+        assert report.before.objective == report.after.objective == "mse"
+        report = self.tune(base.model, float_net, unseen, epochs=1, objective="cosine")
+        assert report.before.objective == "cosine"
+
     def test_what_does_harm_is_taken_back(self, base, float_net, unseen):
         before = copy.deepcopy(base.model.state_dict())
         outputs = self.toolkit.outputs(base.model, unseen)
