@@ -55,6 +55,10 @@ def ordinary_tensors() -> Iterator[None]:
 class Planned(Protocol):
     """Adapters that were chosen before the model was quantized."""
 
+    @property
+    def collected(self) -> Collector | None:
+        """The statistics, if the same data has been gathered for the choice."""
+
     def for_layers(self, layers: Sequence[QuantizedLayer]) -> Plan:
         """The plan for a quantized model.
 
@@ -154,7 +158,11 @@ class Run:
                 "every layer is pinned to rank 0, so there is nothing to do; leave the "
                 "plugin off, or leave some layer free",
             )
-        self._collector = Collector(host, self._targets, config)
+        kept = None if plan is None else plan.collected
+        if kept is None:
+            self._collector = Collector(host, self._targets, config)
+        else:
+            self._collector = kept.again(host, self._targets)
         self._metric = metric
         self._labelled = Labelled(host)
         self._reader = Reader.of(host.run, unpack)
@@ -180,6 +188,9 @@ class Run:
         Raises:
             DataError: The model does not run with it.
         """
+        if self._collector.finished:
+            self.items += 1
+            return
         types = [each.dtype for each in tensors(batch)]
         self._types = self._types or types
         if types != self._types:

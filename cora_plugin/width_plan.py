@@ -1,7 +1,7 @@
 """A plan of bit widths and adapters, and how it was chosen."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cora_plugin.adapters.errors import ConfigError
@@ -10,6 +10,7 @@ from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Distance
 from cora_plugin.plan import Plan
 from cora_plugin.search import Treatment
+from cora_plugin.statistics import Collector
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class WidthPlan:
       more would take away;
     * `curve`: bits a weight and the predicted error of budgets around this one, as the
       chosen trial would spend them;
-    * `floats`: fingerprints of the float weights that it is for, by layer name.
+    * `floats`: fingerprints of the float weights that it is for, by layer name;
+    * `collected`: the statistics, where they are to be used again.
     """
 
     layer_bits: Mapping[str, int]
@@ -54,6 +56,7 @@ class WidthPlan:
     next_tenth: float
     curve: tuple[tuple[float, float], ...]
     floats: Mapping[str, Fingerprint]
+    collected: Collector | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them; adapters are in the rows of reports."""

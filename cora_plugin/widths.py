@@ -47,6 +47,7 @@ def plan_widths(
     pinned: Mapping[str, int] | None = None,
     objective: Objective | None = None,
     unpack: Callable[[Any], Any] | None = None,
+    keep: bool = False,
 ) -> WidthPlan:
     """Choose bit widths and adapters within a total budget; the model stays unchanged.
 
@@ -58,6 +59,8 @@ def plan_widths(
         pinned: Widths by layer name or glob that are not to be chosen.
         objective: What "near to the float model" means; None: as the config says.
         unpack: As for `CoRa.apply`.
+        keep: Keep the statistics with the plan, for adapters with the same data and
+            settings right after; they may take a GiB.
 
     Raises:
         BudgetError: The budget is no total, or less than the least that can be stored.
@@ -125,6 +128,7 @@ def plan_widths(
         search.next_tenth(first),
         search.curve(first),
         {layer.name: fingerprint(layer) for layer in layers},
+        collector if keep else None,
     )
 
 

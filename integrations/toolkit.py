@@ -217,18 +217,22 @@ class Toolkit(ABC, Generic[O]):
         """
         return options
 
-    def plan(self, quantized: Quantized[O], config: Any) -> WidthPlan:
+    def plan(
+        self, quantized: Quantized[O], config: Any, keep: bool = False
+    ) -> WidthPlan:
         """Choose bit widths and adapters for the network of a quantized model.
 
         Args:
             quantized: What `quantize` made of `plainly_rounded` options.
             config: A `CoRaConfig` with a total budget and a menu, or anything that
                 `CoRaConfig.of` reads.
+            keep: Keep the statistics with the plan (see `plan_widths`).
         """
         loader = quantized.loader
         example = next(iter(loader))[0][:1]
         host = self.host(quantized.model, example, quantized.reference)
-        return plan_widths(host, loader, config, quantized.options.layer_bits)
+        pinned = quantized.options.layer_bits
+        return plan_widths(host, loader, config, pinned, keep=keep)
 
     def adapted(
         self, quantized: Quantized[O], config: Any
@@ -250,7 +254,7 @@ class Toolkit(ABC, Generic[O]):
         start = quantized
         if plain != quantized.options:
             start = self.quantize(quantized.net, quantized.loader, plain)
-        plan = self.plan(start, settings)
+        plan = self.plan(start, settings, keep=True)
         again = self.quantize_planned(quantized, plan)
         return again, self.adapt(again, settings, plan)
 

@@ -31,6 +31,24 @@ def at(plan, float_net):
     return PlainHost(model)
 
 
+class Counted:
+    """Counts a host's runs."""
+
+    def __init__(self, host):
+        self.host, self.plain, self.runs = host, host.run, 0
+
+    def __enter__(self):
+        self.host.run = self
+        return self
+
+    def __call__(self, batch):
+        self.runs += 1
+        return self.plain(batch)
+
+    def __exit__(self, *_):
+        self.host.run = self.plain
+
+
 def planned(budget, **settings):
     host = PlainHost(net())
     config = {"budget": budget, "menu": MENU, **settings}
@@ -176,6 +194,22 @@ def test_a_plan_for_other_widths_is_refused():
     with pytest.raises(CoRaError, match=r"another: planned at 4.0 bits"):
         CoRa({"budget": "1 ptq"}).apply(at(plan, net()), batches(), other)
     assert isinstance(plan, WidthPlan) and not host.branches
+
+
+def test_statistics_that_are_kept_serve_the_adapters():
+    config = {"budget": "1.2 ptq", "menu": MENU}
+    plan = plan_widths(PlainHost(net()), batches(), config, keep=True)
+    reports, passes = [], []
+    for given in (plan, replace(plan, collected=None)):
+        host = at(plan, net())
+        with Counted(host) as seen:
+            reports.append(CoRa(config).apply(host, batches(), given))
+        passes.append(seen.runs)
+    kept, fresh = reports
+    # A batch each of the moments, and the backward passes.
+    assert passes[0] < passes[1] - len(batches())
+    assert kept.after.value == pytest.approx(fresh.after.value, rel=1e-3)
+    assert (kept.images, kept.held_out) == (fresh.images, fresh.held_out)
 
 
 def test_a_plan_for_another_float_model_is_refused():

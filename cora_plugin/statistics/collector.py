@@ -1,5 +1,6 @@
 """Feeds images through a host and gathers every layer's statistics."""
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -59,8 +60,28 @@ class Collector:
         self._rows = {layer.name: 0 for layer in layers}
         self._images = 0
         self._first = True
+        self._finished: dict[str, LayerStatistics] | None = None
         self.unused: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything was gathered, here or for a model quantized before."""
+        return self._finished is not None
+
+    def again(self, host: Host, layers: Sequence[QuantizedLayer]) -> "Collector":
+        """What was gathered, for the same network quantized at other bit widths.
+
+        Float weights and quantized activations make the statistics, and these are the
+        same.
+
+        Args:
+            host: The other model's host.
+            layers: Its layers, some or all of those that this is of.
+        """
+        other = copy.copy(self)
+        other._host, other._layers = host, layers
+        return other
 
     @torch.no_grad()
     def update(self, batch: Batch) -> None:
@@ -99,6 +120,8 @@ class Collector:
     def finish(self, objective: Objective) -> dict[str, LayerStatistics]:
         """The statistics by layer; includes a backward pass where the search needs it.
 
+        Gathered once: later calls return what there is for the layers that are left.
+
         `unused` then tells which layers have none, and why; `notes` what was made up.
 
         Args:
@@ -107,6 +130,9 @@ class Collector:
         Raises:
             DataError: The data cannot be used.
         """
+        if self._finished is not None:
+            names = {layer.name for layer in self._layers}
+            return {n: each for n, each in self._finished.items() if n in names}
         config = self._config
         self.split.close()
         self.unused = {
@@ -127,7 +153,7 @@ class Collector:
             self.unused |= dict.fromkeys(
                 reach.idle, "the outputs that are measured do not depend on it"
             )
-        return {
+        self._finished = {
             layer.name: LayerStatistics(
                 {n: each.mean() for n, each in self._running[layer.name].items()},
                 sensitivities.get(layer.name),
@@ -136,6 +162,7 @@ class Collector:
             for layer in layers
             if layer.name not in self.unused
         }
+        return self._finished
 
     def means(self) -> dict[str, Tensor]:
         """Mean inputs `E[u]` [g, k] by layer."""

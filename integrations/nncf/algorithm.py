@@ -98,7 +98,7 @@ def apply_cora(
     with restored(model):
         host, batches, reader = _hosted(*given)
         if config.widths and plan is None:
-            plan = plan_widths(host, batches, config, pinned, unpack=reader)
+            plan = plan_widths(host, batches, config, pinned, unpack=reader, keep=True)
             host.widen(plan.layer_bits)
             host, batches, reader = _hosted(*given)
         metric = None if metric_fn is None else partial(metric_fn, model)
