@@ -23,6 +23,13 @@ BRINGS = (
     ),
     ("**Brevitas PTQ + CoRa**", LITE0[2], None, "default"),
     (
+        "**Brevitas PTQ + CoRa, bit widths planned**",
+        "budget-lite0-W4A8-brevitas",
+        "ptq+bc",
+        "together",
+        "1.0 ptq",
+    ),
+    (
         "NNCF PTQ + bias correction, its best setting found",
         LITE0[1],
         "ptq+bc",
@@ -36,7 +43,7 @@ BRINGS = (
     ),
     ("**NNCF PTQ + CoRa**", LITE0[1], "ptq+bc", "default"),
 )
-"""Rows of the README's table: label, file, recipe, method."""
+"""Rows of the README's table: label, file, recipe, method, a budget other than 5 %."""
 
 
 def accuracy(name: str, methods: str = "") -> str:
@@ -189,8 +196,8 @@ def demo() -> str:
 def brings() -> str:
     """What adapters bring on one network, beside its best peers."""
     rows = []
-    for label, name, recipe, method in BRINGS:
-        row = need(name, method, recipe=recipe)
+    for label, name, recipe, method, *budget in BRINGS:
+        row = need(name, method, *budget, recipe=recipe)
         ours = label.startswith("**")
         top, kl = cell(row, "top-1"), f"{row['kl']:.3f}"
         rows.append([label, bold(top, ours), bold(kl, ours), cell(row, "bits")])
