@@ -20,6 +20,10 @@ class ModelError(CoRaError):
     """A model in the wrong state for a step, or one that cannot carry adapters."""
 
 
+class ToolkitError(CoRaError):
+    """A toolkit failed, or a part of it that runs a model; its own error is behind."""
+
+
 class FileError(CoRaError):
     """A file that cannot be read or written, or that was made for something else."""
 

@@ -1,7 +1,6 @@
 """Residual adapters for ConvNets quantized with Brevitas or NNCF."""
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,9 +12,10 @@ if TYPE_CHECKING:
         DataError,
         FileError,
         ModelError,
+        ToolkitError,
     )
     from cora_plugin.algorithm import CoRa
-    from cora_plugin.config import Budget, CoRaConfig
+    from cora_plugin.config import Budget, CoRaConfig, CoRaSettings
     from cora_plugin.report import Report
 
 __all__ = [
@@ -24,11 +24,13 @@ __all__ = [
     "CoRa",
     "CoRaConfig",
     "CoRaError",
+    "CoRaSettings",
     "ConfigError",
     "DataError",
     "FileError",
     "ModelError",
     "Report",
+    "ToolkitError",
     "load_adapters",
     "save_adapters",
 ]
@@ -39,11 +41,13 @@ _PLACES = {
     "CoRa": "cora_plugin.algorithm",
     "CoRaConfig": "cora_plugin.config",
     "CoRaError": "cora_plugin.adapters.errors",
+    "CoRaSettings": "cora_plugin.config",
     "ConfigError": "cora_plugin.adapters.errors",
     "DataError": "cora_plugin.adapters.errors",
     "FileError": "cora_plugin.adapters.errors",
     "ModelError": "cora_plugin.adapters.errors",
     "Report": "cora_plugin.report",
+    "ToolkitError": "cora_plugin.adapters.errors",
     "load_adapters": "cora_plugin.adapters",
     "save_adapters": "cora_plugin.adapters",
 }
@@ -52,7 +56,9 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     """A name of `__all__`, imported when it is first asked for: torch takes seconds."""
     if name == "__version__":
-        return importlib.metadata.version("cora-plugin")
+        from importlib.metadata import version  # Not for every import of the package.
+
+        return version("cora-plugin")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(_PLACES[name]), name)

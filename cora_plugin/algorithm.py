@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
-from tqdm import tqdm
 
 from cora_plugin.adapters.errors import (
     ConfigError,
@@ -17,15 +16,16 @@ from cora_plugin.adapters.errors import (
 from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.batches import tensors
 from cora_plugin.budget import added
-from cora_plugin.config import Budget, CoRaConfig
+from cora_plugin.config import AnyConfig, Budget, CoRaConfig
 from cora_plugin.guard import Guard, Judged
 from cora_plugin.host import Host
-from cora_plugin.items import Reader
+from cora_plugin.items import Reader, check_loader, not_running
 from cora_plugin.labels import Labelled
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Choice, Distance, Objective, decide_on
 from cora_plugin.outputs import Batch
 from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
+from cora_plugin.progress import bar
 from cora_plugin.report import Effort, Report, Spent, Stopwatch, Stored, SweepPoint
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Network
@@ -78,7 +78,9 @@ class CoRa:
         objective: What "near to the float model" means; None: as the config says.
     """
 
-    def __init__(self, config: Any = None, objective: Objective | None = None) -> None:
+    def __init__(
+        self, config: AnyConfig = None, objective: Objective | None = None
+    ) -> None:
         self.config = CoRaConfig.of(config)
         self.objective = objective
 
@@ -106,9 +108,10 @@ class CoRa:
         Raises:
             CoRaError: Something that the caller can change is wrong.
         """
+        check_loader(loader)
         with ordinary_tensors(), host.prepared():
             run = self.start(host, plan, unpack, metric)
-            for item in tqdm(loader, desc="moments", unit="batch", disable=None):
+            for item in bar(loader, "moments", "batch"):
                 run.update(item)
             return run.finish()
 
@@ -203,11 +206,7 @@ class Run:
         except CoRaError:
             raise
         except Exception as error:
-            raise DataError(
-                f"calibration data: the model does not run with item {self.items} "
-                f"({type(error).__name__}: {error}); see that it is preprocessed as "
-                "the others"
-            ) from error
+            raise not_running(self.items, batch, error) from error
         self.items += 1
 
     def finish(self) -> Report:

@@ -205,11 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags.error(f"unrecognized arguments: {' '.join(rest)}")
     for stream in (sys.stdout, sys.stderr):
         _encodable(stream)
+    interrupts = None
     try:
-        with interruptible():
+        with interruptible() as interrupts:
             failures = _run(options, rest)
     except BaseException as error:
         interrupt = interrupt_behind(error)
+        if interrupt is None and interrupts is not None:
+            interrupt = interrupts.first  # The error came of it, and does not say so.
         if interrupt is not None:
             by = interrupt.signal if isinstance(interrupt, Ended) else signal.SIGINT
             print("cora-plugin: interrupted", file=sys.stderr)

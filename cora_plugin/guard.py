@@ -15,6 +15,7 @@ from cora_plugin.host import Host
 from cora_plugin.layer import Correction
 from cora_plugin.objective import Distance, Objective, Sums
 from cora_plugin.outputs import Batch
+from cora_plugin.progress import bar
 from cora_plugin.reference import References
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,8 @@ class Jury:
         sums = Sums(self._objective)
         once = self._references.ready(range(len(self._units)))
         with acting() if once else nullcontext():
-            for index, batch in enumerate(self._units):
+            batches = bar(self._units, "judging", "batch", brief=True)
+            for index, batch in enumerate(batches):
                 reference = self._references([index])
                 with nullcontext() if once else acting():
                     outputs = self._host.run(batch)

@@ -1,13 +1,21 @@
-"""Ends a command as Ctrl-C does when the system asks it to end."""
+"""Ends a command at once where it is asked to end, whatever it is doing."""
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-SIGNALS = ("SIGTERM", "SIGHUP")
-"""From a scheduler, and from a terminal that was closed; Windows has only the first."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Ctrl-C, from a scheduler, and from a terminal that was closed; Windows lacks the
+last."""
+
+
+MOMENT = 0.01
+"""Seconds until a lost interrupt is raised again."""
 
 
 class Ended(KeyboardInterrupt):
@@ -22,26 +30,65 @@ class Ended(KeyboardInterrupt):
         self.signal = signal
 
 
+class Interrupts:
+    """The interrupts of a block; `first` is the first that came, None before.
+
+    An interrupt may come while C code calls Python, an extension is imported, or an
+    object is finalized: then another error arrives, without a trace of it, or none.
+    """
+
+    def __init__(self) -> None:
+        self.first: Ended | None = None
+
+    def end(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal.
+
+        Raises:
+            Ended: Always.
+        """
+        ended = Ended(number)
+        self.first = self.first or ended
+        raise ended
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise `Ended` where a signal would have killed the process without clean-up."""
+def interruptible() -> Iterator[Interrupts]:
+    """Raise `Ended` where a signal comes, so that there is time to clean up.
+
+    One that is lost, for Python ignores errors of finalizers and some callbacks, is
+    raised again.
+    """
+    interrupts = Interrupts()
     known = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         known = []  # Only the main thread may set handlers.
-    # What was ignored on purpose, as nohup does, stays so.
+    # What was ignored on purpose, as nohup does, stays so, and so do others' handlers.
     before = {n: signal.getsignal(n) for n in known}
-    wanted = [n for n, handler in before.items() if handler is signal.SIG_DFL]
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    wanted = {n: handler for n, handler in before.items() if handler in usual}
+    hook = sys.unraisablehook
+    timers: list[threading.Timer] = []
+
+    def again(lost: Any) -> None:
+        if not (wanted and isinstance(lost.exc_value, Ended)):
+            hook(lost)
+            return
+        # A moment later, or it would be raised in here and be lost again.
+        number = signal.Signals(lost.exc_value.signal)
+        timers.append(threading.Timer(MOMENT, _thread.interrupt_main, [number]))
+        timers[-1].start()
+
+    sys.unraisablehook = again
     for number in wanted:
-        signal.signal(number, _end)
+        signal.signal(number, interrupts.end)
     try:
-        yield
+        yield interrupts
     finally:
-        for number in wanted:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise Ended(number)
+        for timer in timers:
+            timer.cancel()
+        for number, handler in wanted.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
@@ -50,7 +97,13 @@ def interrupt_behind(error: BaseException) -> KeyboardInterrupt | None:
     A module whose import was interrupted may say that it cannot be imported, and
     clean-up after an interrupt may fail itself.
     """
-    each: BaseException | None = error
-    while each is not None and not isinstance(each, KeyboardInterrupt):
-        each = each.__cause__ or each.__context__
-    return each
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, KeyboardInterrupt):
+            return each
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            waiting += [each.__context__, each.__cause__]
+    return None

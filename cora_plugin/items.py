@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.operation import first_nonfinite
@@ -49,6 +49,12 @@ class Reader:
         """One that reads so, or the reader itself, which has begun to."""
         return unpack if isinstance(unpack, Reader) else cls(run, unpack)
 
+    def again(self) -> "Reader":
+        """One that reads the same items in the same way, from the first on."""
+        other = Reader(self._run, self._unpack)
+        other._way, other.notes = self._way, self.notes
+        return other
+
     def __call__(self, item: Any) -> Batch:
         """The arguments in an item.
 
@@ -84,12 +90,46 @@ class Reader:
                 continue
             self.notes = (f"each item of the loader: {name}",) if name else ()
             return way
+        raise not_running(self._items, item, errors[0]) from errors[0]
+
+
+def not_running(index: int, item: Any, error: Exception) -> DataError:
+    """What is said where the model does not run with an item."""
+    return DataError(
+        f"calibration data: the model does not run with item {index}, "
+        f"{_describe(item)} ({type(error).__name__}: {error}); see that it is "
+        "preprocessed as the model expects it, or pass unpack=, a function from an "
+        "item to the model's arguments"
+    )
+
+
+def check_loader(loader: Any, model: Any = None) -> None:
+    """Refuse what is no loader, before a model is touched.
+
+    Args:
+        loader: What was given for calibration data.
+        model: What was given for the model; None: it is not looked at.
+
+    Raises:
+        DataError: It is none, or stands in the model's place.
+    """
+    swapped = model is not None and not isinstance(model, nn.Module)
+    if isinstance(loader, nn.Module):
+        problem = f"is a {type(loader).__name__}, a model"
+        if swapped:
+            problem += "; model and data are in each other's place"
+        raise DataError(f"calibration data: {problem}; pass the loader in its place")
+    if isinstance(loader, Tensor):
         raise DataError(
-            f"calibration data: the model does not run with item {self._items}, "
-            f"{_describe(item)} ({type(errors[0]).__name__}: {errors[0]}); see that it "
-            "is preprocessed as the model expects it, or pass unpack=, a function from "
-            "an item to the model's arguments"
-        ) from errors[0]
+            f"calibration data: is one tensor, {list(loader.shape)}, and not batches; "
+            "pass a list such as images.split(16), or a DataLoader"
+        )
+    walked = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
+    if isinstance(loader, Mapping | str | bytes) or not walked:
+        raise DataError(
+            f"calibration data: a {type(loader).__name__} is no loader; pass a list of "
+            "batches [N, …] or a DataLoader"
+        )
 
 
 def arguments(

@@ -21,6 +21,9 @@ def by_layer(
 ) -> dict[str, T]:
     """Look up values that are given by layer name or glob; the last that fits wins.
 
+    A key that is a layer's name is that layer's alone, whatever characters are in it;
+    brackets that match nothing as a set of characters are those of names.
+
     Args:
         setting: The name of the setting, for messages.
         values: By name or glob.
@@ -31,12 +34,23 @@ def by_layer(
     """
     chosen: dict[str, T] = {}
     for pattern, value in values.items():
-        fitting = [name for name in layers if fnmatch.fnmatchcase(name, pattern)]
+        fitting = _fitting(pattern, layers)
         if not fitting:
             problem = f"{pattern!r} fits no layer; they are {', '.join(layers)}"
             raise ConfigError((setting,), problem)
         chosen |= dict.fromkeys(fitting, value)
     return chosen
+
+
+def _fitting(pattern: str, layers: Sequence[str]) -> list[str]:
+    """The layers that a name or a glob means."""
+    if pattern in layers:
+        return [pattern]
+    for glob in (pattern, pattern.replace("[", "[[]")):
+        fitting = [name for name in layers if fnmatch.fnmatchcase(name, glob)]
+        if fitting:
+            return fitting
+    return []
 
 
 @dataclass(frozen=True)

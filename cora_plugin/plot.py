@@ -8,6 +8,7 @@ from cora_plugin.adapters.errors import CoRaError, FileError
 from cora_plugin.adapters.files import whole_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from cora_plugin.qat.record import Transitional
@@ -32,7 +33,8 @@ def plot_report(report: "Report", path: str | os.PathLike[str]) -> None:
     import numpy as np
 
     rows = report.layers
-    figure = _figure(path, max(6.0, 0.24 * len(rows) + 2), 8.0)
+    names = [row.name for row in rows]
+    figure = _figure(path, max(6.0, 0.24 * len(rows) + 2), 8.0 + _room(names))
     above, between, below = figure.subplots(3, 1, sharex=True, height_ratios=(1, 1, 2))
     columns = np.arange(len(rows))
 
@@ -74,7 +76,7 @@ def plot_report(report: "Report", path: str | os.PathLike[str]) -> None:
         share = row.rank / row.full_rank
         below.plot([column - 0.5, column + 0.5], [share, share], color="red")
     below.set_ylabel("singular value (fraction of full rank)")
-    below.set_xticks(columns, [row.name for row in rows], rotation=90, fontsize=6)
+    _name_columns(below, names)
     figure.colorbar(drawn, ax=below, label="log10 of the loss that a rank removes")
     _save(figure, path)
 
@@ -175,7 +177,8 @@ def plot_transitions(transitions: "Transitional", path: str | os.PathLike[str]) 
         FileError: The suffix is no format for pictures.
     """
     steps, layers = transitions.steps, transitions.layers
-    figure = _figure(path, max(7.0, 0.24 * len(layers) + 2), 8.0)
+    names = [each.name for each in layers]
+    figure = _figure(path, max(7.0, 0.24 * len(layers) + 2), 8.0 + _room(names))
     rates, size, by_layer = figure.subplots(3, 1)
     numbers = [each.step for each in steps]
     rates.plot(numbers, [e.rate for e in steps], color="#bbbbbb", lw=0.5, label="rate")
@@ -195,13 +198,21 @@ def plot_transitions(transitions: "Transitional", path: str | os.PathLike[str]) 
     size.plot(numbers, [each.lr for each in steps], color="#4477aa")
     size.set_ylabel("learning rate of latent weights")
     size.set_xlabel("step")
-    columns = range(len(layers))
-    by_layer.bar(columns, [each.rate for each in layers], color="#4477aa")
-    by_layer.set_xticks(
-        columns, [each.name for each in layers], rotation=90, fontsize=6
-    )
+    by_layer.bar(range(len(layers)), [each.rate for each in layers], color="#4477aa")
+    _name_columns(by_layer, names)
     by_layer.set_ylabel("mean rate")
     _save(figure, path)
+
+
+def _name_columns(axes: "Axes", names: list[str]) -> None:
+    """Write names below columns, as they are: between two $ would be a formula."""
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=90, fontsize=6, parse_math=False)
+
+
+def _room(names: list[str]) -> float:
+    """Inches that names below columns take beyond what ordinary ones do."""
+    return 0.06 * max(0, max(map(len, names), default=0) - 30)
 
 
 def _figure(path: str | os.PathLike[str], width: float, height: float) -> "Figure":

@@ -19,6 +19,7 @@ from cora_plugin.budget import stored_bits
 from cora_plugin.guard import Judged, Step
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Distance
+from cora_plugin.plain import plain
 from cora_plugin.strict import strict_json
 
 
@@ -219,10 +220,10 @@ class Report(Judged, Stored, Spent, Effort):
         table = Table("layer", "adapter", title="CoRa")
         headings = ("width", "rank", "of", "parameters", "bits", "error", "after")
         for heading in headings:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in self.layers:
             table.add_row(
-                row.name,
+                plain(row.name),
                 row.kind,
                 f"{row.weight_bits:g}",
                 str(row.rank),

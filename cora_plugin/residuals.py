@@ -10,6 +10,7 @@ from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.factor import Weighting, removed_error, weighted_error
 from cora_plugin.config import CoRaConfig
 from cora_plugin.layer import QuantizedLayer
+from cora_plugin.progress import bar
 from cora_plugin.report import LayerReport
 from cora_plugin.search import Treatment
 from cora_plugin.statistics import LayerStatistics
@@ -39,13 +40,14 @@ class Residuals:
         """The error that each further rank of a layer would remove, by layer."""
         return {
             e.name: tuple(removed_error(e.matrices, self.observed(e)).tolist())
-            for e in self.layers
+            for e in bar(self.layers, "spectra", "layer", brief=True)
         }
 
     @cached_property
     def factors(self) -> Mapping[str, Factors]:
         """The residuals' factors, by layer."""
-        return {layer.name: self.factors_of(layer) for layer in self.layers}
+        layers = bar(self.layers, "factors", "layer", brief=True)
+        return {layer.name: self.factors_of(layer) for layer in layers}
 
     def factors_of(self, layer: QuantizedLayer) -> Factors:
         """The factors of one layer's residual."""

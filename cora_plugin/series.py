@@ -11,7 +11,7 @@ from cora_plugin.adapters.factors import series
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import stored_bits
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import AnyConfig, CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction, by_layer
 from cora_plugin.strict import strict_json
@@ -63,7 +63,7 @@ class SeriesReport:
         )
 
 
-def expand_weights(host: Host, config: Any = None) -> SeriesReport:
+def expand_weights(host: Host, config: AnyConfig = None) -> SeriesReport:
     """Give every layer terms of its own shape; if anything fails, nothing is changed.
 
     The weight that the toolkit rounded is the first term of the series, and each

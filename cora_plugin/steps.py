@@ -20,6 +20,7 @@ from cora_plugin.host import Host, MovesBiases
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Objective
 from cora_plugin.plan import Plan, merged_weights
+from cora_plugin.progress import bar
 from cora_plugin.report import Stopwatch
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Network
@@ -92,7 +93,7 @@ class Action:
 
 def take(actions: Sequence[Action], context: Context) -> None:
     """Take steps in order; those that do not help are undone."""
-    for action in actions:
+    for action in bar(actions, "steps", "step", brief=True):
         with context.watch(action.stage):
             correction = action.propose(context)
         if correction is None:

@@ -7,6 +7,7 @@ from cora_plugin.adapters.errors import BudgetError
 from cora_plugin.config import Budget
 from cora_plugin.objective import Distance
 from cora_plugin.plan import Plan, Planner
+from cora_plugin.progress import bar
 
 Measure = Callable[[Budget, Plan], Distance]
 """Tries a plan on the held-out images, and records the result for its budget."""
@@ -38,7 +39,7 @@ def choose(
         BudgetError: The budget buys no adapter or more than there is, or the target
             is out of reach.
     """
-    for amount in sweep:
+    for amount in bar(sweep, "budgets tried", "budget", brief=True):
         tried = Budget(amount, planner.unit)
         measure(tried, planner.within(tried))
     if not budget.is_target:
@@ -69,7 +70,8 @@ def _smallest(planner: Planner, target: Budget, measure: Measure) -> Plan:
             "quantize activations more finely"
         )
     low, high = whole.amount / RANGE, whole.amount
-    while high / low > PRECISION:
+    halvings = math.ceil(math.log2(math.log(RANGE) / math.log(PRECISION)))
+    for _ in bar(range(halvings), "budgets tried", "budget", brief=True):
         middle = math.sqrt(low * high)
         tried = Budget(middle, planner.unit)
         try:

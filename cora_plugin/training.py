@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.progress import bar
 
 Group = dict[str, Any]
 """A parameter group as torch's optimizers take it."""
@@ -70,14 +70,7 @@ def descend(
     Raises:
         CoRaError: The loss or a gradient is no longer finite; nothing has moved.
     """
-    progress = tqdm(
-        batches[start:],
-        desc=name,
-        unit="iteration",
-        initial=start,
-        total=len(batches),
-        disable=None,
-    )
+    progress = bar(batches[start:], name, "iteration", len(batches), start)
     done = start
     with progress:
         for number, batch in enumerate(progress, start + 1):

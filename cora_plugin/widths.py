@@ -13,20 +13,19 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from tqdm import tqdm
-
 from cora_plugin.adapters import Adapter, Form
 from cora_plugin.adapters.errors import BudgetError, DataError
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import forms, total_bits
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import AnyConfig, CoRaConfig
 from cora_plugin.fitting import own_shifts
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
-from cora_plugin.items import Reader
+from cora_plugin.items import Reader, check_loader
 from cora_plugin.layer import QuantizedLayer, by_layer
 from cora_plugin.objective import Distance, Objective, decide_on
 from cora_plugin.plan import merged_weights, pinned_ranks
+from cora_plugin.progress import bar
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
 from cora_plugin.statistics import Collector
@@ -43,7 +42,7 @@ CURVE = tuple(0.8 + 0.05 * step for step in range(13))
 def plan_widths(
     host: Host,
     loader: Iterable[Any],
-    config: Any = None,
+    config: AnyConfig = None,
     pinned: Mapping[str, int] | None = None,
     objective: Objective | None = None,
     unpack: Callable[[Any], Any] | None = None,
@@ -73,11 +72,12 @@ def plan_widths(
             "budget of all that is stored, such as '4.1 bits total', '1.0 ptq' or "
             "'0.8 MiB'"
         )
+    check_loader(loader)
     with ordinary_tensors(), host.prepared():
         layers = checked_layers(host)
         collector = Collector(host, layers, settings)
         reader = Reader.of(host.run, unpack)
-        for item in tqdm(loader, desc="moments", unit="batch", disable=None):
+        for item in bar(loader, "moments", "batch"):
             collector.update(reader(item))
         collector.split.close()
         held_out = collector.split.held_out()
@@ -102,7 +102,8 @@ def plan_widths(
             return guard.trial(weights, shifts)
 
         found: list[tuple[Trial, _Chosen]] = []
-        for menu, adapters, rounding in _menus(settings.widths):
+        menus = _menus(settings.widths)
+        for menu, adapters, rounding in bar(menus, "menus tried", "menu"):
             try:
                 chosen = search(menu, adapters, rounding)
             except BudgetError:

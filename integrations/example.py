@@ -85,6 +85,40 @@ class Example:
             return ["output"]
         return [f"output.{n}" if n.isdecimal() else n for n in self.outputs]
 
+    def named(
+        self,
+        inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+    ) -> tuple[list[str], list[str]]:
+        """Names of the inputs and the outputs of a file.
+
+        Args:
+            inputs: Those that are wanted; None: `input_names`.
+            outputs: Likewise; None: `output_names`.
+
+        Raises:
+            CoRaError: There are too many or too few, or one is there twice.
+        """
+        found = []
+        for key, wanted, own in (
+            ("input_names", inputs, self.input_names),
+            ("output_names", outputs, self.output_names),
+        ):
+            if wanted is not None and len(wanted) != len(own):
+                raise CoRaError(
+                    f"{key}: {list(wanted)} are {len(wanted)}, and the model has "
+                    f"{len(own)}; name each, in their order"
+                )
+            found.append(list(own if wanted is None else wanted))
+        both = [*found[0], *found[1]]
+        twice = next((name for name in both if both.count(name) > 1), None)
+        if twice is not None and not (inputs is None and outputs is None):
+            raise CoRaError(
+                f"input_names, output_names: {twice!r} is there twice; every input and "
+                "output needs a name of its own"
+            )
+        return found[0], found[1]
+
     def dynamic_axes(
         self, inputs: Sequence[str], outputs: Sequence[str]
     ) -> dict[str, dict[int, str]]:

@@ -41,9 +41,14 @@ class restored:  # noqa: N801, a context manager, in the manner of torch.no_grad
 
     def __enter__(self) -> None:
         """Record what the model is like."""
-        if id(self._model) not in _guarded:
+        if id(self._model) in _guarded:
+            return
+        try:
             self._saved = _Saved(self._model)
             _guarded.add(id(self._model))
+        except BaseException:  # No exit follows, which would take it out again.
+            _guarded.discard(id(self._model))
+            raise
 
     def __exit__(
         self,
@@ -54,15 +59,15 @@ class restored:  # noqa: N801, a context manager, in the manner of torch.no_grad
         """After a failure, make it so again."""
         if self._saved is None:
             return
-        _guarded.discard(id(self._model))
-        if error is None:
-            return
-        while True:
+        while error is not None:
             try:
                 self._saved.restore()
                 break
             except KeyboardInterrupt:  # Again: the first is under way already.
                 continue
+        _guarded.discard(id(self._model))
+        if error is None:
+            return
         interrupt = interrupt_behind(error)
         if interrupt is not None and interrupt is not error:
             raise interrupt from None  # Clean-up failed after it.

@@ -82,6 +82,18 @@ class Options(Bounded):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class NamedOptions(Bounded):
+    """Options of formats whose inputs and outputs have names."""
+
+    input_names: tuple[str, ...] | None = option(
+        None, "names of the inputs in their order; null: input, or the arguments' own"
+    )
+    output_names: tuple[str, ...] | None = option(
+        None, "names of the outputs in their order; null: output, or their own"
+    )
+
+
 @dataclass(frozen=True)
 class NoOptions:
     """The options of a format that has none."""

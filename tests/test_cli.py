@@ -188,6 +188,9 @@ def test_what_toolkits_print_goes_where_it_is_wanted(tmp_path):
     assert "hidden" not in stream.getvalue()
 
 
+ENTRY = "cora_plugin.__main__"
+
+
 def start(tmp_path, environment):
     """A run that learns for long, once it has begun to."""
     slow = {"iterations": 10**6, "checkpoint": str(tmp_path / "search.pt")}
@@ -250,6 +253,63 @@ def test_a_locale_without_the_characters_loses_nothing(
     else:
         text = (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
         assert "┃" in text and "written to out" in done.stdout
+
+
+LOST = """
+import _thread, signal, sys
+from cora_plugin import cli
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def lose(*_):
+    Finalized()  # Python prints what a finalizer raises, and goes on.
+    for _ in range(10**9):
+        pass
+
+def hide(*_):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    raise ImportError("initialization failed")  # As extensions do.
+
+cli._run = {run}
+sys.exit(cli.main(["run", "recipe.yaml"]))
+"""
+
+
+@pytest.mark.parametrize("run", ["lose", "hide"])
+def test_an_interrupt_that_is_lost_ends_a_command_with_one_line(run, environment):
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.replace("{run}", run)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (130, "cora-plugin: interrupted\n")
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.3, 1])
+def test_an_interrupt_while_modules_are_imported_is_one_line(
+    seconds, environment, tmp_path
+):
+    begun = f"from {ENTRY} import main; print(flush=True); main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", begun, "run", "recipe.yaml"],
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert len(error.splitlines()) == 1, error
 
 
 def test_an_interrupt_that_became_another_error_is_one(monkeypatch, capsys):

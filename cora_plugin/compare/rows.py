@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cora_plugin.config import CoRaConfig
 from cora_plugin.objective import KL, MSE, Objective, measure
+from cora_plugin.plain import plain
 
 NONE = "none"
 """The method of a model without adapters."""
@@ -215,12 +216,12 @@ def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Tab
         (heading, [_figure(row.details.get(name), form) for row in rows])
         for heading, (name, form) in DETAILS.items()
     ]
-    made = Table(*names, title=title or None)
+    made = Table(*names, title=plain(title) if title else None)
     figures = [(heading, cells) for heading, cells in figures if any(cells)]
     for heading, _ in figures:
-        made.add_column(heading, justify="right")
+        made.add_column(heading, justify="right", no_wrap=True)
     for cells in zip(*(cells for _, cells in [*columns, *figures]), strict=True):
-        made.add_row(*cells)
+        made.add_row(*map(plain, cells))
     return made
 
 

@@ -2,6 +2,7 @@
 
 from cora_plugin.config.budget import Budget
 from cora_plugin.config.cora import CORRECTIONS, METRICS, SEARCHES, CoRaConfig
+from cora_plugin.config.given import AnyConfig, CoRaSettings
 from cora_plugin.config.learning import ButterworthConfig, RefineConfig
 from cora_plugin.config.qat import QATConfig
 
@@ -9,9 +10,11 @@ __all__ = [
     "CORRECTIONS",
     "METRICS",
     "SEARCHES",
+    "AnyConfig",
     "Budget",
     "ButterworthConfig",
     "CoRaConfig",
+    "CoRaSettings",
     "QATConfig",
     "RefineConfig",
 ]

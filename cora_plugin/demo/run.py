@@ -120,7 +120,7 @@ def run_demo(
     write_html(page, output / "report.html")
     lines.append(f"{output / 'report.html'}: the table with plots, layers, settings")
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
     return rows
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
-from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Factors
 from cora_plugin.adapters.exact import exact
 from cora_plugin.adapters.factor import Weighting, weighted_error
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction, QuantizedLayer
+from cora_plugin.progress import counter
 
 
 def alternate(
@@ -49,7 +49,7 @@ def alternate(
         {e.name: adapters[e.name] for e in low_rank},
         {e.name: _again(exact(e.weight), e, adapters, metrics) for e in low_rank},
     ]
-    progress = tqdm(total=2 * times, desc="alternation", unit="iterate", disable=None)
+    progress = counter("alternation", "iterate", 2 * times)
     for chain in starts:
         for _ in range(times):
             left = {

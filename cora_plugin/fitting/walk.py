@@ -7,13 +7,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cora_plugin.adapters import Adapter, Branch
 from cora_plugin.adapters.exact import exact
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.outputs import Batch
+from cora_plugin.progress import counter
 from cora_plugin.statistics.moments import sampled_columns
 
 PARTS = 8
@@ -127,15 +127,11 @@ class Walk:
         layers = {name: self._layers[name] for name in [*changes, *originals]}
         goal = len(layers)
         main = {name: each.dequantized for name, each in self._layers.items()}
-        with tqdm(
-            total=goal,
-            desc="layer by layer",
-            unit="layer",
-            disable=None,
-        ) as bar:
+        progress = counter("layer by layer", "layer", goal)
+        with progress:
 
             def begun(layer: QuantizedLayer) -> Visitor:
-                bar.update(len(changes) + 1 - bar.n)
+                progress.update(len(changes) + 1 - progress.n)
                 return visitor(layer)
 
             found = -1

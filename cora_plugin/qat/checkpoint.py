@@ -8,9 +8,12 @@ from typing import Any
 import torch
 
 from cora_plugin.adapters.errors import FileError
-from cora_plugin.adapters.files import whole_file
+from cora_plugin.states import read_state, write_state
 
-FORMAT = "cora-plugin qat 1"
+TAG = "cora-plugin qat 2"
+"""What a file begins with."""
+
+_WAY_OUT = "delete the file to begin anew, or name another in qat.checkpoint"
 
 
 def save(path: str, made_for: dict[str, Any], state: dict[str, Any]) -> None:
@@ -21,10 +24,7 @@ def save(path: str, made_for: dict[str, Any], state: dict[str, Any]) -> None:
         made_for: Plain values that must be the same where it is loaded.
         state: Tensors and plain values.
     """
-    with whole_file(path) as temporary:
-        torch.save(
-            {"format": FORMAT, "made for": json.dumps(made_for), **state}, temporary
-        )
+    write_state(path, TAG, {"made for": json.dumps(made_for), **state})
 
 
 def load(path: str, made_for: dict[str, Any]) -> dict[str, Any] | None:
@@ -35,23 +35,16 @@ def load(path: str, made_for: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not Path(path).exists():
         return None
+    state = read_state(path, TAG, "training", _WAY_OUT)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Of many kinds; torch names none as its own.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileError(f"{path}: not a readable checkpoint: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise FileError(
-            f"{path}: is not a checkpoint of a training; name another file in "
-            "qat.checkpoint"
-        )
-    before = json.loads(state["made for"])
+        before = dict(json.loads(state["made for"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path}: holds no state of a training; {_WAY_OUT}") from error
     for key, value in json.loads(json.dumps(made_for)).items():
         if before.get(key) != value:
             raise FileError(
                 f"{path}: is of a training with {key} {before.get(key)}, this one has "
-                f"{value}; delete the file to begin anew, or name another in "
-                "qat.checkpoint"
+                f"{value}; {_WAY_OUT}"
             )
     return state
 

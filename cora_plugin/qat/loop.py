@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cora_plugin.adapters.errors import DataError, ModelError
 from cora_plugin.config import QATConfig
 from cora_plugin.host import TrainableHost
 from cora_plugin.objective import Objective
 from cora_plugin.outputs import device_of
+from cora_plugin.progress import counter
 from cora_plugin.qat import checkpoint
 from cora_plugin.qat.held_out import HeldOut, answers, batch_of, beside, losses
 from cora_plugin.qat.norms import train_mode
@@ -106,17 +106,11 @@ class Loop:
         """
         resumed = self._resume()
         start = time.perf_counter() - self.seconds
-        bar = tqdm(
-            total=self._steps,
-            initial=self.step,
-            desc="qat",
-            unit="step",
-            disable=None,
-        )
+        progress = counter("qat", "step", self._steps, self.step)
         try:
-            with bar:
+            with progress:
                 while self.epoch < self._config.epochs and not self.stopped:
-                    self._run_epoch(resumed, bar, start)
+                    self._run_epoch(resumed, progress, start)
                     resumed = False
         except KeyboardInterrupt:
             self.seconds = time.perf_counter() - start
@@ -126,7 +120,7 @@ class Loop:
         self.seconds = time.perf_counter() - start
         self._save()
 
-    def _run_epoch(self, resumed: bool, bar: Any, start: float) -> None:
+    def _run_epoch(self, resumed: bool, progress: Any, start: float) -> None:
         config = self._config
         if resumed:
             now = self._now
@@ -159,7 +153,7 @@ class Loop:
             self._whole = True
             if config.every and self.step % config.every == 0 and not last:
                 self._save()
-            self._show(bar, loss)
+            self._show(progress, loss)
             if self.stopped:
                 return
         if self._batch != self._batches:
@@ -232,13 +226,13 @@ class Loop:
             self._since += 1
             self.stopped = self._since >= self._config.patience
 
-    def _show(self, bar: Any, loss: float) -> None:
+    def _show(self, progress: Any, loss: float) -> None:
         figures = {"loss": f"{loss:.4g}"}
         last = self.scheduler.last
         if last is not None:
             figures |= {"rate": f"{last.running:.2g}", "target": f"{last.target:.2g}"}
-        bar.update()
-        bar.set_postfix(figures)
+        progress.update()
+        progress.set_postfix(figures)
 
     def _save(self) -> None:
         path = self._config.checkpoint

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from cora_plugin.adapters.errors import DataError, FileError, Key, dotted
 from cora_plugin.document import Document
+from cora_plugin.integrations.doing import in_a_line
 from cora_plugin.recipe.models import called, imported, package
 from cora_plugin.recipe.schema import ImageSection, Preprocessing, Recipe
 
@@ -131,10 +132,17 @@ class Images(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         """An image [C, H, W] and its class."""
-        item = self._source[index]
+        try:
+            item = self._source[index]
+        except DataError:
+            raise
+        # Whatever a data set of somebody's own may raise.
+        except Exception as error:
+            problem = f"{self._name}: item {index} cannot be made: {in_a_line(error)}"
+            raise DataError(problem) from error
         pair = isinstance(item, list | tuple)
         image = item[0] if pair else item
-        label = int(item[1]) if pair and len(item) > 1 else NO_LABEL
+        label = self._label(index, item[1]) if pair and len(item) > 1 else NO_LABEL
         if not isinstance(image, Tensor):
             if self.transform is None:
                 raise DataError(
@@ -143,6 +151,26 @@ class Images(Dataset[Item]):
                 )
             image = self.transform(rgb(image, f"{self._name}: item {index}"))
         return image, label
+
+    def _label(self, index: int, value: Any) -> int:
+        """A class that is one whole number.
+
+        Raises:
+            DataError: It is something else.
+        """
+        try:
+            label = int(value)
+            if label == value:
+                return label
+        except (RuntimeError, TypeError, ValueError):
+            pass
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"tensor {list(value.shape)} of {value.dtype}"
+        raise DataError(
+            f"{self._name}: item {index} has a {kind} for a label; make it the number "
+            "of the class, or leave labels out"
+        )
 
     def name_of(self, index: int) -> str:
         """What errors call an image: its file, or its place."""

@@ -3,7 +3,8 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
-from tqdm import tqdm
 
-from cora_plugin.adapters.errors import CoRaError, DataError, FileError
-from cora_plugin.adapters.operation import first_nonfinite
+from cora_plugin.adapters.errors import (
+    CoRaError,
+    DataError,
+    FileError,
+    ToolkitError,
+)
+from cora_plugin.integrations.doing import doing, in_a_line
 from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
 from cora_plugin.qat import QATReport, finetune
@@ -36,13 +41,11 @@ from cora_plugin.recipe.models import (
     own_modules,
     plain_layers,
 )
+from cora_plugin.recipe.outputs import loaded, outputs_of, plainly
 from cora_plugin.recipe.packed import as_packed
 from cora_plugin.recipe.results import Results
 from cora_plugin.recipe.schema import IMAGES, Recipe
 from cora_plugin.recipe.toolkits import Chosen, chosen
-
-BATCH = 64
-"""Test images that are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +106,27 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         if recipe.cora is not None:
             cora, note = as_packed(recipe.cora, plan.chosen)
             recipe = replace(recipe, cora=cora)
-        batches = _loaded(data, recipe.data.batch_size)
-        net = plain_layers(net, batches.dataset[:1][0])
+        batches = loaded(data, recipe.data.batch_size, console)
+        net = plain_layers(net, batches.dataset[:1][0]).to(recipe.device)
         results = Results(recipe, toolkit.title)
         results.notes += [note] if note else []
-        reference, labels = _outputs(_plainly, net, test, "float model")
+        judged = partial(outputs_of, images=test, console=console)
+        reference, labels = judged(plainly, net, what="float model")
         results.begin(reference, labels, test)
 
         what = f"{toolkit.title} PTQ"
-        base, seconds = timed(console, what, toolkit.quantize, net, batches, options)
+        stage = partial(_stage, recipe, toolkit.title)
+        with stage("quantizing"):
+            quantize = toolkit.quantize
+            base, seconds = timed(console, what, quantize, net, batches, options)
         plain = base
         if options.bias_correction:
-            correct = toolkit.correct_biases
-            plain, more = timed(console, f"{what}, biases", correct, base)
+            with stage("correcting biases"):
+                correct = toolkit.correct_biases
+                plain, more = timed(console, f"{what}, biases", correct, base)
             seconds += more
-        outputs, _ = _outputs(toolkit.outputs, plain.model, test, what)
+        with stage("running the quantized model"):
+            outputs, _ = judged(toolkit.outputs, plain.model, what=what)
         results.add(what, outputs, seconds)
         model = plain.model
         if recipe.cora is None:
@@ -125,17 +134,19 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             host = toolkit.host(base.model, example, base.reference)
             results.count(host.layers)
         else:
-            (adapted, report), more = timed(
-                console, "adapters", toolkit.adapted, base, recipe.cora
-            )
+            with stage("adding adapters"):
+                (adapted, report), more = timed(
+                    console, "adapters", toolkit.adapted, base, recipe.cora
+                )
             model = adapted.model
-            outputs, _ = _outputs(toolkit.outputs, model, test, "with adapters")
+            outputs, _ = judged(toolkit.outputs, model, what="with adapters")
             results.add("+ adapters", outputs, more, report)
         if recipe.qat is not None:
-            trained, more = timed(
-                console, "training", _trained, recipe, batches, model, net
-            )
-            outputs, _ = _outputs(toolkit.outputs, model, test, "trained")
+            with stage("training"):
+                trained, more = timed(
+                    console, "training", _trained, recipe, batches, model, net
+                )
+            outputs, _ = judged(toolkit.outputs, model, what="trained")
             results.add_trained(outputs, more, trained)
         results.float_model, results.model = net, model
         results.example = batches.dataset[:1][0]
@@ -145,6 +156,17 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
     for line in results.lines():
         console.print(line, highlight=False, markup=False)
     return results
+
+
+@contextmanager
+def _stage(recipe: Recipe, toolkit: str, what: str) -> Iterator[None]:
+    """Say of a toolkit's failure where it was in the run, and in which recipe."""
+    try:
+        with doing(toolkit, what):
+            yield
+    except ToolkitError as error:
+        located = recipe.document.error(("toolkit",), str(error), ToolkitError)
+        raise located from error.__cause__
 
 
 def _export(
@@ -175,11 +197,11 @@ def _export(
         except Exception as error:
             for name in set(written(folder)) - before:
                 (folder / name).unlink()
-            why = next(iter(str(error).splitlines()), "")
+            if isinstance(error, CoRaError):  # Those say what they are about.
+                why = next(iter(str(error).splitlines()), "")
+            else:
+                why = f"{export.format} cannot be written: {in_a_line(error)}"
             why = why.replace(f"{folder}{os.sep}", f"{recipe.output}{os.sep}")
-            if not isinstance(error, CoRaError):  # Those say what they are about.
-                what = f"{export.format} cannot be written"
-                why = f"{what}: {type(error).__name__}: {why}"
             failure = recipe.document.error(("exports", index), why, FileError)
             failure.__cause__ = error
             results.failures.append(failure)
@@ -215,6 +237,7 @@ def _plan(recipe: Recipe) -> _Plan:
         warnings.simplefilter("ignore")
         tool = chosen(recipe)
     check_model(recipe)
+    _check_device(recipe)
     data = files(recipe, "data")
     if data is not None and recipe.model.factory:
         # Other models say themselves how images are made their input.
@@ -226,6 +249,24 @@ def _plan(recipe: Recipe) -> _Plan:
         judging = None if test is None else make(recipe, "test", test)
         drawn(recipe, make(recipe, "data", data), judging)  # Are there enough?
     return _Plan(tool, data, test)
+
+
+def _check_device(recipe: Recipe) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    kind, _, number = recipe.device.partition(":")
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[kind]
+    if int(number or 0) >= count:
+        there = f"there are {count}" if count else "this torch finds none here"
+        problem = f"{recipe.device}: {there}; use cpu, or leave it out"
+        raise recipe.document.error(("device",), problem)
 
 
 def _no_preprocessing(recipe: Recipe) -> CoRaError:
@@ -257,60 +298,3 @@ def _images(
         exports=plan.chosen.exports,
     )
     return resolved, calibrating, judging
-
-
-def _loaded(images: Subset[Item], batch_size: int) -> "DataLoader[tuple[Tensor, ...]]":
-    """All images in memory: a toolkit walks them once for every layer."""
-    items = list(tqdm(DataLoader(images), "calibration images", disable=None))
-    pixels = torch.cat([x for x, _ in items])
-    targets = torch.cat([y for _, y in items])
-    return DataLoader(TensorDataset(pixels, targets), batch_size)
-
-
-@torch.no_grad()
-def _plainly(net: nn.Module, images: Tensor) -> Tensor:
-    outputs: Tensor = net(images)
-    return outputs
-
-
-def _outputs(
-    logits: Callable[[nn.Module, Tensor], Tensor],
-    model: nn.Module,
-    images: Subset[Item],
-    what: str,
-) -> tuple[Tensor, Tensor]:
-    """Outputs [N, classes, …] for all test images, and their labels [N]."""
-    batches = tqdm(DataLoader(images, BATCH), f"testing: {what}", disable=None)
-    pairs: list[tuple[Tensor, Tensor]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for x, y in batches:
-            first = BATCH * len(pairs)
-            _refuse_nonfinite(x, first, images, "holds")
-            answer = logits(model, x)
-            if logits is _plainly:
-                _refuse_nonfinite(answer, first, images, "makes the float model give")
-            pairs.append((answer, y))
-    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def _refuse_nonfinite(
-    values: Tensor, first: int, images: Subset[Item], does: str
-) -> None:
-    """Refuse test images that are not finite, or whose float outputs are not.
-
-    Args:
-        values: A batch of images or outputs.
-        first: The number of images before it.
-        images: All of them.
-        does: What an image does where its values are not finite.
-
-    Raises:
-        DataError: There is one.
-    """
-    if first_nonfinite(values) is None:
-        return
-    bad = next(i for i, each in enumerate(values) if first_nonfinite(each))
-    dataset: Any = images.dataset
-    name = dataset.name_of(images.indices[first + bad])
-    raise DataError(f"test images: {name} {does} {first_nonfinite(values[bad])}")

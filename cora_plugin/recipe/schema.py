@@ -1,6 +1,7 @@
 """What a recipe can say; `docs/recipes/README.md` explains every key."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -137,6 +138,7 @@ class Recipe:
     qat: QATConfig | None
     exports: Sequence[Export]
     output: str
+    device: str
     document: Document = field(repr=False, compare=False)
 
     @classmethod
@@ -183,6 +185,7 @@ class Recipe:
             qat=_qat(document),
             exports=_exports(document),
             output=output,
+            device=_device(document),
             document=document,
         )
         recipe._check_sources()
@@ -231,6 +234,16 @@ def _one_of(
         last = (*key, given[-1]) if given else key
         problem = f"{what}; give one of {', '.join(names)}"
         raise document.error(key, problem, at=last)
+
+
+def _device(document: Document) -> str:
+    """What torch calls the device of the model: cpu, mps, cuda or cuda:1."""
+    value = document.typed(("device",), document.values.get("device", "cpu"), str)
+    name: str = value.strip().lower()
+    if re.fullmatch(r"cpu|mps|cuda(:\d+)?", name) is None:
+        problem = f"{value!r} is unknown; use cpu, cuda, cuda:1 (or another) or mps"
+        raise document.error(("device",), problem)
+    return name
 
 
 def _cora(document: Document) -> CoRaConfig | None:

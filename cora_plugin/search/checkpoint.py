@@ -1,7 +1,5 @@
 """Checkpoints, from which a learning search can be resumed."""
 
-import hashlib
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +10,10 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import FileError
-from cora_plugin.adapters.files import whole_file
+from cora_plugin.states import read_state, write_state
 
-FORMAT = b"cora-plugin search 3\n"
-"""What a file begins with; the SHA-256 of the rest follows, in hex, and a newline."""
-DIGITS = 64
+TAG = "cora-plugin search 3"
+"""What a file begins with."""
 
 _WAY_OUT = "delete it to begin anew, or name another file in butterworth.checkpoint"
 
@@ -74,9 +71,25 @@ class State:
             )
         if not Path(path).exists():
             return 0
-        state = _read(path)
-        self._compare(path, json.loads(state["fingerprint"]))
-        done: int = state["iteration"]
+        state = read_state(path, TAG, "search", _WAY_OUT)
+        try:
+            self._compare(path, json.loads(state["fingerprint"]))
+            done = self._take(path, state, iterations)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, FileError):
+                raise
+            problem = f"{path}: holds no state of this search; {_WAY_OUT}"
+            raise FileError(problem) from error
+        self.iteration = done
+        return done
+
+    def _take(self, path: str, state: dict[str, Any], iterations: int) -> int:
+        """Take parameters and optimizer over; return the iterations done.
+
+        Raises:
+            FileError: They are more than are asked for.
+        """
+        done = int(state["iteration"])
         if done > iterations:
             raise FileError(
                 f"{path}: has done {done} iterations, and {iterations} are asked for; "
@@ -88,7 +101,6 @@ class State:
             ):
                 parameter.copy_(value)
         self._optimizer.load_state_dict(state["optimizer"])
-        self.iteration = done
         return done
 
     def _compare(self, path: str, made_for: dict[str, object]) -> None:
@@ -106,18 +118,13 @@ class State:
         """
         if path is None or not self.iteration or self._moving:
             return
-        written = io.BytesIO()
         state = {
             "fingerprint": self._fingerprint,
             "iteration": self.iteration,
             "parameters": [parameter.detach() for parameter in self._parameters],
             "optimizer": self._optimizer.state_dict(),
         }
-        torch.save(state, written)
-        content = written.getvalue()
-        checksum = hashlib.sha256(content).hexdigest().encode()
-        with whole_file(path) as temporary:
-            Path(temporary).write_bytes(FORMAT + checksum + b"\n" + content)
+        write_state(path, TAG, state)
 
     @contextmanager
     def kept(self, path: str | None) -> Iterator[None]:
@@ -131,31 +138,6 @@ class State:
             self.save(path)
             raise
         self.save(path)
-
-
-def _read(path: str) -> dict[str, Any]:
-    """What a checkpoint holds.
-
-    Raises:
-        FileError: It is a folder, damaged, or no checkpoint.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from error
-    if not content.startswith(FORMAT):
-        raise FileError(
-            f"{path}: is not a readable checkpoint of a search, or one of an earlier "
-            f"version; {_WAY_OUT}"
-        )
-    start = len(FORMAT) + DIGITS + 1
-    checksum, payload = content[len(FORMAT) : start], content[start:]
-    if hashlib.sha256(payload).hexdigest().encode() + b"\n" != checksum:
-        raise FileError(f"{path}: is damaged, for its checksum is another; {_WAY_OUT}")
-    state: dict[str, Any] = torch.load(
-        io.BytesIO(payload), map_location="cpu", weights_only=True
-    )
-    return state
 
 
 def _short(value: object) -> str:

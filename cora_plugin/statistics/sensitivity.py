@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact, exact_device
@@ -16,6 +15,7 @@ from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
 from cora_plugin.outputs import Batch, rebuilt
+from cora_plugin.progress import bar
 
 
 class OutputSensitivity:
@@ -120,7 +120,7 @@ def _gradients(
         host.acting(shifts=shifts, quantized=False),
         host.observe(watch),
     ):
-        for batch in tqdm(batches, desc="gradients", unit="batch", disable=None):
+        for batch in bar(batches, "gradients", "batch"):
             images += samples(batch)
             probe = objective.probe(host.run(_wanting(batch)), random)
             if probe.requires_grad:

@@ -21,6 +21,7 @@ from cora_plugin.integrations.brevitas.export import (
 )
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.layers import snapshot
+from cora_plugin.integrations.brevitas.recipe import quantize_ptq
 
 __all__ = [
     "BrevitasHost",
@@ -33,6 +34,7 @@ __all__ = [
     "export_torch_qcdq",
     "load_cora",
     "plan_bits",
+    "quantize_ptq",
     "remove_cora",
     "save_cora",
     "snapshot",

@@ -1,7 +1,8 @@
 """CoRa in Brevitas' own idioms: a helper, a mode, a graph transform; adapter files."""
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from cora_plugin import series
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.algorithm import CoRa, Run, ordinary_tensors
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import AnyConfig, CoRaConfig
 from cora_plugin.integrations.brevitas import layers
 from cora_plugin.integrations.brevitas.host import BrevitasHost
 from cora_plugin.integrations.brevitas.insert import (
@@ -27,6 +28,10 @@ from cora_plugin.integrations.brevitas.insert import (
     read_config,
     read_correction,
     remove_correction,
+)
+from cora_plugin.integrations.brevitas.integer_biases import (
+    has_integer_biases,
+    watched_biases,
 )
 from cora_plugin.integrations.brevitas.layers import Reference
 from cora_plugin.integrations.brevitas.order import refuse_bias_corrected
@@ -38,7 +43,7 @@ from cora_plugin.integrations.brevitas.private import (
 from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation, replaced
-from cora_plugin.items import Reader, arguments
+from cora_plugin.items import Reader, arguments, check_loader
 from cora_plugin.layer import Correction
 from cora_plugin.outputs import run
 from cora_plugin.report import Report
@@ -46,11 +51,13 @@ from cora_plugin.series import SeriesReport
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
 
+log = logging.getLogger(__name__)
+
 
 def apply_cora(
     calib_loader: Iterable[Any],
     model: nn.Module,
-    config: Any = None,
+    config: AnyConfig = None,
     reference: Reference | None = None,
     plan: WidthPlan | None = None,
     unpack: Callable[[Any], Any] | None = None,
@@ -79,6 +86,7 @@ def apply_cora(
         CoRaError: Something that the caller can change is wrong.
     """
     algorithm = CoRa(config)
+    check_loader(calib_loader, model)
     metric = None if metric_fn is None else partial(metric_fn, model)
     with restored(model):
         calib_loader = _seen(model, calib_loader, unpack)
@@ -91,7 +99,7 @@ def apply_cora(
 def plan_bits(
     calib_loader: Iterable[Any],
     model: nn.Module,
-    config: Any = None,
+    config: AnyConfig = None,
     reference: Reference | None = None,
     pinned: Mapping[str, int] | None = None,
     unpack: Callable[[Any], Any] | None = None,
@@ -120,7 +128,7 @@ def plan_bits(
 
 
 def expand_weights(
-    model: nn.Module, config: Any = None, reference: Reference | None = None
+    model: nn.Module, config: AnyConfig = None, reference: Reference | None = None
 ) -> SeriesReport:
     """Give every layer low-bit terms of its own shape, in place and without data.
 
@@ -140,10 +148,26 @@ def expand_weights(
     return report
 
 
+class _Begun(Iterable[Any]):
+    """A loader whose first item was taken, which can be walked once."""
+
+    def __init__(self, loader: Iterable[Any], first: Any, rest: Iterator[Any]) -> None:
+        self._loader, self._items = loader, chain([first], rest)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._items
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+
 def _seen(
     model: nn.Module, loader: Iterable[Any], unpack: Callable[[Any], Any] | None
 ) -> Iterable[Any]:
-    """Show a first batch to weight quantizers that go by their layer's input.
+    """Run a first batch, where something is to be seen in it.
+
+    Weight quantizers that go by their layer's input see it, and biases that exports
+    will refuse are told of, before all the work.
 
     Returns:
         The loader, with what was taken from it.
@@ -153,7 +177,7 @@ def _seen(
         for layer in model.modules()
         if isinstance(layer, QuantWeightBiasInputOutputLayer) and lacks_input(layer)
     ]
-    if not asking:
+    if not asking and not has_integer_biases(model):
         return loader
     items = iter(loader)
     first = next(items, None)
@@ -161,8 +185,14 @@ def _seen(
         return ()
     call = partial(run, model, unpack=layers.unpack)
     with torch.no_grad(), evaluation(model), keeping_inputs(asking):
-        call(Reader(call, unpack)(first))
-    return chain([first], items)
+        batch = Reader(call, unpack)(first)
+        with watched_biases(model, _warn):
+            call(batch)
+    return _Begun(loader, first, items)
+
+
+def _warn(problem: str) -> None:
+    log.warning("%s; QCDQ exports will refuse the model as it is", problem)
 
 
 def _host(model: nn.Module, reference: Reference | None) -> BrevitasHost:
@@ -189,7 +219,10 @@ class cora_mode:  # noqa: N801, as gptq_mode
     """
 
     def __init__(
-        self, model: nn.Module, config: Any = None, reference: Reference | None = None
+        self,
+        model: nn.Module,
+        config: AnyConfig = None,
+        reference: Reference | None = None,
     ) -> None:
         self.model = model
         self.report: Report | None = None
@@ -197,9 +230,19 @@ class cora_mode:  # noqa: N801, as gptq_mode
         self._host = _host(model, reference)
         self._stack = ExitStack()
         self._run: Run | None = None
+        self._restored = restored(model)
 
     def __enter__(self) -> "cora_mode":
         """Begin to collect."""
+        self._restored.__enter__()
+        try:
+            self._begin()
+        except BaseException as error:
+            self._restored.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _begin(self) -> None:
         with ExitStack() as stack:
             stack.enter_context(ordinary_tensors())
             stack.enter_context(self._host.prepared())
@@ -213,7 +256,6 @@ class cora_mode:  # noqa: N801, as gptq_mode
             stack.enter_context(replaced(self.model, "forward", collect))
             self._stack = stack.pop_all()
             self._forward = forward
-        return self
 
     def __exit__(
         self,
@@ -222,11 +264,16 @@ class cora_mode:  # noqa: N801, as gptq_mode
         trace: TracebackType | None,
     ) -> None:
         """Insert the adapters, unless the block failed."""
-        with self._stack:
-            if error is None and self._run is not None:
-                with replaced(self.model, "forward", self._forward):
-                    self.report = self._run.finish()
-                    note_config(self.model, self.report.config)
+        try:
+            with self._stack:
+                if error is None and self._run is not None:
+                    with replaced(self.model, "forward", self._forward):
+                        self.report = self._run.finish()
+                        note_config(self.model, self.report.config)
+        except BaseException as failed:
+            self._restored.__exit__(type(failed), failed, failed.__traceback__)
+            raise
+        self._restored.__exit__(error_type, error, trace)
 
 
 def remove_cora(model: nn.Module) -> nn.Module:
@@ -285,7 +332,7 @@ class CoRaTransform(GraphTransform):
     def __init__(
         self,
         calib_loader: Iterable[Any],
-        config: Any = None,
+        config: AnyConfig = None,
         reference: Reference | None = None,
     ) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ from brevitas.export.inference import quant_inference_mode
 from torch import Tensor, nn
 
 from cora_plugin.calibration import ImageSplit
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import AnyConfig, CoRaConfig
 from cora_plugin.guard import Step
 from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.host import BrevitasHost
@@ -35,7 +35,7 @@ def correct_biases(calib_loader: Iterable[Any], model: nn.Module) -> None:
 def apply_cora_and_correct_biases(
     calib_loader: Iterable[Any],
     model: nn.Module,
-    config: Any = None,
+    config: AnyConfig = None,
     reference: Reference | None = None,
     plan: WidthPlan | None = None,
 ) -> Report:

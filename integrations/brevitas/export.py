@@ -7,8 +7,8 @@ name.
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 from brevitas.nn.utils import merge_quant_weights
-from brevitas.quant_tensor import IntQuantTensor
 from torch import nn
 
 from cora_plugin.adapters.errors import CoRaError, ModelError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.insert import in_int8
+from cora_plugin.integrations.brevitas.integer_biases import watched_biases
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.checked import check_onnx, check_torchscript, wanted
 from cora_plugin.integrations.example import Example, flattened, in_float32
 from cora_plugin.integrations.onnx import TRACED_OPSET
-from cora_plugin.integrations.scopes import replaced
 from cora_plugin.outputs import Batch
 
 # The dynamo exporter rejects quantized biases.
@@ -42,6 +41,7 @@ def export_onnx_qcdq(
     packed: bool = False,
     int8_kernels: bool = False,
     check: bool | None = None,
+    dynamic_batch: bool = False,
     **kwargs: Any,
 ) -> float | None:
     """Write a model, adapters included, as ONNX with QuantizeLinear/DequantizeLinear.
@@ -61,6 +61,8 @@ def export_onnx_qcdq(
             back. The file is `packed` as well.
         check: Load the file, run the example and compare it with torch; None: where
             onnxruntime is installed.
+        dynamic_batch: Leave the first axis of every input and output free, unless
+            `dynamic_axes` says what is.
         kwargs: Passed on to Brevitas and from there to `torch.onnx.export`, such as
             `input_names`, `output_names` and `dynamic_axes`.
 
@@ -93,7 +95,7 @@ def export_onnx_qcdq(
         with _explained(manager, ready):
             opset = opset_version or (TRACED_OPSET if rewritten else 17)
             options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
-            names = _names(options, example)
+            names = _names(options, example, dynamic_batch)
             traced = _traceable(ready, example)
             export(traced, args=_arguments(example), export_path=path, **options)
             if rewritten:
@@ -108,6 +110,7 @@ def export_qonnx(
     args: Batch,
     export_path: str | os.PathLike[str],
     opset_version: int = 17,
+    dynamic_batch: bool = False,
     **kwargs: Any,
 ) -> None:
     """Write a model, adapters included, as QONNX.
@@ -126,7 +129,7 @@ def export_qonnx(
     manager = private.qonnx_manager()
     with whole_file(export_path) as path, _explained(manager, ready):
         options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
-        _names(options, example)
+        _names(options, example, dynamic_batch)
         rounded = copy.deepcopy(ready)
         if private.rounds_in_its_own_way(rounded):
             merge_quant_weights(rounded, *example.args)
@@ -175,13 +178,25 @@ def _traceable(ready: nn.Module, example: Example) -> nn.Module:
     return copied
 
 
-def _names(options: dict[str, Any], example: Example) -> list[str]:
-    """Names of the inputs; several inputs and outputs get their own."""
+def _names(options: dict[str, Any], example: Example, dynamic_batch: bool) -> list[str]:
+    """Put names and free axes into an exporter's options; the names of the inputs.
+
+    Several inputs and outputs have their own, where none are given.
+
+    Raises:
+        CoRaError: They are too many or too few.
+    """
+    keys = ("input_names", "output_names")
+    given = [options.pop(key, None) for key in keys]
     several = len(example.inputs) > 1 or len(example.outputs) > 1
-    if several:
-        options.setdefault("input_names", example.input_names)
-        options.setdefault("output_names", example.output_names)
-    return list(options.get("input_names") or ())
+    free = dynamic_batch and options.get("dynamic_axes") is None
+    if not (several or free or any(given)):
+        return []
+    inputs, outputs = example.named(*given)
+    options |= dict(zip(keys, (inputs, outputs), strict=True))
+    if free:
+        options["dynamic_axes"] = example.dynamic_axes(inputs, outputs)
+    return inputs
 
 
 def _rewrite(path: str, rounding: Mapping[str, str] | None) -> None:
@@ -223,30 +238,13 @@ def _ready(
     copied = copy.deepcopy(model).cpu().eval()
     if integer_biases:
         copied = in_float32(copied)
-    with ExitStack() as stack:
-        for name, layer in copied.named_modules():
-            quantized = isinstance(layer, private.QuantWeightBiasInputOutputLayer)
-            if integer_biases and quantized:
-                checked = _checked(name, getattr(layer, private.INNER_FORWARD))
-                stack.enter_context(replaced(layer, private.INNER_FORWARD, checked))
+    with watched_biases(copied, _refuse) if integer_biases else nullcontext():
         example = Example.of(copied, args, unpack)
     return copied, example
 
 
-def _checked(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-    def inner_forward_impl(x: Any, quant_weight: Any, quant_bias: Any) -> Any:
-        if isinstance(quant_bias, IntQuantTensor) and not quant_bias.is_valid:
-            smallest = float(unpack(quant_weight).abs().flatten(1).amax(1).min())
-            raise ModelError(
-                f"{name}: its bias cannot be stored as integers: where a channel's "
-                f"weights are almost nothing (here {smallest:.1g} at most), the bias "
-                "is more steps of their scale than float32 can count; keep it float: "
-                "quantize with bias_bit_width=None, or set "
-                f'model.get_submodule("{name}").bias_quant.disable_quant = True'
-            )
-        return inner(x, quant_weight, quant_bias)
-
-    return inner_forward_impl
+def _refuse(problem: str) -> None:
+    raise ModelError(problem)
 
 
 @contextmanager

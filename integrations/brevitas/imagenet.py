@@ -4,6 +4,7 @@ The script has no hook for a plugin. So a copy of its main function runs, with h
 of ours where adapters have to come in; Brevitas itself is not changed.
 """
 
+import functools
 import random
 import re
 import warnings
@@ -28,6 +29,8 @@ from cora_plugin.integrations.brevitas.algorithm import apply_cora
 from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
 from cora_plugin.integrations.brevitas.layers import snapshot
+from cora_plugin.integrations.brevitas.recipe import TITLE
+from cora_plugin.integrations.doing import doing
 from cora_plugin.report import Report
 
 
@@ -106,11 +109,23 @@ def ptq_imagenet(
                 "brevitas-ptq: this Brevitas' quantize_ptq_imagenet calls no "
                 f"{', '.join(sorted(absent))}; brevitas 0.13 is supported"
             )
-        function = private.with_helpers(script.quantize_ptq_imagenet, step)
-        metrics, model = function(options)
+        function = private.with_helpers(script.quantize_ptq_imagenet, step, _told)
+        with doing(TITLE, "its ImageNet script"):
+            metrics, model = function(options)
         if step.report is not None:
             step.report.to_json(report_path)
         return PTQResult(metrics, model, step.report)
+
+
+def _told(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of the script whose failures say which one it is."""
+
+    @functools.wraps(step)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with doing(TITLE, f"{name}, a step of its ImageNet script"):
+            return step(*args, **kwargs)
+
+    return told
 
 
 class _Step:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.integrations.ranges import AUTO
-from cora_plugin.integrations.toolkit import BITS, Bounded, Options, option
+from cora_plugin.integrations.toolkit import BITS, NamedOptions, Options, option
 
 OPSETS = {"least": 13, "greatest": 20}
 """From what scales by channel need to what torch's exporter of traced graphs knows."""
@@ -42,7 +42,7 @@ class BrevitasOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QCDQOptions(Bounded):
+class QCDQOptions(NamedOptions):
     """Options of `export_onnx_qcdq`."""
 
     opset_version: int | None = option(
@@ -50,6 +50,7 @@ class QCDQOptions(Bounded):
     )
     packed: bool = option(False, "store weights of 4 bits and fewer as INT4 or UINT4")
     int8_kernels: bool = option(False, "write a graph that runs in int8 kernels")
+    dynamic_batch: bool = option(False, "leave the batch size free")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +63,8 @@ class QCDQOptions(Bounded):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QONNXOptions(Bounded):
+class QONNXOptions(NamedOptions):
     """Options of `export_qonnx`."""
 
     opset_version: int = option(17, "ONNX operator set", **OPSETS)
+    dynamic_batch: bool = option(False, "leave the batch size free")

@@ -460,10 +460,20 @@ def missing_helpers(function: Any) -> set[str]:
     return {*SCRIPT_HELPERS} - {*function.__code__.co_names}
 
 
-def with_helpers(function: Any, helpers: Any) -> Any:
-    """A copy of the script's function that calls an object's methods as its helpers."""
+def with_helpers(function: Any, helpers: Any, around: Callable[[str, Any], Any]) -> Any:
+    """A copy of the script's function that calls an object's methods as its helpers.
+
+    Args:
+        function: The script's.
+        helpers: Has the methods.
+        around: From the name of a function that the script calls, and the function, to
+            the one that it calls instead.
+    """
     own = {name: getattr(helpers, name) for name in SCRIPT_HELPERS}
     names = {**function.__globals__, **own}
+    called = {n: names[n] for n in function.__code__.co_names if n in names}
+    steps = {n: f for n, f in called.items() if n in own or isinstance(f, FunctionType)}
+    names |= {name: around(name, step) for name, step in steps.items()}
     return FunctionType(
         function.__code__, names, function.__name__, function.__defaults__
     )

@@ -6,21 +6,26 @@ from typing import Any
 
 import torch
 from brevitas.export.inference import quant_inference_mode
+from brevitas.graph.calibrate import calibration_mode
 from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
 from brevitas.inject import value
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import DataError
 from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.fast import fast_range_searches
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
+from cora_plugin.integrations.data import CalibrationData
+from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.ranges import estimator
 from cora_plugin.layer import by_layer
-from cora_plugin.outputs import device_of, in_batches
+from cora_plugin.outputs import device_of, in_batches, run
+from cora_plugin.progress import bar
 
 ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
 """How activation ranges are found, and what Brevitas calls it."""
+
+TITLE = "Brevitas"
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -45,7 +50,8 @@ def quantize_ptq(
 
     Args:
         model: The float model, untouched.
-        calib_loader: Yields `(images, targets)`; walked twice.
+        calib_loader: Yields images [N, …], `(images, targets)`, or what else the model
+            takes; walked twice.
         weight_bits: Weight bit width.
         act_bits: Activation bit width.
         depthwise_bits: Weight bit width of depthwise convolutions; None: as the others.
@@ -59,13 +65,14 @@ def quantize_ptq(
             is better, and `percentile` from there on.
 
     Raises:
-        DataError: The loader is empty.
+        DataError: The loader is none or empty, or the model does not run with it.
         ConfigError: `act_range` is unknown, or a key of `layer_bits` fits no layer.
+        ToolkitError: Brevitas cannot quantize the model; its own error is behind.
     """
     found = estimator(
         act_range, act_bits, ACTIVATION_RANGES, few="mse", many="percentile"
     )
-    from brevitas_examples.imagenet_classification.ptq.ptq_common import calibrate
+    data = CalibrationData(model, calib_loader)
 
     def ends(module: Any) -> bool:
         if isinstance(module, nn.Conv2d):
@@ -86,13 +93,14 @@ def quantize_ptq(
         return first_last_bits if ends(module) else act_bits
 
     device = device_of(model)
-    prepared = preprocess_for_quantize(
-        copy.deepcopy(model).eval(),
-        equalize_iters=equalize_iters,
-        equalize_merge_bias=True,
-        merge_bn=True,
-        relu6_to_relu=False,
-    )
+    with doing(TITLE, "preparing the float model (traced, batch norms merged)"):
+        prepared = preprocess_for_quantize(
+            copy.deepcopy(model).eval(),
+            equalize_iters=equalize_iters,
+            equalize_merge_bias=True,
+            merge_bn=True,
+            relu6_to_relu=False,
+        )
     layers = [n for n, m in prepared.named_modules() if isinstance(m, _LAYERS)]
     chosen = by_layer("layer_bits", layer_bits or {}, layers)
 
@@ -123,20 +131,17 @@ def quantize_ptq(
 
     # One pass for each bit width that is chosen, over the layers that have it.
     quantized: nn.Module = prepared
-    for bits in {*chosen.values()}:
-        others = [name for name in layers if chosen.get(name) != bits]
-        quantized = layerwise_quantize(quantized, layer_map(bits), others)
-    quantized = layerwise_quantize(quantized, layer_map(weight_bit_width))
+    with doing(TITLE, f"quantizing the layers (W{weight_bits}A{act_bits})"):
+        for bits in {*chosen.values()}:
+            others = [name for name in layers if chosen.get(name) != bits]
+            quantized = layerwise_quantize(quantized, layer_map(bits), others)
+        quantized = layerwise_quantize(quantized, layer_map(weight_bit_width))
     quantized.eval()
-    first = next(iter(calib_loader), None)
-    if first is None:
-        raise DataError(
-            "calibration data: the loader is empty; pass a few dozen images"
-        )
-    with torch.no_grad():
-        quantized(first[0].to(device))  # initialises the activation scales
-    with fast_range_searches(quantized):
-        calibrate(calib_loader, quantized)
+    with torch.no_grad(), doing(TITLE, "calibrating the activations"):
+        run(quantized, data.first, unpack)  # initialises their scales
+        with fast_range_searches(quantized), calibration_mode(quantized):
+            for batch in bar(data, "calibration", "batch"):
+                run(quantized, batch, unpack)
     return quantized.eval()
 
 

@@ -25,7 +25,8 @@ from cora_plugin.integrations.brevitas.options import (
     QONNXOptions,
 )
 from cora_plugin.integrations.brevitas.private import QuantWeightBiasInputOutputLayer
-from cora_plugin.integrations.brevitas.recipe import logits, quantize_ptq
+from cora_plugin.integrations.brevitas.recipe import TITLE, logits, quantize_ptq
+from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
     PACKED,
@@ -36,13 +37,6 @@ from cora_plugin.integrations.toolkit import (
 )
 from cora_plugin.report import Report
 from cora_plugin.width_plan import WidthPlan
-
-FREE_BATCH: Mapping[str, Any] = {
-    "input_names": ["input"],
-    "output_names": ["output"],
-    "dynamic_axes": {"input": {0: "batch"}, "output": {0: "batch"}},
-}
-"""Arguments of `torch.onnx.export` that leave the batch size free."""
 
 
 def round_weights(
@@ -80,7 +74,7 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     """Brevitas' layerwise PTQ, its weight rounding, its bias correction."""
 
     name = "brevitas"
-    title = "Brevitas"
+    title = TITLE
     options = BrevitasOptions
     exports: ClassVar[Mapping[str, Export]] = {
         ADAPTERS: adapters_export(save_cora),
@@ -90,9 +84,9 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
             QCDQOptions,
             onnxruntime=True,
             forms={
-                "QCDQ ONNX": FREE_BATCH,
-                "packed ONNX": {"packed": True, **FREE_BATCH},
-                "int8 ONNX": {"int8_kernels": True, **FREE_BATCH},
+                "QCDQ ONNX": {"dynamic_batch": True},
+                "packed ONNX": {"packed": True, "dynamic_batch": True},
+                "int8 ONNX": {"int8_kernels": True, "dynamic_batch": True},
             },
             packs=_packs,
         ),
@@ -123,7 +117,8 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
             act_range=options.act_range,
         )
         floats = snapshot(model)
-        round_weights(model, loader, options)
+        with doing(TITLE, "rounding the weights"):
+            round_weights(model, loader, options)
         return Quantized(model, net, loader, options, floats)
 
     def correct_biases(
@@ -131,7 +126,8 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     ) -> Quantized[BrevitasOptions]:
         """A copy with corrected biases, and with adapters if it has them."""
         copied = quantized.copied()
-        correct_biases(copied.loader, copied.model)
+        with doing(TITLE, "correcting the biases"):
+            correct_biases(copied.loader, copied.model)
         return copied
 
     def plainly_rounded(self, options: BrevitasOptions) -> BrevitasOptions:

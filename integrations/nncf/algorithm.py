@@ -19,7 +19,7 @@ from cora_plugin import series
 from cora_plugin.adapters import load_adapters, save_adapters
 from cora_plugin.adapters.errors import ConfigError, DataError
 from cora_plugin.algorithm import CoRa
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import AnyConfig, CoRaConfig
 from cora_plugin.integrations.host import refuse_without_adapters
 from cora_plugin.integrations.nncf.dataset import ImageDataset
 from cora_plugin.integrations.nncf.extension import load_extension
@@ -35,7 +35,7 @@ from cora_plugin.integrations.nncf.step import TorchStep
 from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation
-from cora_plugin.items import Reader
+from cora_plugin.items import Reader, check_loader
 from cora_plugin.outputs import device_of, run
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def apply_cora(
     model: nn.Module,
     dataset: nncf.Dataset | Iterable[Any],
-    config: Any = None,
+    config: AnyConfig = None,
     reference: Reference | None = None,
     subset_size: int | None = None,
     bias_correction: bool = True,
@@ -93,6 +93,7 @@ def apply_cora(
             "calibration data: a menu walks it twice, and an iterator can be walked "
             "once; pass a list, a DataLoader or an nncf.Dataset"
         )
+    _check_data(model, dataset)
     check_model(model)
     given = model, dataset, reference, subset_size, unpack
     with restored(model):
@@ -110,7 +111,7 @@ def apply_cora(
 def plan_bits(
     model: nn.Module,
     dataset: nncf.Dataset | Iterable[Any],
-    config: Any = None,
+    config: AnyConfig = None,
     reference: Reference | None = None,
     subset_size: int | None = None,
     pinned: Mapping[str, int] | None = None,
@@ -141,7 +142,7 @@ def plan_bits(
 def expand_weights(
     model: nn.Module,
     example: Any,
-    config: Any = None,
+    config: AnyConfig = None,
     reference: Reference | None = None,
 ) -> SeriesReport:
     """Give every layer low-bit terms of its own shape, in place and without data.
@@ -192,6 +193,16 @@ def _hosted(
     return NNCFHost(model, example, reference), chain([first], batches), reader
 
 
+def _check_data(model: Any, dataset: Any) -> None:
+    """Refuse what is neither an NNCF dataset nor a loader.
+
+    Raises:
+        DataError: It is neither, or stands in the model's place.
+    """
+    if not isinstance(dataset, nncf.Dataset):
+        check_loader(dataset, model)
+
+
 def _as_they_are(item: Any) -> Any:
     """An NNCF dataset's items are the arguments of the model."""
     return item
@@ -215,7 +226,7 @@ class CoRaAlgorithm(TorchStep):
 
     def __init__(
         self,
-        config: Any = None,
+        config: AnyConfig = None,
         subset_size: int | None = None,
         bias_correction: bool = True,
         pinned: Mapping[str, int] | None = None,

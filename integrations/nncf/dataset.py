@@ -5,10 +5,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import nncf
+import torch
 from torch import nn
 
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.batches import tensors
+from cora_plugin.integrations.scopes import evaluation
+from cora_plugin.items import not_running
 
 
 class ImageDataset(nncf.Dataset):
@@ -20,12 +23,16 @@ class ImageDataset(nncf.Dataset):
     Args:
         dataset: The dataset, whose items are handed on as they are.
         model: The model, whose arguments the items have to be.
+        run: Whether the model, a float one, is run on the first item.
     """
 
-    def __init__(self, dataset: nncf.Dataset, model: nn.Module | None = None) -> None:
+    def __init__(
+        self, dataset: nncf.Dataset, model: nn.Module | None = None, run: bool = False
+    ) -> None:
         super().__init__(dataset)
         self._dataset = dataset
         self._model = model
+        self._run = run
 
     def get_data(self, indices: list[int] | None = None) -> Iterable[Any]:
         """The source's items."""
@@ -46,6 +53,9 @@ class ImageDataset(nncf.Dataset):
                     "what the model takes, as by nncf.Dataset(loader, lambda item: "
                     "item[0])"
                 )
+            if self._run and self._model is not None:
+                self._run = False  # One is enough.
+                _try(self._model, index, item)
             yield item
 
     def _takes(self, item: Any) -> bool:
@@ -72,6 +82,22 @@ class ImageDataset(nncf.Dataset):
         """The source's batch size, if it has one."""
         size: int | None = self._dataset.get_batch_size()
         return size
+
+
+@torch.no_grad()
+def _try(model: nn.Module, index: int, item: Any) -> None:
+    """Run a model on an item.
+
+    Raises:
+        DataError: It does not run.
+    """
+    keywords = item if isinstance(item, dict) else {}
+    arguments = item if isinstance(item, tuple) else (item,)
+    try:
+        with torch.random.fork_rng(devices=[]), evaluation(model):
+            model(**keywords) if keywords else model(*arguments)
+    except Exception as error:
+        raise not_running(index, item, error) from error
 
 
 def _describe(item: Any) -> str:

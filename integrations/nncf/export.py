@@ -42,6 +42,9 @@ def export_openvino(
     compress_to_fp16: bool = True,
     int8_kernels: bool = False,
     check: bool | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_batch: bool | None = None,
 ) -> float | None:
     """Write a model, adapters included, as OpenVINO IR: `path` and its `.bin`.
 
@@ -58,6 +61,10 @@ def export_openvino(
         int8_kernels: Fold adapters into weights of 8 bits, which OpenVINO runs in int8
             kernels, as `export_onnx` does; all weights are stored as i8.
         check: Load the file, run the example and compare it with torch; None: yes.
+        input_names: Names of the inputs in their order; None: the arguments' own.
+        output_names: Names of the outputs; None: `output`, or their own.
+        dynamic_batch: Leave the first axis free and no other, or none where it is
+            false; None: as OpenVINO traces it, which leaves all that it can.
 
     Returns:
         The largest difference from torch, None where it was not checked.
@@ -89,7 +96,12 @@ def export_openvino(
             with TemporaryDirectory() as folder:
                 traced = Path(folder) / "model.onnx"
                 export_onnx(
-                    model, example_input, traced, int8_kernels=True, check=False
+                    model,
+                    example_input,
+                    traced,
+                    int8_kernels=True,
+                    dynamic_batch=dynamic_batch,
+                    check=False,
                 )
                 converted = openvino.convert_model(traced)
         else:
@@ -99,6 +111,7 @@ def export_openvino(
             args = example.args[0] if len(example.args) == 1 else example.args
             converted = openvino.convert_model(copied, example_input=args)
             divide_factors(converted)
+        _describe(converted, example, input_names, output_names, dynamic_batch)
         written = Path(xml).with_suffix(".bin")
         try:
             openvino.save_model(converted, xml, compress_to_fp16=compress_to_fp16)
@@ -124,11 +137,12 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     dynamic_axes: Mapping[str, Any] | None = None,
     check: bool | None = None,
+    dynamic_batch: bool | None = None,
 ) -> float | None:
     """Write a model, adapters included, as ONNX of standard operators (opset 21).
 
     Weights are integers behind a DequantizeLinear: int4 at 4 bits and fewer, else int8;
-    adapters likewise. The batch size is free, unless `dynamic_axes` says otherwise.
+    adapters likewise.
 
     Args:
         model: The quantized model.
@@ -144,6 +158,8 @@ def export_onnx(
         dynamic_axes: Axes that are left free, as `torch.onnx.export` takes them.
         check: Load the file, run the example and compare it with torch; None: where
             onnxruntime is installed.
+        dynamic_batch: Leave the first axis of every input and output free, unless
+            `dynamic_axes` says what is; None: yes.
 
     Returns:
         The largest difference from torch, None where it was not checked.
@@ -166,9 +182,8 @@ def export_onnx(
     example = Example.of(copied, example_input)
     rounding = in_int8(copied, int8_kernels)
     copied.forward = flattened(copied.forward, example.names)
-    inputs = list(input_names or example.input_names)
-    outputs = list(output_names or example.output_names)
-    if dynamic_axes is None:
+    inputs, outputs = example.named(input_names, output_names)
+    if dynamic_axes is None and dynamic_batch is not False:
         dynamic_axes = example.dynamic_axes(inputs, outputs)
     difference = None
     with whole_file(path) as temporary, _quiet_tracing():
@@ -189,6 +204,33 @@ def export_onnx(
         if wanted(check, "onnxruntime"):
             difference = check_onnx(temporary, example, inputs)
     return difference
+
+
+def _describe(
+    converted: Any,
+    example: Example,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+    dynamic_batch: bool | None,
+) -> None:
+    """Name a converted model's inputs and outputs, and say which axes are free."""
+    names = example.named(input_names, output_names)
+    if dynamic_batch is not None:
+        free = example.dynamic_axes(names[0], ()) if dynamic_batch else {}
+        shapes = {}
+        for port, name, value in zip(
+            converted.inputs, names[0], example.inputs, strict=True
+        ):
+            sizes = list(value.shape)
+            shapes[port] = [-1, *sizes[1:]] if name in free else sizes
+        converted.reshape(shapes)
+    for given, own, ports in (
+        (input_names, names[0], converted.inputs),
+        (output_names, names[1], converted.outputs),
+    ):
+        if given is not None:
+            for port, name in zip(ports, own, strict=True):
+                port.get_tensor().set_names({name})
 
 
 def exportable(model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cora_plugin.integrations.ranges import AUTO
-from cora_plugin.integrations.toolkit import BITS, Options, option
+from cora_plugin.integrations.toolkit import BITS, NamedOptions, Options, option
 
 CLIPPED = 0.003
 """Better at W4A8 than none, with bias correction and with adapters: see the table of
@@ -37,10 +37,11 @@ class NNCFOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ONNXOptions:
+class ONNXOptions(NamedOptions):
     """Options of `export_onnx`."""
 
     int8_kernels: bool = option(False, "write a graph that runs in int8 kernels")
+    dynamic_batch: bool | None = option(None, "leave the batch size free; null: yes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +49,6 @@ class OpenVINOOptions(ONNXOptions):
     """Options of `export_openvino`."""
 
     compress_to_fp16: bool = option(True, "store what is not quantized as float16")
+    dynamic_batch: bool | None = option(
+        None, "leave the batch size free, and no other; null: all sizes are"
+    )

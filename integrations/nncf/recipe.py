@@ -17,13 +17,16 @@ from nncf.quantization.range_estimator import (
 )
 from torch import nn
 
+from cora_plugin.config import AnyConfig
+from cora_plugin.integrations.data import CalibrationData
+from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.nncf.bits import FEW, allow_bits, check_bits
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layers import refuse_sequential
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
 from cora_plugin.integrations.ranges import estimator
-from cora_plugin.outputs import device_of
+from cora_plugin.outputs import device_of, moved
 
 ACTIVATION_RANGES = {
     "default": RangeEstimatorParameters(),
@@ -37,6 +40,9 @@ ACTIVATION_RANGES = {
 NNCF's `histogram` minimizes the squared error, too, but that of 256 levels always."""
 
 
+TITLE = "NNCF"
+
+
 def quantize_ptq(
     model: nn.Module,
     calib_loader: Iterable[Any],
@@ -48,7 +54,7 @@ def quantize_ptq(
     bias_correction: bool = False,
     weight_quantile: float | None = NNCFOptions.weight_quantile,
     act_range: str = NNCFOptions.act_range,
-    cora: Any = None,
+    cora: AnyConfig = None,
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet by `nncf.quantize`.
 
@@ -56,8 +62,8 @@ def quantize_ptq(
 
     Args:
         model: The float model, untouched.
-        calib_loader: Yields images [N, …], or tuples that begin so; walked several
-            times.
+        calib_loader: Yields images [N, …], `(images, targets)`, or what else the model
+            takes; walked several times.
         weight_bits: Weight bit width, 2 to 8.
         act_bits: Activation bit width, 2 to 8.
         depthwise_bits: Weight bit width of depthwise convolutions; None: as the others.
@@ -74,11 +80,13 @@ def quantize_ptq(
         cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
 
     Raises:
-        CoRaError: Something that the caller can change is wrong.
+        CoRaError: Something that the caller can change is wrong; a `ToolkitError` where
+            NNCF fails, its own error behind.
     """
     check_bits("weight_bits", weight_bits)
     check_bits("act_bits", act_bits)
     found = estimator(act_range, act_bits, ACTIVATION_RANGES, few="mse", many="default")
+    data = CalibrationData(model, calib_loader)
     refuse_sequential(model)
     device = device_of(model)
     load_extension(device)
@@ -99,8 +107,9 @@ def quantize_ptq(
         ),
         overflow_fix=nncf.OverflowFix.DISABLE,
     )
-    dataset = nncf.Dataset(calib_loader, lambda item: _images(item).to(device))
-    with allow_bits(weight_bits, act_bits):
+    dataset = nncf.Dataset(data, lambda batch: moved(batch, device))
+    what = f"quantizing the model (W{weight_bits}A{act_bits})"
+    with allow_bits(weight_bits, act_bits), doing(TITLE, what):
         quantized: nn.Module = nncf.quantize(
             model,
             dataset,
@@ -108,10 +117,6 @@ def quantize_ptq(
             advanced_parameters=parameters,
         )
     return quantized
-
-
-def _images(item: Any) -> Any:
-    return item[0] if isinstance(item, list | tuple) else item
 
 
 def _weight_range(quantile: float | None) -> RangeEstimatorParameters:

@@ -1,5 +1,6 @@
 """The flag that `nncf.quantize` reads: typed parameters, and `register()`."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +18,8 @@ from nncf.quantization.algorithms.min_max.algorithm import MinMaxQuantization
 from nncf.quantization.algorithms.pipeline import Pipeline
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
-from cora_plugin.config import CoRaConfig
+from cora_plugin.config import AnyConfig, CoRaConfig
+from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.nncf import private
 from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
 from cora_plugin.integrations.nncf.dataset import ImageDataset
@@ -50,7 +52,7 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
             NNCF's estimator found; see `LeastSquaresRanges`.
     """
 
-    cora: Any = None
+    cora: AnyConfig = None
     first_last_bits: int | None = None
     depthwise_bits: int | None = None
     layer_bits: Mapping[str, int] | None = None
@@ -110,17 +112,28 @@ def _bits(parameters: Any) -> dict[str, Any]:
     return {name: bits for name, bits in given.items() if bits is not None}
 
 
+KEY = "cora"
+"""The flag's key among NNCF's `backend_params`."""
+
+
 def _flag(parameters: Any) -> Any:
     """The flag's value, None where it is not set.
 
     Raises:
-        ConfigError: It is set where NNCF alone would ignore it, without `register()`.
+        ConfigError: It is set where NNCF alone would ignore it, without `register()`,
+            or under a name that is nearly its own.
     """
     typed = isinstance(parameters, CoRaQuantizationParameters)
+    given: Mapping[Any, Any] = getattr(parameters, "backend_params", None) or {}
+    for name in given:
+        if name != KEY and _is_nearly_ours(name):
+            raise ConfigError(
+                ("backend_params",),
+                f"{name!r} is nothing that NNCF reads; did you mean {KEY!r}?",
+            )
     value = parameters.cora if typed else None
     if value is None:
-        given: Mapping[str, Any] = getattr(parameters, "backend_params", None) or {}
-        value = given.get("cora")
+        value = given.get(KEY)
     if value is None or value is False:
         return None
     if not typed and not register._active:
@@ -131,6 +144,13 @@ def _flag(parameters: Any) -> Any:
             "CoRaQuantizationParameters(cora=…)",
         )
     return value
+
+
+def _is_nearly_ours(name: Any) -> bool:
+    """Whether a key is the flag's but for a slip."""
+    letters = "".join(filter(str.isalpha, str(name).casefold()))
+    short = letters.removesuffix("plugin").removesuffix("config")
+    return bool(difflib.get_close_matches(short, [KEY], cutoff=0.7))
 
 
 def _with_our_steps(original: Any) -> Any:
@@ -177,12 +197,13 @@ def _with_images_only(original: Any) -> Any:
     """The PyTorch backend's `quantize`, with checked data where the flag is set."""
 
     def quantize_impl(*args: Any, **kwargs: Any) -> Any:
-        if _flag(kwargs.get("advanced_parameters")) is not None:
-            dataset = kwargs["calibration_dataset"]
-            model = kwargs["model"]
-            refuse_sequential(model)
-            kwargs["calibration_dataset"] = ImageDataset(dataset, model)
-        return original(*args, **kwargs)
+        if _flag(kwargs.get("advanced_parameters")) is None:
+            return original(*args, **kwargs)
+        model = kwargs["model"]
+        refuse_sequential(model)
+        dataset = ImageDataset(kwargs["calibration_dataset"], model, run=True)
+        with doing("NNCF", "quantizing the model, with the flag cora"):
+            return original(*args, **{**kwargs, "calibration_dataset": dataset})
 
     return quantize_impl
 

@@ -17,7 +17,7 @@ from cora_plugin.integrations.nncf.options import (
     OpenVINOOptions,
 )
 from cora_plugin.integrations.nncf.private import is_wrapped
-from cora_plugin.integrations.nncf.recipe import quantize_ptq
+from cora_plugin.integrations.nncf.recipe import TITLE, quantize_ptq
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
     PACKED,
@@ -35,7 +35,7 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
     """`nncf.quantize`; with adapters, biases are corrected after them, guarded."""
 
     name = "nncf"
-    title = "NNCF"
+    title = TITLE
     options = NNCFOptions
     exports: ClassVar[Mapping[str, Export]] = {
         ADAPTERS: adapters_export(save_cora),

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 import torch
-from interrupted_net import HOSTS, data, net
+from interrupted_net import CONFIG, HOSTS, data, net
 from torch.overrides import _get_current_function_mode_stack
 
 
@@ -53,9 +53,37 @@ def interrupted(model, apply, seconds):
         signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_no_interrupt_leaves_a_changed_model(host, faults):
-    model, apply = host(net(), data())
+def applied(host, model, tmp_path):
+    return lambda tried: host.apply(tried, data(), CONFIG)
+
+
+def loaded(host, model, tmp_path):
+    """Puts adapters of a file into a model."""
+    path, whole = tmp_path / "adapters.safetensors", copy.deepcopy(model)
+    host.apply(whole, data(), CONFIG)
+    host.save(path, whole)
+    return lambda tried: host.load(path, tried, data()[0])
+
+
+def collected(host, model, tmp_path):
+    """Brevitas' mode, in which the caller runs the model."""
+
+    def apply(tried):
+        with torch.no_grad(), host.functions.cora_mode(tried, CONFIG) as cora:
+            for images in data():
+                cora.model(images)
+
+    return apply
+
+
+WAYS = [(host, way) for host in HOSTS for way in (applied, loaded)]
+WAYS.append((HOSTS[0], collected))
+
+
+@pytest.mark.parametrize(("host", "way"), WAYS)
+def test_no_interrupt_leaves_a_changed_model(host, way, faults, tmp_path):
+    model = host.quantized(net(), data())
+    apply = way(host, model, tmp_path)
     # Of a copy: a copied GraphModule's containers are in training mode.
     as_it_was, whole = state(copy.deepcopy(model)), copy.deepcopy(model)
     apply(whole)  # The first time takes longer.

@@ -24,7 +24,7 @@ from brevitas_examples.imagenet_classification.ptq.ptq_imagenet_args import (
 )
 from PIL import Image
 
-from cora_plugin import CoRaError
+from cora_plugin import CoRaError, ToolkitError
 from cora_plugin.cli import main
 from cora_plugin.config import CoRaConfig, RefineConfig
 from cora_plugin.document import Document
@@ -35,7 +35,11 @@ from cora_plugin.integrations.brevitas import (
     save_cora,
 )
 from cora_plugin.integrations.brevitas.cli import _config, parser, read_defaults
-from cora_plugin.integrations.brevitas.imagenet import ptq_imagenet, stock_script
+from cora_plugin.integrations.brevitas.imagenet import (
+    _told,
+    ptq_imagenet,
+    stock_script,
+)
 
 CLASSES = 2
 
@@ -331,3 +335,15 @@ def test_a_menu_is_refused_before_the_script_runs(folders):
         options = parser().parse_args(["--calibration-dir", str(folders)])
         config = CoRaConfig.of({"budget": "1.0 ptq", "menu": [4, 8]})
         ptq_imagenet(options, config, folders / "report.json")
+
+
+def test_a_failing_step_of_the_script_is_named():
+    def calibrate(loader):
+        return 1 / loader
+
+    step = _told("calibrate", calibrate)
+    assert step(2) == 0.5 and step.__name__ == "calibrate"
+    match = "^Brevitas failed at calibrate, a step of its ImageNet script: Zero"
+    with pytest.raises(ToolkitError, match=match) as error:
+        step(0)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)

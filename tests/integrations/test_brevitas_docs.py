@@ -62,6 +62,7 @@ def test_example_runs(block, float_net, loader, tmp_path, monkeypatch):
         "fresh_quant_model": quantize_ptq(float_net, loader),
         "example_input": torch.randn(1, 3, 16, 16),
         "float_model": float_net,
+        "model": float_net,
     }
     if "save_cora" in block:
         apply_cora(loader, names["quant_model"], "budget=0.05")

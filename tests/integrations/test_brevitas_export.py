@@ -390,6 +390,20 @@ def test_a_bias_that_no_integer_can_hold_is_refused_by_the_layer(
     assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
 
 
+def test_such_a_bias_is_told_before_adapters_are_made(
+    quantize, batches, unseen, caplog
+):
+    torch.manual_seed(1)
+    model = quantize(net=Shallow(1).eval())
+    apply_cora(batches, copy.deepcopy(model), {"budget": 0.3, "metric": "svd"})
+    assert not [e for e in caplog.messages if "its bias" in e]
+    model.second.bias.data[5] = beyond_float32(model, unseen)
+    caplog.clear()
+    apply_cora(batches, model, {"budget": 0.3, "metric": "svd"})
+    assert caplog.messages[0].startswith("second: its bias cannot be stored as int")
+    assert "bias_quant.disable_quant = True; QCDQ exports will" in caplog.messages[0]
+
+
 def beyond_float32(model, x):
     """A bias of so many steps that their number times the step is a half apart."""
     seen, inner = {}, model.second.inner_forward_impl

@@ -436,11 +436,14 @@ def test_the_script_calls_its_helpers_by_name(private):
         assert private.missing_helpers(script.validate_args) == {
             *private.SCRIPT_HELPERS
         }
-        ours = private.with_helpers(function, _Step)
+        ours = private.with_helpers(function, _Step, lambda *step: step)
         assert ours.__code__ is function.__code__
         for name in private.SCRIPT_HELPERS:
-            assert ours.__globals__[name] is getattr(_Step, name)
+            assert ours.__globals__[name] == (name, getattr(_Step, name))
             assert callable(getattr(script, name))
+        # And so are its own steps, whose failures say which they are.
+        assert ours.__globals__["calibrate"] == ("calibrate", script.calibrate)
+        assert ours.__globals__["torch"] is torch
         options = script.create_args_parser().parse_args([])
         for name in ("export_dir", "calibration_dir", "calibration_samples", "workers"):
             assert hasattr(options, name)

@@ -224,6 +224,18 @@ class TestFlag:
         off = parameters(8, backend_params={"cora": False, "other": 1})
         assert not adapts(off)
 
+    @pytest.mark.parametrize("name", ["Cora", "CoRa", "core", "cora_plugin", "corra"])
+    def test_a_misspelt_flag_is_refused(self, name, float_net, dataset):
+        match = rf"^backend_params: '{name}' is nothing.* did you mean 'cora'"
+        for kind in (parameters, typed):
+            flag = kind(bits=8, backend_params={name: "budget=0.3"})
+            with untouched(float_net), pytest.raises(CoRaError, match=match):
+                nncf.quantize(float_net, dataset, advanced_parameters=flag)
+
+    def test_what_nncf_reads_is_left_to_it(self):
+        theirs = {"compress_weights": False, "external_data_dir": "x", "score": 1}
+        assert not adapts(parameters(8, backend_params=theirs))
+
     @pytest.mark.parametrize(
         "way",
         [

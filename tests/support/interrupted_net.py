@@ -34,23 +34,41 @@ def data():
     return [torch.randn(8, 3, 8, 8, generator=random) for _ in range(3)]
 
 
-def brevitas(net, batches):
-    pytest.importorskip("brevitas")
-    from cora_plugin.integrations.brevitas import apply_cora
-    from cora_plugin.integrations.brevitas.recipe import quantize_ptq
+class Hosted:
+    """A host; called, it quantizes a net and says how adapters are put into it."""
 
-    loader = [(images, torch.zeros(8)) for images in batches]
-    model = quantize_ptq(net, loader, weight_bits=3)
-    return model, lambda model: apply_cora(batches, model, CONFIG)
+    def __init__(self, name):
+        self.__name__ = name  # That of the test.
+
+    def __call__(self, net, batches):
+        model = self.quantized(net, batches)
+        return model, lambda model: self.apply(model, batches, CONFIG)
+
+    @property
+    def functions(self):
+        pytest.importorskip(self.__name__)
+        import importlib
+
+        return importlib.import_module(f"cora_plugin.integrations.{self.__name__}")
+
+    def quantized(self, net, batches, **options):
+        return self.functions.quantize_ptq(net, batches, weight_bits=3, **options)
+
+    def apply(self, model, batches, config=None):
+        first, second = self.ordered(model, batches)
+        return self.functions.apply_cora(first, second, config)
+
+    def ordered(self, model, batches):
+        """Model and data in the order of the toolkit's own functions."""
+        pair = (model, batches)
+        return pair if self.__name__ == "nncf" else pair[::-1]
+
+    def save(self, path, model):
+        self.functions.save_cora(path, model)
+
+    def load(self, path, model, example):
+        more = (example,) if self.__name__ == "nncf" else ()
+        self.functions.load_cora(path, model, *more)
 
 
-def nncf(net, batches):
-    pytest.importorskip("nncf")
-    from cora_plugin.integrations.nncf import apply_cora
-    from cora_plugin.integrations.nncf.recipe import quantize_ptq
-
-    model = quantize_ptq(net, batches, weight_bits=3)
-    return model, lambda model: apply_cora(model, batches, CONFIG)
-
-
-HOSTS = (brevitas, nncf)
+HOSTS = (Hosted("brevitas"), Hosted("nncf"))

@@ -7,6 +7,8 @@ import torch
 import yaml
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils.data import Dataset
 
 SIDE = 16
 
@@ -29,6 +31,19 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x).mean((2, 3)))
+
+
+class Untraceable(nn.Module):
+    """Runs, but not while a toolkit traces it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is not Tensor or _get_current_function_mode_stack():
+            raise ZeroDivisionError("of the model's own\nwith a second line")
+        return self.head(x.mean((2, 3)))
 
 
 def images(count: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -55,6 +70,36 @@ def labelled_below(count: int = 64) -> tuple[Tensor, Tensor]:
     x, y = images(count)
     y[5] = -2
     return x, y
+
+
+def one_hot() -> tuple[Tensor, Tensor]:
+    x, y = images()
+    return x, nn.functional.one_hot(y)
+
+
+def mixed() -> list[Tensor]:
+    """Images of two sizes."""
+    return [torch.zeros(3, SIDE + index % 2, SIDE) for index in range(64)]
+
+
+def grey() -> Tensor:
+    return unlabelled()[:, :1]
+
+
+def as_bytes() -> Tensor:
+    return unlabelled().to(torch.uint8)
+
+
+class Raising(Dataset[Tensor]):
+    """A data set that cannot read its ninth image."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 9:
+            raise KeyError("the ninth\nis missing")
+        return torch.zeros(3, SIDE, SIDE)
 
 
 def overflowing() -> nn.Module:
