@@ -138,9 +138,9 @@ class Adapter:
         """Stored bits, scales counted."""
         return sum(t.stored_bits for t in self.tensors.values())
 
-    def cost(self, outputs: int = 1) -> Cost:
-        """What it costs beside a layer with `outputs` output positions."""
-        return reduce(add, (form.cost(outputs) for form in self.forms))
+    def cost(self, outputs: int = 1, slides: int | None = None) -> Cost:
+        """What it costs beside a layer: see `Form.cost`."""
+        return reduce(add, (form.cost(outputs, slides) for form in self.forms))
 
     def merged(self) -> Tensor:
         """The weight that has the adapter's effect, [m, n/g, *kernel], float32."""

@@ -212,11 +212,24 @@ class Form:
     def _scales(self) -> int:
         return sum(map(math.prod, self.scale_shapes.values()))
 
-    def cost(self, outputs: int = 1) -> Cost:
-        """What it costs beside a layer with `outputs` output positions."""
+    def cost(self, outputs: int = 1, slides: int | None = None) -> Cost:
+        """What it costs beside a layer.
+
+        Args:
+            outputs: The layer's output positions.
+            slides: The positions at which its filters are applied; None: its outputs,
+                as of all but transposed convolutions, which slide over their input.
+        """
         bits = self.bits * self._values + FLOAT_BITS * self._scales
-        run = math.prod(self.weight_shape) if self.runs_merged else self._values
-        return Cost(self.parameters, bits, run * outputs)
+        slides = outputs if slides is None else slides
+        macs = math.prod(self.weight_shape) * slides
+        if not self.runs_merged:
+            macs = sum(
+                math.prod(self.shapes[name])
+                * (outputs if role is Role.POINTWISE else slides)
+                for name, role in self.roles.items()
+            )
+        return Cost(self.parameters, bits, macs)
 
     def values(self, residual: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
         """The tensors of this form for a residual, by name.

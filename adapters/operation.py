@@ -13,6 +13,7 @@ from cora_plugin.adapters.exact import exact_device
 Padding = tuple[tuple[int, int], ...] | Literal["same"]
 
 _CONVOLUTION = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _PAD_MODE = {
     "zeros": "constant",
     "reflect": "reflect",
@@ -27,6 +28,10 @@ class Operation:
 
     `padding` gives (before, after) of every axis, or "same": as much as keeps
     `ceil(size / stride)` positions, the odd one after.
+
+    A `transposed` convolution spreads its input, `stride` apart, and drops `padding`
+    positions at both ends but for `output_padding` at the far one. Its weight is
+    [m, n/g, *kernel] here, as that of any convolution; `layout` tells torch's.
     """
 
     dimensions: int = 0
@@ -35,6 +40,25 @@ class Operation:
     padding_mode: str = "zeros"
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    @property
+    def _sides(self) -> tuple[tuple[int, int], ...]:
+        """The padding of a transposed convolution, which is never "same"."""
+        return () if self.padding == "same" else self.padding
+
+    def layout(self, weight: Tensor) -> Tensor:
+        """From [m, n/g, *kernel] to the layout of torch's layer, and back.
+
+        Layers of transposed convolutions hold [n, m/g, *kernel], all others the same.
+        """
+        if not self.transposed:
+            return weight
+        if self.groups == 1:
+            return weight.transpose(0, 1)
+        split = weight.reshape(self.groups, -1, *weight.shape[1:])
+        return split.transpose(1, 2).reshape(-1, split.shape[1], *weight.shape[2:])
 
     def pad(self, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
         """Pad `x` [N, n, *size] as the operation does before it slides."""
@@ -55,6 +79,18 @@ class Operation:
         """Apply the bias-free operation with `weight` to `x`."""
         if not self.dimensions:
             return F.linear(x, weight)
+        if self.transposed:
+            output: Tensor = _TRANSPOSED[self.dimensions](
+                x,
+                self.layout(weight),
+                None,
+                self.stride,
+                [before for before, _ in self._sides],
+                self.output_padding,
+                self.groups,
+                self.dilation,
+            )
+            return output
         convolve = _CONVOLUTION[self.dimensions]
         return convolve(
             self.pad(x, tuple(weight.shape[2:])),
@@ -69,7 +105,52 @@ class Operation:
         ones = (1,) * self.dimensions
         none = ((0, 0),) * self.dimensions
         return replace(
-            self, stride=ones, padding=none, padding_mode="zeros", dilation=ones
+            self,
+            stride=ones,
+            padding=none,
+            padding_mode="zeros",
+            dilation=ones,
+            transposed=False,
+            output_padding=(),
+        )
+
+    def spread(self, x: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, "Operation"]:
+        """A transposed convolution's input with zeros between and around its values.
+
+        Returns:
+            What a plain convolution slides over to the same end, its kernel turned
+            round, and that convolution.
+        """
+        between = tuple(slice(None, None, step) for step in (1, 1, *self.stride))
+        size = [
+            (n - 1) * step + 1 for n, step in zip(x.shape[2:], self.stride, strict=True)
+        ]
+        wide = x.new_zeros(*x.shape[:2], *size)
+        wide[between] = x
+        axes = zip(kernel, self.dilation, self._sides, self.output_padding, strict=True)
+        sides = tuple(
+            (reach * (length - 1) - before, reach * (length - 1) - after + more)
+            for length, reach, (before, after), more in axes
+        )
+        ones = (1,) * self.dimensions
+        return wide, Operation(
+            self.dimensions, ones, sides, "zeros", self.dilation, self.groups
+        )
+
+    def output_size(self, x: Tensor, kernel: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes of a transposed convolution's output for an input [N, n, *size]."""
+        axes = zip(
+            x.shape[2:],
+            kernel,
+            self.stride,
+            self.dilation,
+            self._sides,
+            self.output_padding,
+            strict=True,
+        )
+        return tuple(
+            (n - 1) * step - before - after + reach * (length - 1) + more + 1
+            for n, length, step, reach, (before, after), more in axes
         )
 
     def matrices(self, weight: Tensor) -> Tensor:
@@ -114,6 +195,9 @@ def patches(
         kept = rows[:, start % every :: every].to(home).to(dtype or x.dtype)
         return kept.reshape(1, -1, x.shape[-1])
     axes = operation.dimensions
+    turned = operation.transposed
+    if turned:
+        x, operation = operation.spread(x, kernel)
     x = operation.pad(x, kernel)
     batch, channels, *size = x.shape
     outer, channel, *inner = x.stride()
@@ -139,11 +223,10 @@ def patches(
     # Positions stay innermost, [g, n/g, *kernel, N, *positions]: a copy along memory is
     # several times as fast as one across it, and a product takes either transpose.
     order = [1, 2, *range(3 + axes, 3 + 2 * axes), 0, *range(3, 3 + axes)]
-    columns = (
-        view.permute(order)
-        .to(home)
-        .to(dtype or x.dtype, memory_format=torch.contiguous_format)
-    )
+    view = view.permute(order)
+    if turned:
+        view = view.flip(tuple(range(2, 2 + axes)))
+    columns = view.to(home).to(dtype or x.dtype, memory_format=torch.contiguous_format)
     return columns.reshape(groups, per_group * math.prod(kernel), -1).mT
 
 

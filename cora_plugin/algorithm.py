@@ -32,8 +32,12 @@ from cora_plugin.search import Network
 from cora_plugin.statistics import Collector
 from cora_plugin.steps import ACTIONS, Context, note_rounding, take
 from cora_plugin.target import Measure, choose
+from cora_plugin.teacher import Teacher, check_taught
 
 log = logging.getLogger(__name__)
+
+
+_TAUGHT = "distances are those from the teacher, not from the float weights"
 
 
 @contextmanager
@@ -91,6 +95,7 @@ class CoRa:
         plan: Planned | None = None,
         unpack: Callable[[Any], Any] | None = None,
         metric: Callable[[], float] | None = None,
+        teacher: Teacher | None = None,
     ) -> Report:
         """Give a quantized model its adapters; if anything fails, it is left unchanged.
 
@@ -104,13 +109,15 @@ class CoRa:
                 tuple or a mapping, where that is not clear.
             metric: Measures the model as it is, higher where it is better: a step that
                 lowers it is undone.
+            teacher: Gives the outputs that are to be reached, where they are not those
+                of the float weights.
 
         Raises:
             CoRaError: Something that the caller can change is wrong.
         """
         check_loader(loader)
         with ordinary_tensors(), host.prepared():
-            run = self.start(host, plan, unpack, metric)
+            run = self.start(host, plan, unpack, metric, teacher)
             for item in bar(loader, "moments", "batch"):
                 run.update(item)
             return run.finish()
@@ -121,9 +128,10 @@ class CoRa:
         plan: Planned | None = None,
         unpack: Callable[[Any], Any] | None = None,
         metric: Callable[[], float] | None = None,
+        teacher: Teacher | None = None,
     ) -> "Run":
         """Begin on a prepared host; then call `update` by batch, and `finish`."""
-        return Run(self.config, host, self.objective, plan, unpack, metric)
+        return Run(self.config, host, self.objective, plan, unpack, metric, teacher)
 
 
 class Run:
@@ -137,6 +145,7 @@ class Run:
         plan: Planned | None = None,
         unpack: Callable[[Any], Any] | None = None,
         metric: Callable[[], float] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         if config.widths and plan is None:
             raise ConfigError(
@@ -167,6 +176,7 @@ class Run:
         else:
             self._collector = kept.again(host, self._targets)
         self._metric = metric
+        self._teacher = teacher
         self._labelled = Labelled(host)
         self._reader = Reader.of(host.run, unpack)
         self._types: list[torch.dtype] = []
@@ -232,13 +242,15 @@ class Run:
                 )
             pinned = {n: r for n, r in self._pinned.items() if n not in unused}
         with watch("guard"):
-            metric, doubt = self._metric, self._labelled.doubt
+            # Where there is a teacher, nobody asks the float weights.
+            taught = self._teacher is not None
+            metric, doubt = self._metric, None if taught else self._labelled.doubt
             if doubt is not None:
                 log.warning("%s", doubt)
             strict = doubt is not None and metric is None
             metric = self._labelled.top1 if strict else metric
             judges = split.held_out(), objective, split.reserve()
-            guard = Guard(host, *judges, metric, strict)
+            guard = Guard(host, *judges, metric, strict, self._teacher)
             activations = guard.trial({e.name: e.weight for e in self._layers})
         residuals = Residuals(config, targets, statistics)
         network = Network(
@@ -248,6 +260,7 @@ class Run:
             lambda layer: residuals.factors[layer.name],
             split.sampled(config.butterworth.images),
             objective,
+            self._teacher,
         )
         planner = Planner(config, self._layers, residuals, pinned, network)
         sweep: list[SweepPoint] = []
@@ -281,6 +294,7 @@ class Run:
                 *choice.notes,
                 *self._collector.notes,
                 *([doubt] if doubt else []),
+                *([_TAUGHT] if taught else []),
             )
             return self._report(context, guard.judged(activations), sweep, notes)
         except BaseException:
@@ -330,10 +344,16 @@ class Run:
 
     def _choice(self) -> Choice:
         """What is measured, by the outputs for the first held-out batch."""
+        batch = self._collector.split.held_out()[0]
+        outputs = None
+        if self._teacher is not None:
+            outputs = self._teacher(batch)
+            with torch.no_grad():
+                check_taught(outputs, self._host.run(batch))
         if self._given is not None:
             return Choice(self._given)
-        batch = self._collector.split.held_out()[0]
-        return decide_on(self._host, self.config, batch, self._collector.last_channels)
+        channels = self._collector.last_channels
+        return decide_on(self._host, self.config, batch, channels, outputs)
 
     def _plan(self, planner: Planner, guard: Guard, measure: Measure) -> Plan:
         if self._planned is not None:

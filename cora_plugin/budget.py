@@ -61,12 +61,20 @@ def stored_bits(layers: Iterable[QuantizedLayer], adapters: Iterable[Adapter]) -
 
 
 def allowance(
-    budget: Budget, layers: Sequence[QuantizedLayer], outputs: Mapping[str, int]
+    budget: Budget,
+    layers: Sequence[QuantizedLayer],
+    positions: Mapping[str, tuple[int, int]],
 ) -> float:
-    """The largest total of `Cost.of(budget.unit)` that a budget allows a model."""
+    """The largest total of `Cost.of(budget.unit)` that a budget allows a model.
+
+    Args:
+        budget: The budget.
+        layers: The layers.
+        positions: Of outputs and of filters, an image, by layer.
+    """
     whole = sum(layer.weight.numel() for layer in layers)
     if budget.unit == "macs":
-        whole = sum(layer.weight.numel() * outputs[layer.name] for layer in layers)
+        whole = sum(layer.weight.numel() * positions[layer.name][1] for layer in layers)
     return budget.amount * whole
 
 

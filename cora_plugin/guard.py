@@ -17,6 +17,7 @@ from cora_plugin.objective import Distance, Objective, Sums
 from cora_plugin.outputs import Batch
 from cora_plugin.progress import bar
 from cora_plugin.reference import References
+from cora_plugin.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +118,19 @@ class Jury:
         host: The prepared host.
         batches: The images, in batches.
         objective: What "near to the float model" means.
+        teacher: As for `References`.
     """
 
     def __init__(
-        self, host: Host, batches: Sequence[Batch], objective: Objective
+        self,
+        host: Host,
+        batches: Sequence[Batch],
+        objective: Objective,
+        teacher: Teacher | None = None,
     ) -> None:
         self._host = host
         self._units = Units(batches, join=False)
-        self._references = References(host, self._units)
+        self._references = References(host, self._units, teacher)
         self._objective = objective
 
     @property
@@ -166,6 +172,8 @@ class Guard:
         reserve: Further ones, run only where the held-out ones leave a step in doubt.
         metric: Measures the model as it is, more is better; a step must not lower it.
         strict: Whether a step must raise it, for the distance itself is in doubt.
+        teacher: As for `References`. To its outputs no step is right by construction,
+            so none has the benefit of the doubt.
     """
 
     def __init__(
@@ -176,11 +184,15 @@ class Guard:
         reserve: Sequence[Batch] = (),
         metric: Callable[[], float] | None = None,
         strict: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         self._strict = strict
         self._host = host
-        self._jury = Jury(host, held_out, objective)
-        self._reserve = Jury(host, reserve, objective) if reserve else None
+        self.teacher = teacher
+        self._jury = Jury(host, held_out, objective, teacher)
+        self._reserve = None
+        if reserve:
+            self._reserve = Jury(host, reserve, objective, teacher)
         self.before, self._each = self._jury()
         self._reserve_each: Tensor | None = None
         self._metric = metric
@@ -229,6 +241,8 @@ class Guard:
             Whether it was kept. If anything fails, the model carries no correction.
         """
         host = self._host
+        if self.teacher is not None:
+            doubt = min(doubt, 0.0)
         try:
             host.correct(correction)
             after, each = self._jury()

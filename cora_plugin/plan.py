@@ -142,14 +142,16 @@ class Planner:
         return Treatment((form_of(layer, rank, self._config.adapter_bits),))
 
     def _cost(self, name: str, treatment: Treatment) -> int:
-        outputs = self._residuals.outputs
-        return sum(form.cost(outputs[name]).of(self.unit) for form in treatment.forms)
+        positions = self._residuals.positions  # None of layers that never ran.
+        return sum(
+            form.cost(*positions[name]).of(self.unit) for form in treatment.forms
+        )
 
     def _allowance(self, budget: Budget) -> float:
         # A layer that is left alone was not observed; it counts with its parameters and
         # bits, and its share of the MACs is not offered to the others.
         counted = self._residuals.layers if budget.unit == "macs" else self._layers
-        return allowance(budget, counted, self._residuals.outputs)
+        return allowance(budget, counted, self._residuals.positions)
 
     @cached_property
     def _candidates(self) -> Sequence[Candidate]:
@@ -158,13 +160,13 @@ class Planner:
             if layer.name in self._pinned:
                 continue
             removed = [0.0, *accumulate(self._residuals.spectra[layer.name])]
-            outputs = self._residuals.outputs[layer.name]
+            where = self._residuals.positions[layer.name]
             options = [Option(NOTHING, 0, 0.0)]
             for form in ladder(layer, self._config.adapter_bits, self._term_bits):
                 gain = removed[form.rank]
                 if form.bits in self._term_bits:
                     gain -= self._residuals.left_by(layer, form)
-                cost = form.cost(outputs).of(self.unit)
+                cost = form.cost(*where).of(self.unit)
                 options.append(Option(Treatment((form,)), cost, gain))
             options.sort(key=lambda option: option.cost)
             if len(options) > 1:

@@ -1,4 +1,4 @@
-"""The float model's outputs for data that is run more than once."""
+"""The outputs to be reached for data that is run more than once."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,16 @@ import torch
 from cora_plugin.batches import Units
 from cora_plugin.host import Host
 from cora_plugin.outputs import Outputs, joined, rows
+from cora_plugin.teacher import Teacher
 
 KEPT = 2**28
 """Bytes of outputs that are kept; beyond it they are computed anew."""
 
 
 class References:
-    """Float outputs of pieces of data, computed once where there is room to keep them.
+    """Outputs to be reached, computed once where there is room to keep them.
+
+    They are those of the float model, unless a teacher gives them.
 
     Memory does not grow with the number of pieces: of dense outputs few are kept, and
     the rest costs a float pass each time.
@@ -21,11 +24,19 @@ class References:
     Args:
         host: The prepared host.
         units: The pieces.
+        teacher: What gives the outputs in place of the float model; None: nothing.
         room: Bytes of outputs that are kept.
     """
 
-    def __init__(self, host: Host, units: Units, room: int = KEPT) -> None:
+    def __init__(
+        self,
+        host: Host,
+        units: Units,
+        teacher: Teacher | None = None,
+        room: int = KEPT,
+    ) -> None:
         self._host = host
+        self._teacher = teacher
         self._units = units
         self._room = room
         self._kept: dict[int, Outputs] = {}
@@ -56,8 +67,12 @@ class References:
         return joined([found[number] for number in group])
 
     def _computed(self, group: Sequence[int]) -> dict[int, Outputs]:
-        with self._host.acting(quantized=False):
-            outputs = self._host.run(self._units.batch(group))
+        batch = self._units.batch(group)
+        if self._teacher is not None:
+            outputs = self._teacher(batch)
+        else:
+            with self._host.acting(quantized=False):
+                outputs = self._host.run(batch)
         if len(group) == 1:
             return {group[0]: outputs}
         return {number: rows(outputs, [row]) for row, number in enumerate(group)}

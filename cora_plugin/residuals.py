@@ -64,9 +64,9 @@ class Residuals:
         return self.error_after(layer, Adapter.of([form], {"a": layer.residual}))
 
     @cached_property
-    def outputs(self) -> Mapping[str, int]:
-        """The number of output positions an image, by layer."""
-        return {name: each.outputs for name, each in self._statistics.items()}
+    def positions(self) -> Mapping[str, tuple[int, int]]:
+        """Output positions an image, and positions of filters, by layer."""
+        return {n: (each.outputs, each.slides) for n, each in self._statistics.items()}
 
     @property
     def sensitivities(self) -> Mapping[str, Tensor | None]:
@@ -115,7 +115,7 @@ class Residuals:
             matrices = layer.as_matrices(left)
             after = weighted_error(matrices, self.observed(layer))
             bits += adapter.stored_bits
-            macs = adapter.cost(self.outputs[layer.name]).macs
+            macs = adapter.cost(*self.positions[layer.name]).macs
         return LayerReport(
             name=layer.name,
             kind="none" if adapter is None else adapter.kinds,

@@ -26,6 +26,9 @@ from cora_plugin.residuals import Residuals
 from cora_plugin.search import Network
 from cora_plugin.statistics import Collector
 
+LITTLE = 0.05
+"""The part of rejected adapters that a teacher's training begins with."""
+
 LARGE = 0.2
 """A gain on held-out images that images of another kind were seen to share."""
 
@@ -248,9 +251,22 @@ def _refinement(context: Context) -> Correction | None:
             context.collector.split.sampled(config.refine.images),
             context.objective,
             guard.trial,
+            guard.teacher,
         )
-        context.fitted = fit(guard.kept)
+        context.fitted = fit(_start(context))
     return context.fitted.correction
+
+
+def _start(context: Context) -> Correction:
+    """What refinement begins with.
+
+    What the float weights say may lead away from a teacher, so that no adapter stands;
+    in its direction they are then begun with, small, and trained to the teacher.
+    """
+    guard = context.guard
+    if guard.teacher is None or guard.kept.adapters:
+        return guard.kept
+    return replace(guard.kept, adapters=context.tried.scaled(LITTLE).adapters)
 
 
 def _biases_moved(host: Host) -> bool:

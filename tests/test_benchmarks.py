@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import small_recipe
+import torch
+from torch import nn
 
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.compare.rows import Row
@@ -154,7 +156,20 @@ def check_measured_budgets(found):
         assert row["equivalent_bits"] <= limit * (1 + 1e-9)
 
 
+def check_tasks(found):
+    rows = {(row["recipe"], row["method"]): row for row in found}
+    ways = [("ptq", "none"), ("ptq+bc", "none"), ("ptq+bc", "default")]
+    assert list(rows) == [("float", "none"), *ways]
+    assert rows["float", "none"]["distance"] == 0
+    peers = min(rows[way]["distance"] for way in ways[:2])
+    assert rows[ways[2]]["distance"] < peers
+    for row in found:
+        assert row["objective"] == rows[ways[0]]["objective"]
+        assert row["unit"] in ("dB", "top-1", "accuracy") and row["measured"] > 0
+
+
 CHECKS = {
+    "tasks": check_tasks,
     "budget": check_measured_budgets,
     "exports": check_exports,
     "formats": check_formats,
@@ -202,3 +217,24 @@ def test_benchmarks_measure_a_small_network(name, monkeypatch, tmp_path):
         assert all(row["agreement"] > 0.9 for row in found)
     if name == "formats":
         assert all(file.get("agreement", 1) == 1 for file in found["files"])
+
+
+def test_tasks_measure_a_small_network(monkeypatch, tmp_path):
+    pytest.importorskip("brevitas")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = importlib.import_module("tasks")
+    jobs = importlib.import_module("zoo.jobs")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(12, 3, 4, stride=2, padding=1),
+    ).eval()
+    x = torch.rand(48, 3, 12, 12)
+    job = jobs.Job("small", net, x, x[:16], measure=jobs.psnr(x[:16]), unit="dB")
+    monkeypatch.setattr(benchmark, "load", {"small": lambda: job})
+    path = tmp_path / "measured.json"
+    flags = ["--task=small", "--toolkit=brevitas", "--budgets=0.3", f"--json={path}"]
+    monkeypatch.setattr("sys.argv", ["tasks.py", *flags])
+    benchmark.main()
+    check_tasks(json.loads(path.read_text()))

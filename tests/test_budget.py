@@ -108,8 +108,8 @@ def test_depthwise_layers_never_store_more_than_8_bits_would(channels, main, bit
 
 def test_the_allowance_is_a_share_of_the_whole_model():
     layers = [layer_of(Operation(), 10, 20, name="a"), layer_of(Operation(), 5, 8)]
-    outputs = {"a": 1, "layer": 50}
-    assert allowance(Budget(0.1), layers, outputs) == pytest.approx(24)
-    assert allowance(Budget(0.5, "bits"), layers, outputs) == pytest.approx(120)
-    macs = allowance(Budget(0.1, "macs"), layers, outputs)
+    positions = {"a": (1, 1), "layer": (200, 50)}
+    assert allowance(Budget(0.1), layers, positions) == pytest.approx(24)
+    assert allowance(Budget(0.5, "bits"), layers, positions) == pytest.approx(120)
+    macs = allowance(Budget(0.1, "macs"), layers, positions)
     assert macs == pytest.approx(0.1 * (200 + 40 * 50))

@@ -104,6 +104,31 @@ def test_moments_measure_what_a_residual_does_to_the_output(axes, mode, padding)
     assert weighted_error(layer.matrices, metric) == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("positions", [8, 16])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_moments_of_transposed_layers_hold_positions_of_every_kind(stride, positions):
+    # Outputs differ by where they are in the stride: of each kind in the input's share.
+    operation = Operation(
+        2, (stride,) * 2, ((1, 1),) * 2, "zeros", (1, 1), 2, True, (1, 1)
+    )
+    layer = layer_of(operation, 8, 3, 3, 3)
+    x = torch.ones(1, 6, 12, 12)
+    diagonal = moment(layer, [x], "square", positions=positions)
+    whole = moment(layer, [x], "square")
+    torch.testing.assert_close(diagonal, whole, atol=0.2, rtol=0)
+    assert diagonal.min() > 0
+
+
+def test_moments_of_transposed_layers_measure_what_a_residual_does():
+    operation = Operation(2, (2, 3), ((1, 1), (0, 0)), "zeros", (2, 1), 2, True, (1, 0))
+    layer = layer_of(operation, 8, 3, 3, 2)
+    x = randn(2, 6, 6, 7)
+    output = operation(x.double(), layer.residual)
+    expected = output.square().sum() / output[:, 0].numel()
+    metric = weighting(layer, moment(layer, [x]), None, 0.0)
+    assert weighted_error(layer.matrices, metric) == pytest.approx(float(expected))
+
+
 @pytest.mark.parametrize("axes", [1, 2])
 def test_a_depthwise_error_is_that_of_its_outputs_for_inputs_of_one_spectrum(axes):
     operation = conv((3,) * axes, 1, 0, groups=6)
@@ -297,7 +322,7 @@ def test_each_metric_is_its_formula(metric, expected):
     if metric in kinds:
         moments[kinds[metric]] = moment(layer, [x], kinds[metric])
     config = CoRaConfig(metric=metric, damping=0.0)
-    statistics = LayerStatistics(moments, torch.eye(3).double()[None], 1)
+    statistics = LayerStatistics(moments, torch.eye(3).double()[None], 1, 1)
     error = weighted_error(layer.matrices, statistics.metric(layer, config))
     residual, m = layer.residual, expected(x.double())
     assert error == pytest.approx(float(torch.trace(residual @ m @ residual.T)))
@@ -315,7 +340,7 @@ def test_errors_are_measured_in_inputs_and_outputs_together(depthwise):
         x, g = randn(40, 5), rows.T @ rows / 30
         curvature = g[None]
     moments = {"second": moment(layer, [x])}
-    statistics = LayerStatistics(moments, curvature, 1)
+    statistics = LayerStatistics(moments, curvature, 1, 1)
     metric = statistics.observed(layer, CoRaConfig(damping=0.0))
     m, e = moments["second"][0, 0], layer.residual.flatten(1)
     expected = torch.trace(g @ e @ m @ e.T)

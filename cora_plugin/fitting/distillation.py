@@ -14,6 +14,7 @@ from cora_plugin.host import Host
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Distance, Objective
 from cora_plugin.reference import References
+from cora_plugin.teacher import Teacher
 from cora_plugin.training import Group, descend, relative_groups, shuffled
 
 Trial = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Distance]
@@ -88,6 +89,7 @@ class Distillation:
         images: Images to learn on, in pieces that run together or alone.
         objective: What "near to the float model" means.
         trial: Measures a state on the held-out images.
+        teacher: As for `References`.
     """
 
     def __init__(
@@ -99,13 +101,14 @@ class Distillation:
         images: Units,
         objective: Objective,
         trial: Trial,
+        teacher: Teacher | None = None,
     ) -> None:
         self._config = config
         self._seed = seed
         self._host = host
         self._layers = layers
         self._images = images
-        self._references = References(host, images)
+        self._references = References(host, images, teacher)
         self._objective = objective
         self._trial = trial
 

@@ -71,7 +71,11 @@ def decide(
 
 @torch.no_grad()
 def decide_on(
-    host: Host, config: CoRaConfig, batch: Batch, channels: int | None = None
+    host: Host,
+    config: CoRaConfig,
+    batch: Batch,
+    channels: int | None = None,
+    outputs: Outputs | None = None,
 ) -> Choice:
     """The objective that a config asks for, by the float model's outputs for a batch.
 
@@ -80,9 +84,12 @@ def decide_on(
         config: The settings.
         batch: Some of the data.
         channels: As for `decide`.
+        outputs: A teacher's outputs for the batch, in place of the float model's.
     """
-    with host.acting(quantized=False):
-        reference = host.run(batch)
+    reference = outputs
+    if reference is None:
+        with host.acting(quantized=False):
+            reference = host.run(batch)
     images = batch if isinstance(batch, Tensor) and batch.is_floating_point() else None
     return decide(config, reference, images, channels)
 

@@ -13,6 +13,7 @@ from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
 from cora_plugin.outputs import Outputs
 from cora_plugin.reference import References
+from cora_plugin.teacher import Teacher
 
 
 class Network:
@@ -29,6 +30,7 @@ class Network:
         factors: A layer's residual, factored.
         images: The images, in pieces that run together or alone.
         objective: What "near to the float model" means.
+        teacher: As for `References`.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Network:
         factors: Callable[[QuantizedLayer], Factors],
         images: Units,
         objective: Objective,
+        teacher: Teacher | None = None,
     ) -> None:
         self._host = host
         self._images = images
-        self._references = References(host, images)
+        self._references = References(host, images, teacher)
         self.layers = layers
         self.pinned = pinned
         self.factors = factors

@@ -58,6 +58,9 @@ class Collector:
         }
         self._means = {layer.name: InputMean(layer) for layer in layers}
         self._rows = {layer.name: 0 for layer in layers}
+        self._slides = dict(self._rows)
+        self._resized: set[str] = set()
+        self._targets = {layer.name: layer for layer in layers}
         self._images = 0
         self._first = True
         self._finished: dict[str, LayerStatistics] | None = None
@@ -107,10 +110,19 @@ class Collector:
         self._last = self._channels[name]
         if name not in self._running:
             return
+        operation, kernel = self._targets[name].operation, self._targets[name].kernel
+        sizes = tuple(output.shape[2:])
+        slides = output.numel() // self._channels[name]
+        self._rows[name] += slides
+        if operation.transposed:
+            if operation.output_size(x, kernel) != sizes:
+                self._resized.add(name)
+                return
+            slides = x[:, 0].numel()
+        self._slides[name] += slides
         for each in self._running[name].values():
             each.update(x, output)
         self._means[name].update(x)
-        self._rows[name] += output.numel() // self._channels[name]
 
     @property
     def last_channels(self) -> int | None:
@@ -140,6 +152,11 @@ class Collector:
             for name, rows in self._rows.items()
             if not rows
         }
+        self.unused |= dict.fromkeys(
+            sorted(self._resized),
+            "it runs with an output_size that its output_padding does not give; set "
+            "output_padding in place of output_size",
+        )
         layers = [e for e in self._layers if e.name not in self.unused]
         sensitivities: dict[str, Tensor] = {}
         if config.search == "spectral" and layers:
@@ -158,6 +175,7 @@ class Collector:
                 {n: each.mean() for n, each in self._running[layer.name].items()},
                 sensitivities.get(layer.name),
                 max(round(self._rows[layer.name] / self._images), 1),
+                max(round(self._slides[layer.name] / self._images), 1),
             )
             for layer in layers
             if layer.name not in self.unused

@@ -24,12 +24,14 @@ class LayerStatistics:
     """The statistics of one layer.
 
     `moments` by name as `InputMoments` gives them, `sensitivity` as `OutputSensitivity`
-    does or None, `outputs` the number of output positions an image, over all runs.
+    does or None, `outputs` the number of output positions an image, over all runs, and
+    `slides` that of positions at which the layer's filters are applied.
     """
 
     moments: Mapping[str, Tensor]
     sensitivity: Tensor | None
     outputs: int
+    slides: int
     _roots: dict[tuple[str, float], Weighting] = field(
         default_factory=dict, repr=False, compare=False
     )

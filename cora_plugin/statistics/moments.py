@@ -127,6 +127,12 @@ def sampled_columns(
     width = operation.groups * layer.columns  # values at one position
     if positions:
         step = math.ceil((outputs / positions) ** (1 / axes))
+        # What a kernel's weight of a transposed convolution meets depends on where in
+        # the stride an output is: grids have to hold positions of every kind.
+        while operation.transposed and any(
+            math.gcd(step, stride) > 1 for stride in operation.stride
+        ):
+            step += 1
         starts = [turn]
     else:
         # All positions, as sparse grids of which the windows of each one fit.

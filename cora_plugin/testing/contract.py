@@ -303,6 +303,8 @@ class HostContract:
         model = self.quantized(net_of(kind), batches)
         host = self.host_of(model, batches)
         assert not host.skipped
+        names = [layer.name.partition("/")[0] for layer in host.layers]
+        assert {*names} == {"stem", "layer", "head"}
         before = state(model)
         with torch.no_grad(), host.prepared():
             with float_weights(host):

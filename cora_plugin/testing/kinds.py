@@ -1,12 +1,10 @@
 """Small nets for images, each with one kind of layer that may carry an adapter."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class KindNet(nn.Module):
@@ -70,6 +68,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 _CONV = nn.Conv2d
+_UP1, _UP, _UP3 = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 _NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], int]] = {
     "conv1d": (lambda: nn.Conv1d(12, 12, 3, padding=1), _line, 1),
     "conv2d": (lambda: _CONV(12, 12, 3, padding=1), _image, 1),
@@ -86,6 +85,14 @@ _NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], int]
     "reflect": (lambda: _padded("reflect"), _image, 1),
     "replicate": (lambda: _padded("replicate"), _image, 1),
     "circular": (lambda: _padded("circular"), _image, 1),
+    "transposed conv1d": (lambda: _UP1(12, 12, 4, stride=2, padding=1), _line, 1),
+    "transposed": (lambda: _UP(12, 12, 4, stride=2, padding=1), _image, 1),
+    "transposed conv3d": (lambda: _UP3(12, 12, 2, stride=(1, 2, 2)), _volume, 1),
+    "output padding": (lambda: _wider(stride=(2, 3), output_padding=1), _image, 1),
+    "dilated transposed": (lambda: _wider(dilation=2, padding=5), _image, 1),
+    "grouped transposed": (lambda: _wider(stride=2, groups=3), _image, 1),
+    "depthwise transposed": (lambda: _wider(stride=2, groups=12), _image, 1),
+    "shared transposed": (lambda: _wider(stride=2, padding=2), _image, 2),
     "linear": (lambda: nn.Linear(12, 12), _mean, 1),
     "linear on tokens": (lambda: nn.Linear(12, 12), _tokens, 1),
     "linear on the last axis": (lambda: nn.Linear(12, 12), _last, 1),
@@ -99,6 +106,10 @@ KINDS = tuple(_NETS)
 
 def _padded(mode: Literal["reflect", "replicate", "circular"]) -> nn.Module:
     return _CONV(12, 12, 3, padding=(1, 2), padding_mode=mode)
+
+
+def _wider(**settings: Any) -> nn.Module:
+    return _UP(12, 12, 3, **settings)
 
 
 def net_of(kind: str) -> nn.Module:

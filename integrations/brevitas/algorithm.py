@@ -41,6 +41,7 @@ from cora_plugin.integrations.brevitas.private import (
     lacks_input,
 )
 from cora_plugin.integrations.host import refuse_without_adapters
+from cora_plugin.integrations.parallel import bare, by_own_names
 from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation, replaced
 from cora_plugin.items import Reader, arguments, check_loader
@@ -48,6 +49,7 @@ from cora_plugin.layer import Correction
 from cora_plugin.outputs import run
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
+from cora_plugin.teacher import teaching
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
 
@@ -62,6 +64,7 @@ def apply_cora(
     plan: WidthPlan | None = None,
     unpack: Callable[[Any], Any] | None = None,
     metric_fn: Callable[[Any], float] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Report:
     """Give a quantized, calibrated model residual adapters, in place.
 
@@ -81,6 +84,9 @@ def apply_cora(
             or a mapping, where that is not clear; the report says how it was read.
         metric_fn: Measures the model, higher where it is better, such as top-1 on
             labels: a step that lowers it is undone, whatever it does to the distance.
+        teacher: A float model of the same inputs and outputs, which the model is to be
+            near to in place of its own float weights: what training with quantization
+            began with, or a better one. `refine` trains adapters to its outputs.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -88,10 +94,12 @@ def apply_cora(
     algorithm = CoRa(config)
     check_loader(calib_loader, model)
     metric = None if metric_fn is None else partial(metric_fn, model)
-    with restored(model):
+    model = bare(model)
+    with restored(model), teaching(teacher, model, layers.unpack) as teach:
         calib_loader = _seen(model, calib_loader, unpack)
         host = _host(model, reference)
-        report = algorithm.apply(host, calib_loader, plan, unpack, metric)
+        given = plan, unpack, metric, teach
+        report = algorithm.apply(host, calib_loader, *given)
         note_config(model, report.config)
     return report
 
@@ -122,6 +130,7 @@ def plan_bits(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
+    model = bare(model)
     calib_loader = _seen(model, calib_loader, unpack)
     host = _host(model, reference)
     return plan_widths(host, calib_loader, config, pinned, unpack=unpack)
@@ -142,6 +151,7 @@ def expand_weights(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
+    model = bare(model)
     with restored(model):
         report = series.expand_weights(_host(model, reference), config)
         note_config(model, report.config)
@@ -224,10 +234,10 @@ class cora_mode:  # noqa: N801, as gptq_mode
         config: AnyConfig = None,
         reference: Reference | None = None,
     ) -> None:
-        self.model = model
+        self.model = bare(model)
         self.report: Report | None = None
         self._algorithm = CoRa(config)
-        self._host = _host(model, reference)
+        self._host = _host(self.model, reference)
         self._stack = ExitStack()
         self._run: Run | None = None
         self._restored = restored(model)
@@ -278,8 +288,9 @@ class cora_mode:  # noqa: N801, as gptq_mode
 
 def remove_cora(model: nn.Module) -> nn.Module:
     """Take every adapter out of a model, in place."""
-    with restored(model):
-        remove_correction(model)
+    inner = bare(model)
+    with restored(inner):
+        remove_correction(inner)
     return model
 
 
@@ -290,6 +301,7 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
         ModelError: The model carries none, or main weights that were alternated.
         OSError: The file cannot be written; no partial file is left.
     """
+    model = bare(model)
     correction = read_correction(model)
     refuse_without_adapters(correction.adapters)
     if correction.weights:
@@ -313,10 +325,13 @@ def load_cora(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         ModelError: The model lacks a layer, or has it in another shape.
     """
     adapters, shifts, notes = load_adapters(path)
-    with restored(model), torch.random.fork_rng(devices=[]):
-        check_provenance(model, adapters)
-        insert_correction(model, Correction(adapters, shifts))
-        note_config(model, notes.get("config"))
+    inner = bare(model)
+    names = {name for name, _ in inner.named_modules()}
+    adapters, shifts = by_own_names(adapters, names), by_own_names(shifts, names)
+    with restored(inner), torch.random.fork_rng(devices=[]):
+        check_provenance(inner, adapters)
+        insert_correction(inner, Correction(adapters, shifts))
+        note_config(inner, notes.get("config"))
     return model
 
 

@@ -140,7 +140,7 @@ class BrevitasHost:
         quantized: bool = True,
     ) -> Iterator[None]:
         """Other weights and shifts; the rest quantized or float."""
-        others = {layer.name: layer.weight for layer in self.layers}
+        others = self._laid_out({layer.name: layer.weight for layer in self.layers})
         if quantized:
             others = {name: unpack(each) for name, each in self._read[2].items()}
         with ExitStack() as stack:
@@ -148,9 +148,14 @@ class BrevitasHost:
                 module = self._module(name)
                 inner = _shifted(module, shift)
                 stack.enter_context(replaced(module, INNER_FORWARD, inner))
-            values = {**others, **(weights or {})}
+            values = {**others, **self._laid_out(weights or {})}
             stack.enter_context(self._plain_weights(values, not quantized))
             yield
+
+    def _laid_out(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by layer name as Brevitas' layers hold them, and back."""
+        layers = self._read[0]
+        return {n: layers[n].operation.layout(each) for n, each in weights.items()}
 
     @contextmanager
     def _plain_weights(
@@ -200,17 +205,18 @@ class BrevitasHost:
                     "quantizing, or use alternations=0"
                 )
             held = layer.weight.detach()
-            given = self._read[0][name].weight
+            read = self._read[0][name]
+            given = read.operation.layout(read.weight)
             if not torch.equal(held.to(given), given):
                 raise ModelError(
                     f"{name}: its weight was set by GPTQ or the like, which quantizing "
                     "it anew would undo; use alternations=0 with this recipe"
                 )
             try:
-                layer.weight.data = value.to(held)
+                layer.weight.data = read.operation.layout(value.to(held))
                 with torch.no_grad():
                     made = _quantized(name, layer, (bits or {}).get(name))
-                quantized[name] = unpack(made).detach()
+                quantized[name] = read.operation.layout(unpack(made).detach())
             finally:
                 layer.weight.data = held
         return quantized

@@ -64,7 +64,7 @@ class QuantBranch(nn.Module):
         shares = []
         layers: dict[str, Any] = dict(self.named_children())
         for form, parts in by_term(self.adapter.forms, layers):
-            if form.runs_merged:
+            if form.runs_merged or self.operation.transposed:
                 weights = {n: unpack(part.quant_weight()) for n, part in parts.items()}
                 shares.append(form.run(self.operation, x, weights))
             else:
@@ -160,9 +160,35 @@ class CoRaQuantConv3d(_Adapted, qnn.QuantConv3d):
     cora_base = qnn.QuantConv3d
 
 
+class CoRaQuantConvTranspose1d(_Adapted, qnn.QuantConvTranspose1d):
+    """A QuantConvTranspose1d with an adapter."""
+
+    cora_base = qnn.QuantConvTranspose1d
+
+
+class CoRaQuantConvTranspose2d(_Adapted, qnn.QuantConvTranspose2d):
+    """A QuantConvTranspose2d with an adapter."""
+
+    cora_base = qnn.QuantConvTranspose2d
+
+
+class CoRaQuantConvTranspose3d(_Adapted, qnn.QuantConvTranspose3d):
+    """A QuantConvTranspose3d with an adapter."""
+
+    cora_base = qnn.QuantConvTranspose3d
+
+
 _ADAPTED: dict[type[Any], type[Any]] = {
     each.cora_base: each
-    for each in (CoRaQuantLinear, CoRaQuantConv1d, CoRaQuantConv2d, CoRaQuantConv3d)
+    for each in (
+        CoRaQuantLinear,
+        CoRaQuantConv1d,
+        CoRaQuantConv2d,
+        CoRaQuantConv3d,
+        CoRaQuantConvTranspose1d,
+        CoRaQuantConvTranspose2d,
+        CoRaQuantConvTranspose3d,
+    )
 }
 
 
@@ -192,21 +218,21 @@ class QuantFactorLinear(_Factor, qnn.QuantLinear):
 
 
 class QuantFactorConv1d(_Factor, qnn.QuantConv1d):
-    """A factor of a QuantConv1d's adapter."""
+    """A factor of a convolution's adapter over one axis."""
 
 
 class QuantFactorConv2d(_Factor, qnn.QuantConv2d):
-    """A factor of a QuantConv2d's adapter."""
+    """A factor of a convolution's adapter over two axes."""
 
 
 class QuantFactorConv3d(_Factor, qnn.QuantConv3d):
-    """A factor of a QuantConv3d's adapter."""
+    """A factor of a convolution's adapter over three axes."""
 
 
-_FACTOR: dict[Any, Any] = {
-    qnn.QuantConv1d: QuantFactorConv1d,
-    qnn.QuantConv2d: QuantFactorConv2d,
-    qnn.QuantConv3d: QuantFactorConv3d,
+_FACTOR: dict[int, Any] = {
+    1: QuantFactorConv1d,
+    2: QuantFactorConv2d,
+    3: QuantFactorConv3d,
 }
 
 
@@ -258,7 +284,9 @@ def insert_correction(
     parts = []
     for name in names:
         layer: Any = modules.get(name)
-        weight = layer.weight if carries(layer) else None
+        weight = None
+        if carries(layer):
+            weight = operation_of(layer).layout(layer.weight)
         adapter, given = correction.adapters.get(name), correction.shifts.get(name)
         check_fit(name, weight, getattr(layer, "groups", 1), adapter, given)
         branch = None if adapter is None else make(name, layer, adapter)
@@ -272,7 +300,7 @@ def insert_correction(
         layer.register_buffer("cora_float_weight", None, persistent=False)
         if weight is not None:
             layer.cora_float_weight = layer.weight.detach().clone()
-            layer.weight.data.copy_(weight)
+            layer.weight.data.copy_(operation_of(layer).layout(weight))
 
 
 def _shift(layer: Any, shift: Tensor) -> Tensor:
@@ -301,7 +329,7 @@ def read_correction(model: nn.Module) -> Correction:
             if layer.cora_shift is not None
         },
         {
-            name: layer.weight.detach().clone()
+            name: operation_of(layer).layout(layer.weight.detach().clone())
             for name, layer in layers
             if layer.cora_float_weight is not None
         },
@@ -356,14 +384,20 @@ def _quant_linear(stored: QuantizedTensor) -> nn.Module:
 
 
 def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
-    """A layer that slides as `layer` does, with other filters."""
-    layer_type = kind_of(layer)
-    if not SUPPORTED[layer_type]:
+    """A layer that slides as `layer` does, with other filters.
+
+    That of a transposed one only holds them, [g·r, n/g, *kernel]: in torch's layout,
+    filters of several groups would have to share a scale.
+    """
+    dimensions = SUPPORTED[kind_of(layer)]
+    if not dimensions:
         return _quant_linear(stored)
-    made = _FACTOR[layer_type](
-        layer.in_channels,
-        stored.values.shape[0],
-        layer.kernel_size,
+    shape = layer.in_channels, stored.values.shape[0], layer.kernel_size
+    if layer.transposed:
+        held = _FACTOR[dimensions](*shape, groups=layer.groups, **_arguments(stored))
+        return _with_weight(held, stored)
+    made = _FACTOR[dimensions](
+        *shape,
         stride=layer.stride,
         padding="same" if is_same_padded(layer) else layer.padding,
         dilation=layer.dilation,
@@ -375,11 +409,11 @@ def _like(layer: Any, stored: QuantizedTensor) -> nn.Module:
 
 
 def _pointwise(layer: Any, stored: QuantizedTensor) -> nn.Module:
-    layer_type = kind_of(layer)
-    if not SUPPORTED[layer_type]:
+    dimensions = SUPPORTED[kind_of(layer)]
+    if not dimensions:
         return _quant_linear(stored)
     rows, rank = stored.values.shape[:2]
-    made = _FACTOR[layer_type](
+    made = _FACTOR[dimensions](
         rank * layer.groups, rows, 1, groups=layer.groups, **_arguments(stored)
     )
     return _with_weight(made, stored)

@@ -32,6 +32,9 @@ SUPPORTED = {
     qnn.QuantConv1d: 1,
     qnn.QuantConv2d: 2,
     qnn.QuantConv3d: 3,
+    qnn.QuantConvTranspose1d: 1,
+    qnn.QuantConvTranspose2d: 2,
+    qnn.QuantConvTranspose3d: 3,
 }
 """Layer types and their spatial dimensions."""
 
@@ -68,6 +71,17 @@ def operation_of(layer: Any) -> Operation:
         return Operation()
     padding = layer.padding
     sides: Padding
+    if layer.transposed:
+        return Operation(
+            dimensions,
+            tuple(layer.stride),
+            tuple((side, side) for side in padding),
+            layer.padding_mode,
+            tuple(layer.dilation),
+            layer.groups,
+            True,
+            tuple(layer.output_padding),
+        )
     if is_same_padded(layer) or padding == "same":
         sides = "same"
     elif padding == "valid":
@@ -152,11 +166,12 @@ def read_layers(
         ):
             skipped[name] = f"its weight is quantized to a {type(weight).__name__}"
             continue
+        operation = operation_of(layer)
         layers[name] = QuantizedLayer(
             name,
-            _float_weight(name, layer, weight.value, given),
-            weight.value.detach(),
-            operation_of(layer),
+            operation.layout(_float_weight(name, layer, weight.value, given)),
+            operation.layout(weight.value.detach()),
+            operation,
             _bits(weight),
             _scale_bits(weight),
         )
@@ -175,9 +190,9 @@ def inside_adapter(model: nn.Module, name: str) -> bool:
 
 @torch.no_grad()
 def quantized_weight(layer: Any) -> tuple[Tensor, float]:
-    """A layer's dequantized weight, and its bit width."""
+    """A layer's dequantized weight [m, n/g, *kernel], and its bit width."""
     weight = layer.quant_weight()
-    return weight.value, _bits(weight)
+    return operation_of(layer).layout(weight.value), _bits(weight)
 
 
 def _bits(weight: QuantTensor) -> float:

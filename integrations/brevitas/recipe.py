@@ -11,8 +11,8 @@ from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
 from brevitas.inject import value
 from torch import Tensor, nn
 
-from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.fast import fast_range_searches
+from cora_plugin.integrations.brevitas.layer_map import layer_map
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
 from cora_plugin.integrations.data import CalibrationData
@@ -27,7 +27,15 @@ ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
 
 TITLE = "Brevitas"
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LAYERS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
 
 
 def quantize_ptq(
@@ -104,9 +112,9 @@ def quantize_ptq(
     layers = [n for n, m in prepared.named_modules() if isinstance(m, _LAYERS)]
     chosen = by_layer("layer_bits", layer_bits or {}, layers)
 
-    def layer_map(weight_bits: Any) -> Any:
+    def of_bits(weight_bits: Any) -> Any:
         """What becomes of each kind of layer."""
-        return private.layer_map(
+        return layer_map(
             dtype=torch.float32,
             device=device,
             # Brevitas' exporters refuse the 32-bit bias of a channel that batch norm
@@ -134,8 +142,8 @@ def quantize_ptq(
     with doing(TITLE, f"quantizing the layers (W{weight_bits}A{act_bits})"):
         for bits in {*chosen.values()}:
             others = [name for name in layers if chosen.get(name) != bits]
-            quantized = layerwise_quantize(quantized, layer_map(bits), others)
-        quantized = layerwise_quantize(quantized, layer_map(weight_bit_width))
+            quantized = layerwise_quantize(quantized, of_bits(bits), others)
+        quantized = layerwise_quantize(quantized, of_bits(weight_bit_width))
     quantized.eval()
     with torch.no_grad(), doing(TITLE, "calibrating the activations"):
         run(quantized, data.first, unpack)  # initialises their scales

@@ -32,6 +32,7 @@ from cora_plugin.integrations.nncf.insert import (
 )
 from cora_plugin.integrations.nncf.layers import Reference, check_model
 from cora_plugin.integrations.nncf.step import TorchStep
+from cora_plugin.integrations.parallel import bare, by_own_names
 from cora_plugin.integrations.provenance import check_made_for
 from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation
@@ -39,6 +40,7 @@ from cora_plugin.items import Reader, check_loader
 from cora_plugin.outputs import device_of, run
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
+from cora_plugin.teacher import teaching
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
 
@@ -56,6 +58,7 @@ def apply_cora(
     pinned: Mapping[str, int] | None = None,
     unpack: Callable[[Any], Any] | None = None,
     metric_fn: Callable[[Any], float] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Report:
     """Give a model that NNCF quantized residual adapters, in place.
 
@@ -81,6 +84,9 @@ def apply_cora(
             or a mapping, where that is not clear; the report says how it was read.
         metric_fn: Measures the model, higher where it is better, such as top-1 on
             labels: a step that lowers it is undone, whatever it does to the distance.
+        teacher: A float model of the same inputs and outputs, which the model is to be
+            near to in place of its own float weights: what training with quantization
+            began with, or a better one. `refine` trains adapters to its outputs.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -93,17 +99,18 @@ def apply_cora(
             "calibration data: a menu walks it twice, and an iterator can be walked "
             "once; pass a list, a DataLoader or an nncf.Dataset"
         )
+    metric = None if metric_fn is None else partial(metric_fn, model)
+    model = bare(model)
     _check_data(model, dataset)
     check_model(model)
     given = model, dataset, reference, subset_size, unpack
-    with restored(model):
+    with restored(model), teaching(teacher, model) as teach:
         host, batches, reader = _hosted(*given)
         if config.widths and plan is None:
             plan = plan_widths(host, batches, config, pinned, unpack=reader, keep=True)
             host.widen(plan.layer_bits)
             host, batches, reader = _hosted(*given)
-        metric = None if metric_fn is None else partial(metric_fn, model)
-        report = CoRa(config).apply(host, batches, plan, reader, metric)
+        report = CoRa(config).apply(host, batches, plan, reader, metric, teach)
         vars(model)["cora_config"] = report.config  # for `save_cora`
     return report
 
@@ -135,7 +142,8 @@ def plan_bits(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    host, batches, reader = _hosted(model, dataset, reference, subset_size, unpack)
+    given = bare(model), dataset, reference, subset_size, unpack
+    host, batches, reader = _hosted(*given)
     return plan_widths(host, batches, config, pinned, unpack=reader)
 
 
@@ -158,6 +166,7 @@ def expand_weights(
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
+    model = bare(model)
     host, *_ = _hosted(model, [example], reference, None, None)
     with restored(model):
         report = series.expand_weights(host, config)
@@ -222,6 +231,7 @@ class CoRaAlgorithm(TorchStep):
         subset_size: Number of the dataset's items that are used at most.
         bias_correction: As for `apply_cora`.
         pinned: As for `apply_cora`.
+        teacher: As for `apply_cora`.
     """
 
     def __init__(
@@ -230,6 +240,7 @@ class CoRaAlgorithm(TorchStep):
         subset_size: int | None = None,
         bias_correction: bool = True,
         pinned: Mapping[str, int] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.config = CoRaConfig.of(config)
         self.report: Report | None = None
@@ -237,6 +248,7 @@ class CoRaAlgorithm(TorchStep):
         self._subset_size = subset_size
         self._bias_correction = bias_correction
         self._pinned = pinned
+        self._teacher = teacher
 
     def apply(
         self,
@@ -265,6 +277,7 @@ class CoRaAlgorithm(TorchStep):
             subset_size=self._subset_size,
             bias_correction=self._bias_correction,
             pinned=self._pinned,
+            teacher=self._teacher,
         )
         model.reset_graph()
         model.model.cora_report = self.report
@@ -274,10 +287,11 @@ class CoRaAlgorithm(TorchStep):
 
 def remove_cora(model: nn.Module) -> nn.Module:
     """Take every adapter out of a model, in place."""
-    check_model(model)
-    with restored(model):
-        remove_hooks(model)
-        vars(model).pop("cora_config", None)
+    inner = bare(model)
+    check_model(inner)
+    with restored(inner):
+        remove_hooks(inner)
+        vars(inner).pop("cora_config", None)
     return model
 
 
@@ -288,6 +302,7 @@ def save_cora(path: str | os.PathLike[str], model: nn.Module) -> None:
         ModelError: The model carries none.
         OSError: The file cannot be written; no partial file is left.
     """
+    model = bare(model)
     check_model(model)
     adapters = read_adapters(model)
     refuse_without_adapters(adapters)
@@ -314,14 +329,17 @@ def load_cora(
         ModelError: The model lacks a layer, or has it in another shape.
     """
     adapters, corrections, notes = load_adapters(path)
-    host = NNCFHost(model, example_input)
-    with restored(model), torch.random.fork_rng(devices=[]):
+    inner = bare(model)
+    host = NNCFHost(inner, example_input)
+    with restored(inner), torch.random.fork_rng(devices=[]):
         reading = host.reading
+        adapters = by_own_names(adapters, reading.layers)
+        corrections = by_own_names(corrections, reading.layers)
         weights = {
             name: (layer.dequantized, layer.weight_bits, layer.operation)
             for name, layer in reading.layers.items()
         }
         check_made_for(adapters, weights)
-        insert_hooks(model, reading.layers, reading.nodes, adapters, corrections)
-        vars(model)["cora_config"] = notes.get("config")
+        insert_hooks(inner, reading.layers, reading.nodes, adapters, corrections)
+        vars(inner)["cora_config"] = notes.get("config")
     return model

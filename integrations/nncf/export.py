@@ -105,7 +105,7 @@ def export_openvino(
                 )
                 converted = openvino.convert_model(traced)
         else:
-            copied = _with_own_levels(in_float32(_copy(model).cpu()))
+            copied = _with_own_levels(_traceable(model))
             in_int8(copied, False)
             copied.forward = flattened(copied.forward, example.names)
             args = example.args[0] if len(example.args) == 1 else example.args
@@ -178,7 +178,7 @@ def export_onnx(
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
     from cora_plugin.integrations.onnx.unsigned import unsigned_beside_moving
 
-    copied = in_float32(_copy(model).cpu())
+    copied = _traceable(model)
     example = Example.of(copied, example_input)
     rounding = in_int8(copied, int8_kernels)
     copied.forward = flattened(copied.forward, example.names)
@@ -295,6 +295,15 @@ class StaticQuantizer(nn.Module):
         clipped = torch.maximum(torch.minimum(x, self.high), self.low)
         levels = torch.round((clipped - self.low) * self.scale - self.zero_point)
         return levels / self.scale
+
+
+def _traceable(model: nn.Module) -> nn.Module:
+    """A copy in float32 on the CPU, whose quantizers NNCF can trace."""
+    copied = in_float32(_copy(model).cpu())
+    for quantizer in get_hook_storage(copied).modules():
+        if isinstance(quantizer, BaseQuantizer):
+            private.trace_one_scale(quantizer)
+    return copied
 
 
 def _with_own_levels(model: nn.Module) -> nn.Module:

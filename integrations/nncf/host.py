@@ -174,7 +174,8 @@ class NNCFHost:
             for name, weight in (weights or {}).items():
                 # Behind the quantizer, which calls that share a weight may share.
                 node = self.reading.nodes[name]
-                handle = hook_input(self.model, node, _Instead(weight), WEIGHT_PORT)
+                instead = _Instead(self.reading.layers[name].operation.layout(weight))
+                handle = hook_input(self.model, node, instead, WEIGHT_PORT)
                 stack.callback(handle.remove)
             for name, shift in (shifts or {}).items():
                 ones = [1] * self.reading.layers[name].operation.dimensions
@@ -228,7 +229,6 @@ class NNCFHost:
             ConfigError: A width is not from 2 to 8.
         """
         layers, made = self.reading.layers, {}
-        quantizers = {id(w): q for q, (w, _) in self.reading.weights.items()}
         for name, value in weights.items():
             layer = layers[name]
             if not torch.equal(value.to(layer.weight), layer.weight):
@@ -237,11 +237,13 @@ class NNCFHost:
             made[name] = layer.dequantized
             if width is not None and width != layer.weight_bits:
                 check_bits(f"{name}: bits", width)
-                other = copy.deepcopy(quantizers[id(layer.weight)])
+                quantizer = self.reading.quantizers[name]
+                held, _ = self.reading.weights[quantizer]
+                other: Any = copy.deepcopy(quantizer)
                 vars(other).pop("forward", None)  # `prepared` replaces it.
-                set_bits(other, width, layer.weight)
+                set_bits(other, width, held)
                 with torch.no_grad():
-                    made[name] = other(layer.weight).detach()
+                    made[name] = layer.operation.layout(other(held).detach())
         return made
 
     def widen(self, bits: Mapping[str, int]) -> None:
@@ -257,10 +259,10 @@ class NNCFHost:
         """
         for name, width in bits.items():
             check_bits(f"{name}: bits", width)
-        quantizers = {id(w): q for q, (w, _) in self.reading.weights.items()}
         for name, width in bits.items():
-            weight = self.reading.layers[name].weight
-            set_bits(quantizers[id(weight)], width, weight)
+            quantizer = self.reading.quantizers[name]
+            held, _ = self.reading.weights[quantizer]
+            set_bits(quantizer, width, held)
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""

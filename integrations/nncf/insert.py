@@ -385,6 +385,8 @@ class _Padding(Operation):
         """Apply the bias-free operation with `weight` to `x`."""
         if not self.dimensions:
             return F.linear(x, weight)
+        if self.transposed:
+            return super().__call__(x, weight)
         padding: Any = self.padding
         if padding != "same":
             padding = tuple(before for before, _ in padding)
@@ -399,6 +401,6 @@ def _operation(fields: Mapping[str, Any]) -> Operation:
     values = dict(fields)
     if values["padding"] != "same":
         values["padding"] = tuple(tuple(sides) for sides in values["padding"])
-    for key in ("stride", "dilation"):
-        values[key] = tuple(values[key])
+    for key in ("stride", "dilation", "output_padding"):
+        values[key] = tuple(values.get(key, ()))
     return _Padding(**values)

@@ -90,7 +90,8 @@ def _is_layer(node: NNCFNode) -> bool:
 def _is_depthwise(node: NNCFNode, weight: Tensor) -> bool:
     if node.node_type not in DIMENSIONS:
         return False
-    return is_depthwise(tuple(weight.shape), operation_of(node).groups)
+    operation = operation_of(node)
+    return is_depthwise(tuple(operation.layout(weight).shape), operation.groups)
 
 
 def _weights(

@@ -28,8 +28,22 @@ from cora_plugin.layer import QuantizedLayer
 Reference = nn.Module | Mapping[str, Tensor]
 """The float model that was quantized, or its parameters by name."""
 
-DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
+TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+"""Those of `DIMENSIONS` whose convolution is transposed."""
+
+DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, **TRANSPOSED}
 """Functions whose layers can carry an adapter, and their spatial dimensions."""
+
+PLAIN = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+"""Modules that hold the weight of their one call."""
 
 _COMPUTED = (
     "its weight is computed as the model runs, not stored; if by weight_norm or the "
@@ -45,13 +59,15 @@ class Reading:
     """The quantized layers of a model.
 
     `nodes` gives NNCF's operation by layer name, `skipped` the reason for each layer
-    that cannot carry an adapter, and `weights` the float and the quantized weight that
-    each weight quantizer took and gave, those of skipped layers included.
+    that cannot carry an adapter, `quantizers` those of weights by layer name, and
+    `weights` the float and the quantized weight that each of them took and gave, those
+    of skipped layers included, in torch's layout.
     """
 
     layers: Mapping[str, QuantizedLayer]
     nodes: Mapping[str, str]
     skipped: Mapping[str, str]
+    quantizers: Mapping[str, BaseQuantizer]
     weights: Mapping[BaseQuantizer, tuple[Tensor, Tensor]]
 
 
@@ -157,11 +173,12 @@ def read_layers(
                 "the quantized model",
             )
             seen[quantizer] = (weight, dequantized)
+        operation = operation_of(node)
         layers[name] = QuantizedLayer(
             name,
-            weight,
-            dequantized,
-            operation_of(node),
+            operation.layout(weight),
+            operation.layout(dequantized),
+            operation,
             float(quantizer.num_bits),
             _scale_bits(quantizer),
         )
@@ -170,6 +187,7 @@ def read_layers(
         layers,
         {names[node_name]: node_name for node_name in found},
         skipped,
+        {names[node_name]: quantizer for node_name, (_, quantizer, _) in found.items()},
         {quantizer: seen[quantizer] for quantizer in constant},
     )
 
@@ -200,12 +218,23 @@ def operation_of(node: Any) -> Operation:
         "zeros",
         _each(arguments.get("dilation", 1), dimensions),
         arguments.get("groups", 1),
+        *_beyond(node, arguments),
     )
+
+
+def _beyond(node: Any, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an operation has where it is a transposed convolution."""
+    if node.node_type not in TRANSPOSED:
+        return ()
+    more = arguments.get("output_padding", 0)
+    return True, _each(more, TRANSPOSED[node.node_type])
 
 
 def _arguments(node: Any) -> dict[str, Any]:
     """The arguments of a call of torch.nn.functional.conv…, by name."""
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    names = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    if node.node_type in TRANSPOSED:
+        names[5:] = "output_padding", "groups", "dilation"
     attributes = node.layer_attributes
     given = dict(zip(names, attributes.op_args, strict=False))
     return {**given, **attributes.op_kwargs}
@@ -245,12 +274,11 @@ def _recording(quantizer: Any, seen: dict[Any, tuple[Tensor, Tensor]]) -> Any:
 def layer_names(model: nn.Module, nodes: list[str]) -> dict[str, str]:
     """A module's path where one plain layer makes one call; else NNCF's own name."""
     modules = dict(model.named_modules())
-    plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     paths = {node: node.rsplit("/", 2)[0].replace("/", ".") for node in nodes}
     calls = list(paths.values())
     return {
         node: path
-        if calls.count(path) == 1 and isinstance(modules.get(path), plain)
+        if calls.count(path) == 1 and isinstance(modules.get(path), PLAIN)
         else node
         for node, path in paths.items()
     }

@@ -182,6 +182,17 @@ def trace_whole_range(quantizer: Any) -> None:
     quantizer._narrow_range = False
 
 
+def trace_one_scale(quantizer: Any) -> None:
+    """Have a quantizer whose one scale is called one a channel traced as of a tensor.
+
+    So NNCF quantizes depthwise transposed convolutions, and then cannot trace them:
+    their weight has several channels along the axis that it takes. `per_channel` and
+    `_scale_shape` of 3.4.0.
+    """
+    if quantizer.per_channel and all(size == 1 for size in quantizer.scale_shape):
+        quantizer._scale_shape = (1,)
+
+
 # Hooks
 
 

@@ -16,6 +16,7 @@ from nncf.quantization.algorithms.fast_bias_correction.algorithm import (
 )
 from nncf.quantization.algorithms.min_max.algorithm import MinMaxQuantization
 from nncf.quantization.algorithms.pipeline import Pipeline
+from torch import nn
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.config import AnyConfig, CoRaConfig
@@ -50,6 +51,8 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
             last that fits wins.
         least_squares: Give activations the ranges of least squared error, whatever
             NNCF's estimator found; see `LeastSquaresRanges`.
+        teacher: A float model whose outputs the quantized one is to be near to, in
+            place of its own float weights'; see `apply_cora`.
     """
 
     cora: AnyConfig = None
@@ -57,6 +60,7 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
     depthwise_bits: int | None = None
     layer_bits: Mapping[str, int] | None = None
     least_squares: bool = False
+    teacher: nn.Module | None = None
 
 
 class register:  # noqa: N801, a function in its use
@@ -186,7 +190,8 @@ def _with_our_steps(original: Any) -> Any:
             corrected = not parameters.disable_bias_correction
             subset_size = kwargs.get("subset_size")
             config, pinned = CoRaConfig.of(flag), bits.get("layers")
-            ours = CoRaAlgorithm(config, subset_size, corrected, pinned)
+            teacher = getattr(parameters, "teacher", None)
+            ours = CoRaAlgorithm(config, subset_size, corrected, pinned, teacher)
             steps.append([ours])
         return CoRaPipeline(steps)
 

@@ -11,7 +11,11 @@ from cora_plugin.adapters.errors import ModelError
 from cora_plugin.host import Latent, Role
 from cora_plugin.integrations.nncf.fast import range_of
 from cora_plugin.integrations.nncf.insert import adapted, read_adapters, shifts
-from cora_plugin.integrations.nncf.layers import layer_names, quantizer_hooks
+from cora_plugin.integrations.nncf.layers import (
+    PLAIN,
+    layer_names,
+    quantizer_hooks,
+)
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.integrations.training import (
     Training,
@@ -23,8 +27,6 @@ from cora_plugin.outputs import run
 
 _OPERATIONS = ("conv", "linear", "embedding", "addmm", "matmul", "bmm", "baddbmm")
 """How functions begin that take a weight, so that a quantizer there may be of one."""
-
-_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def training(model: nn.Module, example: Any, scales: bool) -> Training:
@@ -111,7 +113,7 @@ def _weights(model: nn.Module, example: Any) -> dict[str, tuple[Any, nn.Paramete
     unknown = {}
     for node, quantizer in hooks.items():
         module = modules.get(_path(node))
-        if isinstance(module, _PLAIN):
+        if isinstance(module, PLAIN):
             found[names[node]] = (quantizer, module.get_parameter("weight"))
         else:
             unknown[names[node]] = quantizer

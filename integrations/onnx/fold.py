@@ -20,7 +20,10 @@ from cora_plugin.integrations.onnx.graph import (
 )
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-"""Operators with a weight, their second input."""
+"""Operators with a weight, their second input, that have integer kernels."""
+
+TRANSPOSED = "ConvTranspose"
+"""One that has none, so that it is folded and stays float."""
 
 REPEATED = ("Clip", "DequantizeLinear", "Max", "Min", "Pad", "QuantizeLinear")
 """What exporters may write once for a layer and once more for its branch."""
@@ -64,9 +67,10 @@ class Layer:
     def operation(self) -> dict[str, Any]:
         """All but the weight that decides what it computes."""
         found: dict[str, Any] = {"op": self.node.op_type}
-        if self.node.op_type == "Conv":
+        if self.node.op_type in ("Conv", TRANSPOSED):
             size = len(self.shape) - 2
             found |= {"group": 1, "strides": (1,) * size, "dilations": (1,) * size}
+            found |= {"output_padding": (0,) * size}
             found |= {"pads": (0,) * 2 * size, "auto_pad": "NOTSET"}
             found |= {"kernel_shape": self.shape[2:]}
         elif self.node.op_type == "Gemm":
@@ -87,7 +91,11 @@ class Layer:
 
 def layer_of(node: ir.Node | None) -> Layer | None:
     """The layer that a node is, if it is one and its weight alone is constant."""
-    if node is None or node.op_type not in LAYERS or node.domain:
+    return _layer_among(LAYERS, node)
+
+
+def _layer_among(operators: tuple[str, ...], node: ir.Node | None) -> Layer | None:
+    if node is None or node.op_type not in operators or node.domain:
         return None
     weight = array_of(node.inputs[1])
     if node.outputs[0].const_value is not None:
@@ -112,7 +120,7 @@ def fold_branches(graph: Graph) -> None:
 
 def _fold(graph: Graph, add: ir.Node) -> None:
     for main, share in (add.inputs, add.inputs[::-1]):
-        layer, last = layer_of(producer(main)), layer_of(producer(share))
+        layer, last = _foldable(producer(main)), _foldable(producer(share))
         if layer is None or last is None or main is share:
             continue
         if not (read_once(main) and read_once(share)):
@@ -127,15 +135,21 @@ def _fold(graph: Graph, add: ir.Node) -> None:
         return
 
 
+def _foldable(node: ir.Node | None) -> Layer | None:
+    return _layer_among((*LAYERS, TRANSPOSED), node)
+
+
 def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> ir.Value | None:
     """The weight that a branch amounts to; None if it is not one beside the layer."""
     if last.bias is not None:
         return None
-    first = layer_of(producer(last.source))
+    first = _foldable(producer(last.source))
     if first is not None and (first.bias is not None or not read_once(last.source)):
         first = None
     if layer.node.op_type == "Conv":
         return _branch_kernel(graph, layer, first, last)
+    if layer.node.op_type == TRANSPOSED:
+        return _branch_transposed(graph, layer, first, last)
     return _branch_matrix(graph, layer, first, last)
 
 
@@ -157,6 +171,30 @@ def _branch_kernel(
     # [g, r, k] and [g, m/g, r]
     a = _reshape(graph, first.weight, (groups, rank, -1))
     b = _reshape(graph, last.weight, (groups, layer.shape[0] // groups, rank))
+    product = graph.node("MatMul", [b, a], f"{layer.weight.name}_branch")
+    return _reshape(graph, product, layer.shape)
+
+
+def _branch_transposed(
+    graph: Graph, layer: Layer, first: Layer | None, last: Layer
+) -> ir.Value | None:
+    """The same of weights [n, m/g, *kernel]."""
+    if layer.shape == last.shape and _parallel(layer, last):
+        return last.weight
+    if first is None or last.node.op_type != "Conv" or not last.mixes_channels:
+        return None
+    rank, groups = last.shape[1], layer.operation["group"]
+    inputs, outputs, *kernel = layer.shape
+    if not (
+        first.shape == (inputs, rank, *kernel)
+        and last.shape[0] == groups * outputs
+        and last.operation["group"] == groups
+        and _parallel(layer, first)
+    ):
+        return None
+    # [g, n/g, r, k] and [g, 1, m/g, r]
+    a = _reshape(graph, first.weight, (groups, inputs // groups, rank, -1))
+    b = _reshape(graph, last.weight, (groups, 1, outputs, rank))
     product = graph.node("MatMul", [b, a], f"{layer.weight.name}_branch")
     return _reshape(graph, product, layer.shape)
 
@@ -184,7 +222,7 @@ def _branch_matrix(
 
 
 def _is_product(layer: Layer) -> bool:
-    if layer.node.op_type == "Conv":
+    if layer.node.op_type in ("Conv", TRANSPOSED):
         return False
     operation = layer.operation
     return (operation.get("alpha", 1), operation.get("transA", 0)) == (1, 0)

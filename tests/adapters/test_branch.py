@@ -20,10 +20,12 @@ from cora_plugin.adapters import (
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.factor import Weighting
 from cora_plugin.adapters.form import full_rank, is_depthwise, residual_matrices
+from cora_plugin.adapters.operation import output_rows, patches
 
 properties = settings(deadline=None, max_examples=60)
 
 CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -61,13 +63,36 @@ def convolutions(draw, symmetric=False):
 
 
 @st.composite
+def transposed(draw):
+    """The same of transposed convolutions."""
+    axes = draw(st.integers(1, 3))
+
+    def each(low, high):
+        return tuple(draw(st.integers(low, high)) for _ in range(axes))
+
+    kernel, stride, dilation = each(1, 3), each(1, 3), each(1, 2)
+    more = tuple(
+        draw(st.integers(0, max(pair) - 1))
+        for pair in zip(stride, dilation, strict=True)
+    )
+    # More than a kernel reaches may be dropped.
+    padding = tuple((side, side) for side in each(0, 2))
+    groups, inner, outer = (draw(st.integers(1, 3)) for _ in range(3))
+    operation = Operation(axes, stride, padding, "zeros", dilation, groups, True, more)
+    seed = draw(st.integers(0, 1000))
+    weight = randn(groups * outer, inner, *kernel, seed=seed)
+    size = tuple(draw(st.integers(5, 7)) for _ in range(axes))
+    return operation, weight, randn(2, groups * inner, *size, seed=seed + 1)
+
+
+@st.composite
 def linears(draw):
     rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     extra = draw(st.lists(st.integers(1, 4), max_size=2))
     return Operation(), randn(rows, columns), randn(3, *extra, columns, seed=1)
 
 
-layers = st.one_of(convolutions(), linears())
+layers = st.one_of(convolutions(), transposed(), linears())
 
 
 def run(adapter: Adapter, operation: Operation, x: Tensor) -> Tensor:
@@ -116,6 +141,41 @@ def test_the_operation_is_the_convolution_of_torch(layer):
     ).double()
     convolution.weight.data.copy_(weight)
     torch.testing.assert_close(operation(x, weight), convolution(x))
+
+
+@properties
+@given(transposed())
+def test_the_transposed_operation_is_that_of_torch(layer):
+    operation, weight, x = layer
+    convolution = TRANSPOSED[operation.dimensions](
+        x.shape[1],
+        len(weight),
+        tuple(weight.shape[2:]),
+        stride=operation.stride,
+        padding=tuple(side for side, _ in operation.padding),
+        output_padding=operation.output_padding,
+        dilation=operation.dilation,
+        groups=operation.groups,
+        bias=False,
+    ).double()
+    held = operation.layout(weight)
+    assert held.shape == convolution.weight.shape
+    assert torch.equal(operation.layout(held), weight)
+    convolution.weight.data.copy_(held)
+    output = convolution(x)
+    torch.testing.assert_close(operation(x, weight), output)
+    kernel = tuple(weight.shape[2:])
+    assert operation.output_size(x, kernel) == tuple(output.shape[2:])
+
+
+@properties
+@given(st.one_of(convolutions(), transposed()))
+def test_patches_times_the_weight_are_the_output(layer):
+    operation, weight, x = layer
+    columns = patches(x, operation, tuple(weight.shape[2:]))  # [g, p, k]
+    product = columns @ operation.matrices(weight).mT  # [g, p, m/g]
+    rows = output_rows(operation(x, weight), operation)  # [N, g, p, m/g]
+    torch.testing.assert_close(product, rows.transpose(0, 1).flatten(1, 2))
 
 
 @properties

@@ -43,6 +43,9 @@ def operations(draw):
     inner, outer = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     ones = (1,) * axes
     operation = Operation(axes, stride, ((1, 0),) * axes, "zeros", ones, groups)
+    if draw(st.booleans()):
+        sides, none = ((1, 1),) * axes, (0,) * axes
+        operation = Operation(axes, stride, sides, "zeros", ones, groups, True, none)
     size = [5] * axes
     return (
         operation,
@@ -102,12 +105,13 @@ def test_the_macs_are_those_that_run(made):
     with FlopCounterMode(display=False) as counter:
         y = Branch(adapter, operation)(x)
     outputs = y.numel() // adapter.weight_shape[0]
+    slides = x[:, 0].numel() if operation.transposed else outputs
     built = sum(  # kernels BA, once and not an image
         form.rank * math.prod(form.weight_shape)
         for form in adapter.forms
         if form.kind is Kind.SHARED_BASIS
     )
-    assert adapter.cost(outputs).macs == counter.get_total_flops() // 2 - built
+    assert adapter.cost(outputs, slides).macs == counter.get_total_flops() // 2 - built
 
 
 @properties

@@ -158,24 +158,24 @@ def test_a_model_that_is_not_quantized_is_refused(float_net, batches):
 
 def test_a_model_of_unsupported_layers_is_refused_with_the_reasons(batches):
     model = nn.Sequential()
-    model.add_module("up", qnn.QuantConvTranspose2d(3, 8, 2, stride=2))
+    model.add_module("scale", qnn.QuantScaleBias(3, bias=True))
     model.add_module("flat", nn.Flatten())
-    refuse(model, batches_of(batches), 0.1, "up: QuantConvTranspose2d is not supported")
+    refuse(model, batches_of(batches), 0.1, "scale: QuantScaleBias is not supported")
 
 
 def test_an_unsupported_layer_among_others_is_reported(prototypes, batches):
-    class Upsampled(nn.Module):
+    class Scaled(nn.Module):
         def __init__(self):
             super().__init__()
-            self.up = qnn.QuantConvTranspose2d(3, 3, 1)
+            self.scale = qnn.QuantScaleBias(3, bias=True)
             self.net = copy.deepcopy(prototypes["layerwise"])
 
         def forward(self, x):
-            return self.net(self.up(x))
+            return self.net(self.scale(x))
 
-    report = apply_cora(batches, Upsampled().eval(), 0.1)
-    assert report.skipped == {"up": "QuantConvTranspose2d is not supported"}
-    assert "left alone: up: QuantConvTranspose2d" in str(report)
+    report = apply_cora(batches, Scaled().eval(), 0.1)
+    assert report.skipped == {"scale": "QuantScaleBias is not supported"}
+    assert "left alone: scale: QuantScaleBias" in str(report)
 
 
 def test_a_layer_that_calibration_never_reaches_is_left_alone(model, batches):

@@ -82,6 +82,8 @@ if find_spec("nncf"):
     class TestNNCF(HostContract):
         """NNCF keeps this contract."""
 
+        unsupported = frozenset({"depthwise conv1d"})  # left in float
+
         def quantized(self, net, batches):
             return nncf_quantize(net, batches)
 

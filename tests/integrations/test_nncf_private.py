@@ -246,6 +246,19 @@ def test_narrow_range_is_a_flag_of_traces(private, net, weight_quantizer):
         assert torch.equal(weight_quantizer.quantize(weight), before)
 
 
+def test_a_scale_of_all_channels_is_traced_as_that_of_a_tensor(private, net):
+    with needs("per_channel", "exports of depthwise transposed convolutions"):
+        quantizers = [m for m in net.modules() if hasattr(m, "scale_shape")]
+        several = next(q for q in quantizers if q.scale_shape[0] > 1)
+        one = copy.deepcopy(several)
+        private.trace_one_scale(several)
+        assert several.per_channel
+        one._scale_shape = (1, 1, 1, 1)
+        assert one.scale_shape == (1, 1, 1, 1)
+        private.trace_one_scale(one)
+        assert not one.per_channel
+
+
 def test_hooks_are_kept_by_operation_and_port(private, net, images):
     feature = "adapters, reading a model"
     with needs("HookStorage", feature), torch.no_grad():

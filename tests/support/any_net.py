@@ -22,9 +22,9 @@ def by_brevitas(net, calls, weight_bits, dtype, act):
     from brevitas.graph.calibrate import calibration_mode
     from brevitas.graph.quantize import layerwise_quantize
 
-    from cora_plugin.integrations.brevitas import private
+    from cora_plugin.integrations.brevitas.layer_map import layer_map
 
-    made = private.layer_map(
+    made = layer_map(
         dtype=dtype,
         device="cpu",
         bias_bit_width=None,

@@ -20,6 +20,8 @@ from cora_plugin.integrations.scopes import evaluation, without_gradients
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import run
 
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
 
 @dataclass
 class Mode:
@@ -52,7 +54,14 @@ def operation_of(layer):
     if sides != "same":
         sides = tuple((side, side) for side in sides)
     return Operation(
-        2, layer.stride, sides, layer.padding_mode, layer.dilation, layer.groups
+        layer.weight.ndim - 2,
+        layer.stride,
+        sides,
+        layer.padding_mode,
+        layer.dilation,
+        layer.groups,
+        layer.transposed,
+        layer.output_padding if layer.transposed else (),
     )
 
 
@@ -60,10 +69,11 @@ def quantized_copy(net, bits=3, act_step=None):
     """A copy whose convolutions and linear layers have rounded weights."""
     model, mode = copy.deepcopy(net).eval(), Mode()
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            weight = layer.weight.detach().clone()
+        if isinstance(layer, LAYERS):
+            layout = operation_of(layer).layout
+            weight = layout(layer.weight.detach().clone())
             layer.plain = Plain(name, weight, bits, act_step, mode)
-            layer.weight.data = quantize(weight, bits).dequantize().to(weight)
+            layer.weight.data = layout(quantize(weight, bits).dequantize().to(weight))
             layer.register_forward_pre_hook(_round_input)
             layer.register_forward_hook(_correct_output)
     return model
@@ -111,7 +121,7 @@ class PlainHost:
                 QuantizedLayer(
                     name,
                     plain.weight,
-                    layer.weight.detach().clone(),
+                    operation_of(layer).layout(layer.weight.detach().clone()),
                     operation_of(layer),
                     plain.bits,
                     32 * len(plain.weight),
@@ -120,7 +130,7 @@ class PlainHost:
         self.float_net = copy.deepcopy(net).requires_grad_(False)
         for name, plain in self._plain.items():
             layer = self.float_net.get_submodule(name)
-            layer.weight.data = plain.weight
+            layer.weight.data = operation_of(layer).layout(plain.weight)
             layer._forward_hooks.clear()
             layer._forward_pre_hooks.clear()
         self._made_for = fingerprints(self.layers)
@@ -159,7 +169,10 @@ class PlainHost:
     def run(self, batch):
         if not self.given:
             return run(self.model, batch)
-        given = {f"{name}.weight": value for name, value in self.given.items()}
+        given = {
+            f"{name}.weight": self._layout(name)(value)
+            for name, value in self.given.items()
+        }
 
         def call(*args, **kwargs):
             return torch.func.functional_call(self.model, given, args, kwargs)
@@ -230,7 +243,10 @@ class PlainHost:
         for name, value in self.quantize(correction.weights).items():
             layer = self.model.get_submodule(name)
             self._plain[name].replaced = layer.weight.data
-            layer.weight.data = value
+            layer.weight.data = self._layout(name)(value)
+
+    def _layout(self, name):
+        return operation_of(self.model.get_submodule(name)).layout
 
     def _remove(self):
         for name, plain in self._plain.items():
