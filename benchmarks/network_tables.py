@@ -9,26 +9,29 @@ from figures import NAMES, bold, cell, find, markdown, need, read
 from cora_plugin.compare.experiment import RAISED
 from cora_plugin.compare.rows import FIGURES, NONE
 
-LITE0 = "accuracy-lite0-W4A8-brevitas", "accuracy-lite0-W4A8-nncf", "lite0-W4A8"
+LITE0 = "accuracy-lite0-W4A8-brevitas", "accuracy-lite0-W4A8-nncf"
+BUDGET = "budget-lite0-W4A8-brevitas"
 
 BRINGS = (
-    ("Brevitas PTQ", LITE0[0], "ptq", NONE),
-    ("Brevitas PTQ + bias correction", LITE0[0], "ptq+bc", NONE),
+    ("Brevitas PTQ", BUDGET, "ptq", NONE),
+    ("Brevitas PTQ + bias correction", BUDGET, "ptq+bc", NONE),
     ("Brevitas GPTQ + bias correction", LITE0[0], "gptq+bc", NONE),
+    ("**Brevitas PTQ + CoRa, same size**", BUDGET, "ptq+bc", "together", "1.0 ptq"),
     (
         "Brevitas PTQ, sensitive layers at 8 bits, bias correction",
-        LITE0[2],
-        None,
-        f"{RAISED}+bc",
-    ),
-    ("**Brevitas PTQ + CoRa**", LITE0[2], None, "default"),
-    (
-        "**Brevitas PTQ + CoRa, bit widths planned**",
-        "budget-lite0-W4A8-brevitas",
+        BUDGET,
         "ptq+bc",
-        "together",
-        "1.0 ptq",
+        RAISED,
+        "1.05 ptq",
     ),
+    (
+        "**Brevitas PTQ + CoRa**, adapters alone",
+        BUDGET,
+        "ptq+bc",
+        "adapters",
+        "1.05 ptq",
+    ),
+    ("**Brevitas PTQ + CoRa**", BUDGET, "ptq+bc", "together", "1.05 ptq"),
     (
         "NNCF PTQ + bias correction, its best setting found",
         LITE0[1],
@@ -41,7 +44,7 @@ BRINGS = (
         "ptq+bc",
         RAISED,
     ),
-    ("**NNCF PTQ + CoRa**", LITE0[1], "ptq+bc", "default"),
+    ("**NNCF PTQ + CoRa**, adapters alone", LITE0[1], "ptq+bc", "default"),
 )
 """Rows of the README's table: label, file, recipe, method, a budget other than 5 %."""
 
