@@ -168,7 +168,7 @@ class Compensating(PlainHost):
 
 
 def test_a_part_is_kept_where_the_whole_does_harm():
-    host, data = Compensating(), torch.randn(4, 32, 12)
+    host, data = Compensating(), [*torch.randn(4, 32, 12)]
     ranks = {"0": 12, "1": 0}
     settings = {"metric": "svd", "adapter_bits": 32, "bias_correction": "off"}
     report = CoRa({"ranks": ranks, "budget": 0.6, **settings}).apply(host, data)

@@ -111,7 +111,7 @@ def test_it_helps_where_activations_are_coarse(search):
         layer.weight.data *= 2
     pairs = [part for layer in layers for part in (layer, nn.ReLU())]
     deep = nn.Sequential(*pairs[:-1])
-    data, test = torch.randn(40, 16, 8), torch.randn(500, 8)
+    data, test = [*torch.randn(40, 16, 8)], torch.randn(500, 8)
 
     def applied(regression):
         host = PlainHost(deep, act_step=3.0)
