@@ -50,6 +50,8 @@ def interrupted(model, apply, seconds):
     except KeyboardInterrupt:
         return True
     finally:
+        # After another error the alarm is still to come, and would end the process.
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
