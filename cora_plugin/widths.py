@@ -212,7 +212,8 @@ class _Widths:
         Raises:
             BudgetError: Its least is more than the budget.
         """
-        treatments, bits, left = self._spent(menu, adapters, rounding, self._allowed)
+        offer = self._offer(menu, adapters, rounding)
+        treatments, bits, left = self._spent(offer, self._allowed)
         layers, made = [], {}
         for index, layer in enumerate(self._layers):
             treatment = treatments[layer.name]
@@ -222,14 +223,8 @@ class _Widths:
                 made[layer.name] = self._adapter(index, width, form)
         return _Chosen(layers, treatments, made, bits, left)
 
-    def _spent(
-        self, menu: tuple[int, ...], adapters: bool, rounding: bool, allowed: float
-    ) -> tuple[Mapping[str, Treatment], float, float]:
-        """What is chosen for so many bits, the bits a weight, the error left.
-
-        Raises:
-            BudgetError: The least of the menu is more.
-        """
+    def _offer(self, menu: tuple[int, ...], adapters: bool, rounding: bool) -> "_Offer":
+        """What a menu has for each layer, whatever the budget."""
         candidates, least, errors = [], 0.0, 0.0
         for index, layer in enumerate(self._layers):
             points = self._points(index, menu, adapters, rounding)
@@ -241,34 +236,45 @@ class _Widths:
                 for e in points
             )
             candidates.append(Candidate(layer.name, options))
+        return _Offer(menu, candidates, least, errors)
+
+    def _spent(
+        self, offer: "_Offer", allowed: float
+    ) -> tuple[Mapping[str, Treatment], float, float]:
+        """What is chosen for so many bits, the bits a weight, the error left.
+
+        Raises:
+            BudgetError: The least of the menu is more.
+        """
+        least = offer.least
         if least > allowed * (1 + 1e-9):
             raise BudgetError(
                 f"budget: {self._config.budget} is "
                 f"{self._allowed / self.weights:.4g} bits a weight, and the least "
-                f"that the menu {list(menu) or 'of the host'} stores is "
+                f"that the menu {list(offer.menu) or 'of the host'} stores is "
                 f"{least / self.weights:.4g}; raise the budget, or add narrower widths"
             )
-        taken = spectral(candidates, allowed - least)
+        taken = spectral(offer.candidates, allowed - least)
         spent = sum(option.cost for option in taken.values())
         treatments = {name: option.treatment for name, option in taken.items()}
-        left = errors - sum(option.gain for option in taken.values())
+        left = offer.errors - sum(option.gain for option in taken.values())
         return treatments, (least + spent) / self.weights, left
 
     def next_tenth(self, trial: Trial) -> float:
         """The share of a trial's predicted error that 0.1 bits more would remove."""
         if not trial.predicted:
             return 0.0
-        how = trial.menu, trial.adapters, trial.rounding
-        _, _, left = self._spent(*how, self._allowed + 0.1 * self.weights)
+        offer = self._offer(trial.menu, trial.adapters, trial.rounding)
+        _, _, left = self._spent(offer, self._allowed + 0.1 * self.weights)
         return 1 - left / trial.predicted
 
     def curve(self, trial: Trial) -> tuple[tuple[float, float], ...]:
         """Bits a weight and predicted error of budgets around, spent as a trial did."""
-        how = trial.menu, trial.adapters, trial.rounding
+        offer = self._offer(trial.menu, trial.adapters, trial.rounding)
         points = []
         for times in CURVE:
             try:
-                _, bits, left = self._spent(*how, times * self._allowed)
+                _, bits, left = self._spent(offer, times * self._allowed)
             except BudgetError:  # Less than can be stored.
                 continue
             points.append((bits, left))
@@ -350,6 +356,16 @@ class _Widths:
             factors = residuals.factors_of(residuals.layers[index])
             self._made[key] = factors.adapter_of((form,))
         return self._made[key]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """The layers' options of a menu, what it stores at least, the error left then."""
+
+    menu: tuple[int, ...]
+    candidates: Sequence[Candidate]
+    least: float
+    errors: float
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell
-from cora_plugin.recipe.folder import LOCK
+from cora_plugin.recipe.folder import locked
 
 CELLS = "cells"
 """Its sub-folder with a recipe, an outcome, a log and a run's folder for each cell."""
@@ -62,23 +61,9 @@ class Folder:
             OSError: It cannot be made or written to.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise document.error(
-                ("output",),
-                f"another comparison is writing to {self.path}; wait for it, or name "
-                "another folder",
-                FileError,
-            ) from error
-        try:
+        with locked(document, self.path, "comparison"):
             self._write(self.path / "recipe.yaml", yaml.safe_dump(document.values))
             yield
-        finally:
-            with suppress(OSError):
-                (self.path / LOCK).unlink()
-            lock.release()
 
     def prepare(self, cell: Cell) -> None:
         """Write the cell's recipe, and forget what came of it."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -121,12 +122,10 @@ def _ended(running: _Running, folder: Folder, limits: Limits) -> str | None:
 def _held(pid: int) -> float:
     """GiB that a process and those it has started hold now."""
     total = 0
-    try:
+    with suppress(psutil.Error):  # It has just ended.
         process = psutil.Process(pid)
         for each in (process, *process.children(recursive=True)):
             total += each.memory_info().rss
-    except psutil.Error:  # It has just ended.
-        pass
     return total / 2**30
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,10 @@ def opened(document: Document, folder: Path, keep: bool = True) -> Iterator[Path
     """
     made: list[Path] = []
     try:
-        with _unwritable(document, folder):
-            _make(folder, made)
-            lock = FileLock(folder / LOCK)
-            lock.acquire(blocking=False)
-        try:
+        with ExitStack() as held:
             with _unwritable(document, folder):
+                _make(folder, made)
+                held.enter_context(locked(document, folder, "run"))
                 _recover(folder)
                 (folder / PART).mkdir()
             try:
@@ -66,10 +64,6 @@ def opened(document: Document, folder: Path, keep: bool = True) -> Iterator[Path
             except KeyboardInterrupt:  # A few moves are left of a whole run.
                 _recover(folder)
                 raise
-        finally:
-            with suppress(OSError):
-                (folder / LOCK).unlink()
-            lock.release()
     finally:
         for each in reversed(made):
             with suppress(OSError):  # It is not empty.
@@ -77,14 +71,39 @@ def opened(document: Document, folder: Path, keep: bool = True) -> Iterator[Path
 
 
 @contextmanager
+def locked(document: Document, folder: Path, what: str) -> Iterator[None]:
+    """Keep others that lock a folder out of it within the block.
+
+    Args:
+        document: The recipe's, for errors.
+        folder: The folder, which exists.
+        what: What it is that writes there, for errors.
+
+    Raises:
+        FileError: Another one is writing to it.
+        OSError: There can be no lock.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        problem = (
+            f"another {what} is writing to {folder}; wait for it, or name another "
+            "folder"
+        )
+        raise document.error(("output",), problem, FileError) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        lock.release()
+
+
+@contextmanager
 def _unwritable(document: Document, folder: Path) -> Iterator[None]:
     try:
         yield
-    except Timeout as error:
-        problem = (
-            f"another run is writing to {folder}; wait for it, or name another folder"
-        )
-        raise document.error(("output",), problem, FileError) from error
     except OSError as error:
         problem = f"cannot write to {folder}: {error.strerror}"
         raise document.error(("output",), problem, FileError) from error

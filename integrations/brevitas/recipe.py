@@ -17,6 +17,7 @@ from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
 from cora_plugin.integrations.data import CalibrationData
 from cora_plugin.integrations.doing import doing
+from cora_plugin.integrations.host import PLAIN
 from cora_plugin.integrations.ranges import estimator
 from cora_plugin.layer import by_layer
 from cora_plugin.outputs import device_of, in_batches, run
@@ -26,16 +27,6 @@ ACTIVATION_RANGES = {"percentile": "stats", "mse": "mse"}
 """How activation ranges are found, and what Brevitas calls it."""
 
 TITLE = "Brevitas"
-
-_LAYERS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
 
 
 def quantize_ptq(
@@ -109,7 +100,7 @@ def quantize_ptq(
             merge_bn=True,
             relu6_to_relu=False,
         )
-    layers = [n for n, m in prepared.named_modules() if isinstance(m, _LAYERS)]
+    layers = [n for n, m in prepared.named_modules() if isinstance(m, PLAIN)]
     chosen = by_layer("layer_bits", layer_bits or {}, layers)
 
     def of_bits(weight_bits: Any) -> Any:

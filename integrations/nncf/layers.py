@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.quantized import FLOAT_BITS
-from cora_plugin.integrations.host import given_weight
+from cora_plugin.integrations.host import PLAIN, given_weight
 from cora_plugin.integrations.nncf.private import (
     build_nncf_graph,
     decode_hook_name,
@@ -33,17 +33,6 @@ TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 
 
 DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, **TRANSPOSED}
 """Functions whose layers can carry an adapter, and their spatial dimensions."""
-
-PLAIN = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
-"""Modules that hold the weight of their one call."""
 
 _COMPUTED = (
     "its weight is computed as the model runs, not stored; if by weight_norm or the "

@@ -9,13 +9,10 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.host import Latent, Role
+from cora_plugin.integrations.host import PLAIN
 from cora_plugin.integrations.nncf.fast import range_of
 from cora_plugin.integrations.nncf.insert import adapted, read_adapters, shifts
-from cora_plugin.integrations.nncf.layers import (
-    PLAIN,
-    layer_names,
-    quantizer_hooks,
-)
+from cora_plugin.integrations.nncf.layers import layer_names, quantizer_hooks
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.integrations.training import (
     Training,

@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 import torch
+from flipped import flipped
 
 from cora_plugin.adapters import Operation, load_adapters, make_adapter, save_adapters
 from cora_plugin.adapters.errors import FileError
@@ -17,9 +18,6 @@ def test_no_file_with_a_flipped_bit_is_loaded(tmp_path, faults):
     save_adapters(path, {"fc": adapter}, {"fc": weight[:, 0]}, {"made": "by a test"})
     content, random = path.read_bytes(), Random(0)
     for _ in range(faults(100)):
-        bit = random.randrange(8 * len(content))
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(content, random))
         with pytest.raises(FileError):
             load_adapters(path)

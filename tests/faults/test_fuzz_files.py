@@ -9,6 +9,7 @@ from random import Random
 
 import pytest
 import torch
+from flipped import flipped
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -188,9 +189,6 @@ def test_no_checkpoint_with_a_flipped_bit_is_read(tmp_path, faults):
     write_state(str(path), TAG, saved())
     content, tried = path.read_bytes(), search()
     for _ in range(faults(50)):
-        bit = random.randrange(8 * len(content))
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(damaged)
+        path.write_bytes(flipped(content, random))
         with pytest.raises(CoRaError):
             tried.resume(str(path), 10)
