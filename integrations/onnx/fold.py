@@ -146,20 +146,20 @@ def _branch_weight(graph: Graph, layer: Layer, last: Layer) -> ir.Value | None:
     first = _foldable(producer(last.source))
     if first is not None and (first.bias is not None or not read_once(last.source)):
         first = None
-    if layer.node.op_type == "Conv":
-        return _branch_kernel(graph, layer, first, last)
-    if layer.node.op_type == TRANSPOSED:
-        return _branch_transposed(graph, layer, first, last)
-    return _branch_matrix(graph, layer, first, last)
-
-
-def _branch_kernel(
-    graph: Graph, layer: Layer, first: Layer | None, last: Layer
-) -> ir.Value | None:
+    if layer.node.op_type not in ("Conv", TRANSPOSED):
+        return _branch_matrix(graph, layer, first, last)
     if layer.shape == last.shape and _parallel(layer, last):
         return last.weight
     if first is None or last.node.op_type != "Conv" or not last.mixes_channels:
         return None
+    if layer.node.op_type == TRANSPOSED:
+        return _branch_transposed(graph, layer, first, last)
+    return _branch_kernel(graph, layer, first, last)
+
+
+def _branch_kernel(
+    graph: Graph, layer: Layer, first: Layer, last: Layer
+) -> ir.Value | None:
     rank, groups = last.shape[1], layer.operation["group"]
     if not (
         first.shape == (groups * rank, *layer.shape[1:])
@@ -176,13 +176,9 @@ def _branch_kernel(
 
 
 def _branch_transposed(
-    graph: Graph, layer: Layer, first: Layer | None, last: Layer
+    graph: Graph, layer: Layer, first: Layer, last: Layer
 ) -> ir.Value | None:
     """The same of weights [n, m/g, *kernel]."""
-    if layer.shape == last.shape and _parallel(layer, last):
-        return last.weight
-    if first is None or last.node.op_type != "Conv" or not last.mixes_channels:
-        return None
     rank, groups = last.shape[1], layer.operation["group"]
     inputs, outputs, *kernel = layer.shape
     if not (
