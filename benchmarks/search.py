@@ -133,7 +133,7 @@ def _rows(
                 seconds,
                 report.search_iterations + report.fit_iterations,
                 search_seconds=report.seconds["search"],
-                steps=[f"{s.name} {s.after.kl:.4g}" for s in report.steps if s.kept],
+                steps=[f"{s.name} {s.after.value:.4g}" for s in report.steps if s.kept],
             )
             if method == DEFAULT:
                 peers = _at_8_bits(toolkit, quantized, task, report, flags)

@@ -36,6 +36,8 @@ def auto(reference, config=None, **known):
         (WIDE.mT, {"channels": 12}, "kl", 2),
         (WIDE.movedim(2, 0), {"channels": 12}, "kl", 2),
         (WIDE.relu(), {"channels": 12}, "mse", None),
+        (LOGITS.relu(), {}, "mse", None),
+        (8 * LOGITS.relu(), {}, "kl", 1),
     ],
 )
 def test_auto_decides_by_shape_and_values_and_says_so(outputs, known, name, axis):

@@ -87,10 +87,12 @@ def variants(
     title = f"{toolkit.title} W{options.weight_bits}A{options.act_bits}"
     net, loader = task.net, task.loader()
     base, seconds = timed(console, title, toolkit.quantize, net, loader, options)
-    made: list[Variant] = []
     layers = toolkit.host(base.model, task.test[:1]).layers
     weights = sum(layer.weight.numel() for layer in layers)
     before = stored_bits(layers, ()) / weights
+    plain = Variant(recipe, NONE, "", base, before, seconds)
+    yield plain
+    yield _named(_corrected(toolkit, plain, console))
     for arm in arms:
         what = f"{toolkit.title}, adapters: {arm.method}"
         (quantized, report), spent = timed(
@@ -98,7 +100,11 @@ def variants(
         )
         bits = report.equivalent_bits
         found = (recipe, arm.method, arm.budget, quantized, bits, spent, report)
-        made.append(Variant(*found))
+        adapted = Variant(*found)
+        if correct_adapted:
+            yield adapted
+            adapted = _corrected(toolkit, adapted, console)
+        yield _named(adapted)
         if arm.raised:
             host = toolkit.host(base.model, task.test[:1])
             names, bits = raised(host, report)
@@ -107,13 +113,14 @@ def variants(
             quantized, spent = timed(
                 console, what, toolkit.quantize, net, loader, finer
             )
-            made.append(Variant(recipe, RAISED, arm.budget, quantized, bits, spent))
-    made.insert(0, Variant(recipe, NONE, "", base, before, seconds))
-    for variant in made:
-        if correct_adapted or variant.report is None:
-            yield variant
-            variant = _corrected(toolkit, variant, console)
-        yield replace(variant, recipe=f"{recipe}+bc")
+            peer = Variant(recipe, RAISED, arm.budget, quantized, bits, spent)
+            yield peer
+            yield _named(_corrected(toolkit, peer, console))
+
+
+def _named(variant: Variant) -> Variant:
+    """A variant whose biases are corrected."""
+    return replace(variant, recipe=f"{variant.recipe}+bc")
 
 
 def _corrected(

@@ -1,6 +1,7 @@
 """Decides how a model's outputs are measured, and says what was decided."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 FEW = 4
 """Dense outputs of so many channels or fewer are as often images as classes."""
+
+DECIDED = 0.5
+"""Of the entropy of equal classes, what logits of a trained network stay below."""
 
 NEAR = 1e-2
 """How near to 1 a sum of probabilities or a length is that is 1, in half precision."""
@@ -227,8 +231,12 @@ def _guess(name: str, value: Tensor, axis: int | None, scene: _Scene) -> _Found:
         return _Found(KL(axis, True), f"{here}: probabilities along axis {axis}: kl")
     if value.ndim == 2 and _is_unit(value):
         return _Found(Cosine(), f"{here}: vectors of length 1: cosine")
-    if len(value) > 1 and float(value.min()) >= 0:
-        return _Found(MSE(), f"{here}: none is negative, so no logits: squared error")
+    if len(value) > 1 and float(value.min()) >= 0 and not _decides(value, axis):
+        return _Found(
+            MSE(),
+            f"{here}: none is negative and none stands out, so no logits: squared "
+            "error (objective=kl if they are)",
+        )
     return _Found(
         KL(axis),
         f"{here} is taken for logits of {shape[axis]} classes along axis {axis}: kl "
@@ -256,6 +264,17 @@ def _is_distribution(value: Tensor, axis: int) -> bool:
         return False
     total = exact(value).sum(axis)
     return bool((total - 1).abs().max() < NEAR)
+
+
+def _decides(value: Tensor, axis: int) -> bool:
+    """Whether a softmax has much less entropy than that of equal classes.
+
+    Logits may all be positive, as those of SqueezeNet, which ends in a ReLU; features
+    behind a ReLU are, too, but no few of them stand out so far.
+    """
+    logs = exact(value).log_softmax(axis)
+    entropy = -(logs.exp() * logs).sum(axis).mean()
+    return float(entropy) < DECIDED * math.log(value.shape[axis])
 
 
 def _is_unit(value: Tensor) -> bool:
