@@ -54,6 +54,23 @@ def ladder(
     return found
 
 
+def behind(
+    found: Iterable[Form], term_bits: Collection[int]
+) -> tuple[tuple[Form, Form], ...]:
+    """Factors, each with a whole term of what they leave.
+
+    Of ranks that double: what such a term leaves changes slowly with the rank. None for
+    depthwise layers, which have too few weights a scale for three scales.
+    """
+    factored = [form for form in found if form.factored and not form.runs_merged]
+    doubling = [form for form in factored if form.rank & (form.rank - 1) == 0]
+    return tuple(
+        (form, Form.whole(bits, form.weight_shape, form.groups))
+        for form in doubling
+        for bits in term_bits
+    )
+
+
 def stored_bits(layers: Iterable[QuantizedLayer], adapters: Iterable[Adapter]) -> float:
     """Bits of quantized weights and adapters, scales and zero points included."""
     main = sum(layer.stored_bits for layer in layers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Form
 from cora_plugin.adapters.errors import BudgetError
-from cora_plugin.budget import allowance, form_of, ladder
+from cora_plugin.budget import allowance, behind, form_of, ladder
 from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.layer import QuantizedLayer, by_layer
 from cora_plugin.residuals import Residuals
@@ -160,14 +160,16 @@ class Planner:
             if layer.name in self._pinned:
                 continue
             removed = [0.0, *accumulate(self._residuals.spectra[layer.name])]
-            where = self._residuals.positions[layer.name]
             options = [Option(NOTHING, 0, 0.0)]
-            for form in ladder(layer, self._config.adapter_bits, self._term_bits):
-                gain = removed[form.rank]
-                if form.bits in self._term_bits:
-                    gain -= self._residuals.left_by(layer, form)
-                cost = form.cost(*where).of(self.unit)
-                options.append(Option(Treatment((form,)), cost, gain))
+            single = ladder(layer, self._config.adapter_bits, self._term_bits)
+            offered = [*((form,) for form in single), *behind(single, self._term_bits)]
+            for terms in offered:
+                last, gain = terms[-1], removed[terms[0].rank]
+                if self._term_bits and not last.factored:
+                    gain = removed[-1] - self._residuals.left_by(layer, terms)
+                treatment = Treatment(terms)
+                cost = self._cost(layer.name, treatment)
+                options.append(Option(treatment, cost, gain))
             options.sort(key=lambda option: option.cost)
             if len(options) > 1:
                 found.append(Candidate(layer.name, tuple(options)))

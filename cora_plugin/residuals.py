@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Factors, Form
 from cora_plugin.adapters.exact import exact
+from cora_plugin.adapters.factors import series
 from cora_plugin.adapters.factor import Weighting, removed_error, weighted_error
 from cora_plugin.config import CoRaConfig
 from cora_plugin.layer import QuantizedLayer
@@ -59,9 +60,13 @@ class Residuals:
         left = layer.residual - adapter.merged().to(layer.residual)
         return weighted_error(layer.as_matrices(left), self.observed(layer))
 
-    def left_by(self, layer: QuantizedLayer, form: Form) -> float:
-        """The error that a term of the layer's own shape leaves, as `error_after`."""
-        return self.error_after(layer, Adapter.of([form], {"a": layer.residual}))
+    def left_by(self, layer: QuantizedLayer, terms: Sequence[Form]) -> float:
+        """The error that terms leave, the last of the layer's own shape."""
+        if terms[0].factored:
+            adapter = self.factors[layer.name].adapter_of(terms)
+        else:
+            adapter = series(layer.residual, terms)
+        return self.error_after(layer, adapter)
 
     @cached_property
     def positions(self) -> Mapping[str, tuple[int, int]]:

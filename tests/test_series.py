@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from plain_host import PlainHost
+from plain_host import PlainHost, quantized_copy
 from small_net import batches, distance, net
+from torch import nn
 
 from cora_plugin import CoRa, CoRaError
 from cora_plugin.layer import Correction
@@ -88,6 +89,25 @@ def test_a_term_that_is_not_worth_its_bits_is_not_bought():
         kinds[len(widths)] = {row.adapter_bits / row.weights for row in report.layers}
         assert report.equivalent_bits <= report.equivalent_bits_before + 2.2
     assert kinds[0] != kinds[2]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_factors_may_have_the_bits_of_a_term(bits):
+    config = {"budget": "2.2 bits", "adapter_bits": bits, "regression": False}
+    report = CoRa(config).apply(PlainHost(net()), batches())
+    assert report.equivalent_bits <= report.equivalent_bits_before + 2.2
+
+
+def test_a_term_behind_factors_is_bought_where_a_direction_stands_out():
+    """Its steps are as wide as what it rounds, which factors make narrower."""
+    torch.manual_seed(0)
+    model = quantized_copy(nn.Sequential(nn.Linear(64, 64)))
+    model[0].plain.weight += torch.randn(64, 1) * torch.randn(64)
+    host, inputs = PlainHost(model), [torch.randn(16, 64) for _ in range(20)]
+    config = {"budget": "3 bits", "adapter_bits": 8, "objective": "mse"}
+    report = CoRa({**config, "regression": False}).apply(host, inputs)
+    assert [row.kind for row in report.layers] == ["low-rank + whole"]
+    assert report.budget_used <= report.budget_allowed
 
 
 def test_terms_may_stand_behind_factors():
