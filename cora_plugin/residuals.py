@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Factors, Form
 from cora_plugin.adapters.exact import exact
-from cora_plugin.adapters.factors import series
 from cora_plugin.adapters.factor import Weighting, removed_error, weighted_error
+from cora_plugin.adapters.factors import series
 from cora_plugin.config import CoRaConfig
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.progress import bar
