@@ -30,12 +30,13 @@ def main() -> None:
     parser.add_argument("--times", default="1.0,1.05", help="budgets, with commas")
     parser.add_argument("--menu", default="3/4/5/6/8", help="bit widths, with slashes")
     parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
+    parser.add_argument("--recipe", default="ptq", help="one of the toolkit's")
     parser.add_argument("--seeds", default="0", help="of calibration, with commas")
     flags = parser.parse_args()
     with quiet():
         task = load(flags.model)
     toolkit = load_toolkit(flags.toolkit)
-    options = ptq_options(toolkit, flags)
+    options = ptq_options(toolkit, flags, **toolkit.recipes[flags.recipe])
     rows: list[Row] = []
     console = Console()
     arms = [
@@ -45,7 +46,7 @@ def main() -> None:
         for method in flags.methods.split(",")
         for arm in _arms(method, float(times), flags.menu, int(seed))
     ]
-    for variant in variants(toolkit, task, options, arms):
+    for variant in variants(toolkit, task, options, arms, flags.recipe):
         with quiet():
             outputs = toolkit.outputs(variant.model, task.test)
         about = {"toolkit": toolkit.name, "weights": weights(flags), **variant.about}
