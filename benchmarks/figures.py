@@ -22,6 +22,7 @@ NAMES = {
     "lite0": "Lite0",
     "squeezenet": "SqueezeNet",
     "fashion": "Fashion",
+    "mobilenet": "MobileNetV2 on Fashion",
     "brevitas": "Brevitas",
     "nncf": "NNCF",
     "openvino": "OpenVINO",

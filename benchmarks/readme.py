@@ -16,6 +16,7 @@ from pathlib import Path
 import file_tables as files
 import network_tables as networks
 from figures import text
+from seed_tables import seeds
 from task_tables import tasks
 
 from cora_plugin.adapters.errors import CoRaError, FileError
@@ -37,7 +38,7 @@ TABLES = {
         *(networks.accuracy, networks.peers, networks.rounding, networks.learned),
         *(networks.butterworth, networks.demo, networks.brings, networks.budgets),
         *(files.exports, files.latency, files.divergence, files.formats, files.cost),
-        tasks,
+        *(tasks, seeds),
     )
 }
 """Tables by the names that pages call them by."""

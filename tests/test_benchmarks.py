@@ -168,7 +168,19 @@ def check_tasks(found):
         assert row["unit"] in ("dB", "top-1", "accuracy") and row["measured"] > 0
 
 
+def check_seeds(found):
+    rows = {(row["method"], row["seed"]): row for row in found}
+    seeds = {seed for _, seed in rows}
+    methods = {method for method, _ in rows}
+    assert methods == {"none", "rrr spectral", "8 bits", "8 bits+bc"}
+    assert len(rows) == len(found) == len(seeds) * len(methods)
+    for seed in seeds:
+        ours, peer = rows["rrr spectral", seed], rows["8 bits+bc", seed]
+        assert peer["equivalent_bits"] <= ours["equivalent_bits"]
+
+
 CHECKS = {
+    "seeds": check_seeds,
     "tasks": check_tasks,
     "budget": check_measured_budgets,
     "exports": check_exports,
