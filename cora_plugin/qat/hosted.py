@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.host import TrainableHost
@@ -25,7 +25,7 @@ def hosted(model: nn.Module | TrainableHost, example: Any = None) -> TrainableHo
     """
     if not isinstance(model, nn.Module):
         return model
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    inner = _unwrapped(model)
     for name in toolkits():
         if name not in sys.modules and not name.startswith("cora"):
             continue
@@ -36,3 +36,14 @@ def hosted(model: nn.Module | TrainableHost, example: Any = None) -> TrainableHo
         f"the model ({type(model).__qualname__}) was quantized by no toolkit that can "
         f"train ({', '.join(toolkits())}); pass what the toolkit returned, or its host"
     )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel wrappers and that of `torch.compile`."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner  # The attribute is what torch's own documents name.
+        else:
+            return model

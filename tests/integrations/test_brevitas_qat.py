@@ -1,5 +1,7 @@
 """Brevitas models are trained by transition rates."""
 
+import copy
+
 import brevitas.nn as qnn
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from cora_plugin.adapters.errors import ModelError
-from cora_plugin.integrations.brevitas import load_cora, remove_cora
+from cora_plugin.integrations.brevitas import load_cora, quantize_ptq, remove_cora
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
 from cora_plugin.qat import TransitionRateScheduler, hosted, param_groups
 
@@ -93,6 +95,29 @@ def test_a_shared_weight_is_counted_once():
         assert [each.name for each in latents] == ["0"]
     groups = param_groups(model)
     assert [len(g["params"]) for g in groups if g["name"] == "latents"] == [1]
+
+
+@pytest.mark.parametrize("wrapped", [torch.nn.DataParallel, torch.compile])
+def test_a_wrapped_model_trains_alike(wrapped, monkeypatch):
+    """Compiled to a graph that runs eagerly: no C++ compiler is what is tested."""
+    batches = [(torch.randn(4, 8), torch.zeros(4)) for _ in range(2)]
+    base = quantize_ptq(nn.Sequential(nn.Linear(8, 4)), batches)
+    losses = []
+    for wrap in (lambda model: model, wrapped):
+        model = copy.deepcopy(base).train()
+        given = {"backend": "eager"} if wrap is torch.compile else {}
+        outer = wrap(model, **given)
+        optimizer = torch.optim.SGD(param_groups(outer), 0.1, momentum=0.9)
+        with TransitionRateScheduler(optimizer, outer, target=0.05, steps=4) as rates:
+            for images, _ in 2 * batches:
+                loss = outer(images).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rates.step()
+                losses.append((loss.item(), rates.transitions().steps[-1].rate))
+    assert losses[:4] == losses[4:]
+    assert losses[3][1] > 0
 
 
 def test_pruned_weights_are_named():
