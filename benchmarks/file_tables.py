@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from figures import NAMES, bold, markdown, read
+from figures import FOLDER, NAMES, bold, markdown, read
 
 from cora_plugin.adapters.errors import FileError
 
@@ -50,6 +50,25 @@ def latency(*names: str) -> str:
             rows.append(cells)
     heads = ["2 %, batch 1", "5 %", "10 %", "2 %, batch 16", "5 %", "10 %"]
     return markdown(["network, runtime", *heads], rows)
+
+
+def merged() -> str:
+    """KL to float of int8 files of 5 %, computed as written, beside torch's own."""
+    rows = []
+    for path in sorted((FOLDER / "results").glob("int8-*.json")):
+        name = path.stem.removeprefix("int8-")
+        found = {
+            row["runtime"]: row
+            for row in read(path.stem)
+            if (row["adapters"], row["format"]) == ("5%", INT8)
+        }
+        torch = next(iter(found.values()))["kl_of_torch"]
+        cells = [_network(name), f"{torch:.4f}"]
+        for runtime in ("onnxruntime", "openvino"):
+            kl = found[runtime]["kl_float"]
+            cells.append(f"{kl:.4f} ({kl / torch:.2f} ×)")
+        rows.append(cells)
+    return markdown(["KL to float, 5 %", "torch", "onnxruntime", "OpenVINO"], rows)
 
 
 def divergence(*names: str) -> str:

@@ -37,7 +37,8 @@ TABLES = {
     for each in (
         *(networks.accuracy, networks.peers, networks.rounding, networks.learned),
         *(networks.butterworth, networks.demo, networks.brings, networks.budgets),
-        *(files.exports, files.latency, files.divergence, files.formats, files.cost),
+        *(files.exports, files.latency, files.divergence, files.merged),
+        *(files.formats, files.cost),
         *(tasks, seeds),
     )
 }

@@ -168,6 +168,14 @@ def check_tasks(found):
         assert row["unit"] in ("dB", "top-1", "accuracy") and row["measured"] > 0
 
 
+def check_int8(found):
+    """A runtime that computes what the file says is as near as torch."""
+    rows = [row for row in found if row["adapters"] == "5%"]
+    assert [row["runtime"] for row in rows] == ["onnxruntime", "openvino"]
+    for row in rows:
+        assert row["kl_float"] <= 1.1 * row["kl_of_torch"]
+
+
 def check_seeds(found):
     rows = {(row["method"], row["seed"]): row for row in found}
     seeds = {seed for _, seed in rows}
@@ -180,6 +188,7 @@ def check_seeds(found):
 
 
 CHECKS = {
+    "int8": check_int8,
     "seeds": check_seeds,
     "tasks": check_tasks,
     "budget": check_measured_budgets,
