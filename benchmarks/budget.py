@@ -42,8 +42,10 @@ def main() -> None:
     arms = [
         arm
         for seed in flags.seeds.split(",")
-        for times in flags.times.split(",")
+        for number, times in enumerate(flags.times.split(","))
         for method in flags.methods.split(",")
+        # Of one size, whatever the budget.
+        if method != "series" or not number
         for arm in _arms(method, float(times), flags.menu, int(seed))
     ]
     for variant in variants(toolkit, task, options, arms, flags.recipe):
