@@ -5,10 +5,13 @@ python benchmarks/budget.py --model lite0 --toolkit brevitas --times 1.0,1.05
 Budgets are multiples of what plain PTQ stores. Rows: PTQ, with bias correction, too;
 `bits`: widths of the menu alone; `adapters`: at the toolkit's widths, and `8 bits`, the
 most sensitive layers in their place; `series`: a whole term for every layer, whatever
-the budget; `together`: widths and adapters.
+the budget; `together`: widths and adapters. Peers of a size of their own come last, as
+`--peers` names them: other recipes, and `one up`, a bit more for every weight.
 """
 
 import argparse
+from dataclasses import replace
+from itertools import chain
 
 from accuracy import NAMES
 from data import load
@@ -22,6 +25,8 @@ from cora_plugin.progress import quiet
 
 METHODS = ("bits", "adapters", "series", "together")
 
+ONE_UP = "one up"
+
 
 def main() -> None:
     """Run the benchmark that the arguments describe."""
@@ -32,6 +37,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help="with commas")
     parser.add_argument("--recipe", default="ptq", help="one of the toolkit's")
     parser.add_argument("--seeds", default="0", help="of calibration, with commas")
+    parser.add_argument("--peers", default=ONE_UP, help="with commas")
     flags = parser.parse_args()
     with quiet():
         task = load(flags.model)
@@ -43,12 +49,19 @@ def main() -> None:
         arm
         for seed in flags.seeds.split(",")
         for number, times in enumerate(flags.times.split(","))
-        for method in flags.methods.split(",")
+        for method in filter(None, flags.methods.split(","))
         # Of one size, whatever the budget.
         if method != "series" or not number
         for arm in _arms(method, float(times), flags.menu, int(seed))
     ]
-    for variant in variants(toolkit, task, options, arms, flags.recipe):
+    found = [variants(toolkit, task, options, arms, flags.recipe)]
+    for peer in filter(None, flags.peers.split(",")):
+        if peer == ONE_UP:
+            given = replace(options, weight_bits=options.weight_bits + 1)
+        else:
+            given = ptq_options(toolkit, flags, **toolkit.recipes[peer])
+        found.append(variants(toolkit, task, given, (), peer))
+    for variant in chain.from_iterable(found):
         with quiet():
             outputs = toolkit.outputs(variant.model, task.test)
         about = {"toolkit": toolkit.name, "weights": weights(flags), **variant.about}

@@ -109,6 +109,7 @@ def budgets(*names: str) -> str:
     ways = (
         ("PTQ", "ptq", NONE),
         ("PTQ + bias correction", "ptq+bc", NONE),
+        ("one bit more, bias correction", "one up+bc", NONE),
         ("sensitive layers at 8 bits, bias correction", "ptq+bc", RAISED),
         ("bit widths alone", "ptq+bc", "bits"),
         ("adapters alone", "ptq+bc", "adapters"),

@@ -127,8 +127,11 @@ def check_formats(found):
 
 
 def check_budgets(found):
-    rows = {(row["method"], row["budget"]): row for row in found}
-    plain = rows["none", ""]
+    rows = {(r["method"], r["budget"]): r for r in found if r["recipe"] != "one up+bc"}
+    plain = next(row for row in found if row["recipe"] == "ptq")
+    one_up = rows["none", ""]
+    assert one_up["recipe"] == "one up"
+    assert one_up["equivalent_bits"] > plain["equivalent_bits"] + 0.5
     for times in (1.0, 1.3):
         together = rows["together", f"{times} ptq"]
         limit = times * plain["equivalent_bits"] * (1 + 1e-9)
