@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from cora_plugin.adapters.errors import (
     ConfigError,
@@ -244,11 +245,12 @@ class Run:
         with watch("guard"):
             # Where there is a teacher, nobody asks the float weights.
             taught = self._teacher is not None
-            metric, doubt = self._metric, None if taught else self._labelled.doubt
+            metric: Callable[[], float | Tensor] | None = self._metric
+            doubt = None if taught else self._labelled.doubt
             if doubt is not None:
                 log.warning("%s", doubt)
             strict = doubt is not None and metric is None
-            metric = self._labelled.top1 if strict else metric
+            metric = self._labelled.right if strict else metric
             judges = split.held_out(), objective, split.reserve()
             guard = Guard(host, *judges, metric, strict, self._teacher)
             activations = guard.trial({e.name: e.weight for e in self._layers})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.adapters.exact import exact
 from cora_plugin.batches import Units
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
@@ -87,10 +88,19 @@ class Step:
         text = f"{self.difference:+.2g}"
         return text if self.error is None else f"{text} ± {self.error:.1g}"
 
-    def measured(self, before: float, after: float, strict: bool) -> "Step":
-        """The same, undone where another measure falls, or does not rise."""
-        kept = self.kept and (after > before or (after == before and not strict))
-        return replace(self, kept=kept, metric=(before, after))
+    def measured(self, before: Tensor, after: Tensor, strict: bool) -> "Step":
+        """The same, undone where another measure falls.
+
+        Args:
+            before: It without the step, a number [1] or image by image [N].
+            after: With it.
+            strict: Whether it has to rise, by more than chance explains.
+        """
+        rise = after - before
+        limit = CLEAR * (standard_error(rise) or 0.0) if strict else 0.0
+        mean = float(rise.mean())
+        kept = self.kept and (mean > limit or (mean == 0 and not strict))
+        return replace(self, kept=kept, metric=(float(before.mean()), float(after.mean())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +180,10 @@ class Guard:
         held_out: Images that judge, in batches.
         objective: What "near to the float model" means.
         reserve: Further ones, run only where the held-out ones leave a step in doubt.
-        metric: Measures the model as it is, more is better; a step must not lower it.
-        strict: Whether a step must raise it, for the distance itself is in doubt.
+        metric: Measures the model as it is, more is better: a number, or whether it is
+            right, image by image [N]; a step must not lower it.
+        strict: Whether a step must raise it by more than chance explains, for the
+            distance itself is in doubt.
         teacher: As for `References`. To its outputs no step is right by construction,
             so none has the benefit of the doubt.
     """
@@ -182,7 +194,7 @@ class Guard:
         held_out: Sequence[Batch],
         objective: Objective,
         reserve: Sequence[Batch] = (),
-        metric: Callable[[], float] | None = None,
+        metric: Callable[[], float | Tensor] | None = None,
         strict: bool = False,
         teacher: Teacher | None = None,
     ) -> None:
@@ -196,7 +208,7 @@ class Guard:
         self.before, self._each = self._jury()
         self._reserve_each: Tensor | None = None
         self._metric = metric
-        self._measured = None if metric is None else _number(metric())
+        self._measured = None if metric is None else _values(metric())
         self.now = self.before
         self.kept = Correction()
         self.steps: list[Step] = []
@@ -251,9 +263,9 @@ class Guard:
                 _, more = self._reserve()
                 pairs = torch.cat([pairs, more - self._kept_on(self._reserve)])
                 host.correct(correction)
-            step = Step.of(name, self.now, after, pairs, doubt, least)
+            step, measured = Step.of(name, self.now, after, pairs, doubt, least), None
             if step.kept and self._metric is not None and self._measured is not None:
-                measured = _number(self._metric())
+                measured = _values(self._metric())
                 step = step.measured(self._measured, measured, self._strict)
             if not step.kept:
                 host.correct(self.kept)
@@ -263,7 +275,7 @@ class Guard:
         self.steps.append(step)
         if step.kept:
             self.kept, self.now = correction, after
-            self._measured = step.metric[1] if step.metric else self._measured
+            self._measured = self._measured if measured is None else measured
             self._each, self._reserve_each = each, more
         else:
             # Of several tries most are taken back: that is no news.
@@ -297,12 +309,14 @@ class Guard:
         )
 
 
-def _number(measured: float) -> float:
-    """What a metric gave.
+def _values(measured: float | Tensor) -> Tensor:
+    """What a metric gave, [1], or whether each image is right, [N].
 
     Raises:
         ConfigError: It is no finite number.
     """
+    if isinstance(measured, Tensor) and measured.dtype is torch.bool:
+        return exact(measured)
     try:
         value = float(measured)
     except (TypeError, ValueError):
@@ -313,7 +327,7 @@ def _number(measured: float) -> float:
             f"the function gave {measured!r}; return a finite number, higher where the "
             "model is better",
         )
-    return value
+    return torch.tensor([value], dtype=torch.float64)
 
 
 def standard_error(differences: Tensor) -> float | None:

@@ -56,10 +56,6 @@ class Labelled:
         ]
         return torch.cat(parts)
 
-    def top1(self) -> float:
-        """The share of the images that the model, as it is, is right about."""
-        return float(exact(self.right()).mean())
-
     @property
     def doubt(self) -> str | None:
         """What speaks against the float weights; None: nothing."""
@@ -81,7 +77,7 @@ class Labelled:
             f"the quantized model is right on {float(quantized.mean()):.0%} of "
             f"{len(gain)} labelled images and its float weights on "
             f"{float(floats.mean()):.0%}: as after training with quantization, they "
-            "are no reference, and steps have to raise top-1 on these images. "
+            "are no reference, and steps have to raise top-1 on these images clearly. "
             "metric_fn= judges by a measure of your own"
         )
 

@@ -7,7 +7,9 @@ from small_net import batches, net
 from torch import nn
 
 from cora_plugin import CoRa, CoRaError
+from cora_plugin.guard import Step
 from cora_plugin.labels import Labelled, labels_of
+from cora_plugin.objective import Distance
 
 
 def test_a_step_that_lowers_the_users_own_measure_is_undone():
@@ -63,6 +65,21 @@ def test_float_weights_that_are_worse_than_the_quantized_model_are_no_reference(
         right = [(host.run(x)[""].argmax(1) == y).float().mean() for x, y in loader]
     assert torch.stack(right).mean() == 1
     assert not any(step.kept for step in report.steps)
+
+
+def test_a_rise_within_chance_proves_nothing_to_labels():
+    before = torch.arange(128) % 4 > 0
+    luck, clear = before.clone(), before.clone()
+    luck[:8], clear[:64] = True, True  # two more and 16 more
+    distance = Distance(1.0, None, "kl")
+    pairs = -torch.ones(16)
+    step = Step.of("adapters", distance, distance, pairs)
+    measured = [
+        step.measured(before.double(), after.double(), strict=True).kept
+        for after in (before, luck, clear)
+    ]
+    assert measured == [False, False, True]
+    assert step.measured(before.double(), luck.double(), strict=False).kept
 
 
 def test_labels_that_the_float_weights_know_better_judge_nothing():

@@ -16,7 +16,9 @@ from torch.nn import functional
 
 from cora_plugin.compare.task import Task
 from cora_plugin.outputs import Outputs, only
+from zoo.characters import CharacterTransformer, passages
 from zoo.fashion_mnist import fashion_mnist
+from zoo.patches import FashionTransformer
 from zoo.photos import open_rgb, photos, split
 
 HERE = Path(__file__).parent
@@ -93,6 +95,8 @@ class Autoencoder(nn.Module):
 
 TAUGHT: Mapping[str, Callable[[], nn.Module]] = {
     "autoencoder": Autoencoder,
+    "text": CharacterTransformer,
+    "vit": FashionTransformer,
 }
 """Networks that `zoo.teach` trains."""
 
@@ -132,6 +136,15 @@ def psnr(truth: Tensor) -> Measure:
     def measure(outputs: Outputs) -> float:
         error = (only(outputs).clamp(0, 1) - truth).square().mean()
         return float(-10 * error.log10())
+
+    return measure
+
+
+def accuracy(truth: Tensor) -> Measure:
+    """Share of right classes, which are those of the last axis."""
+
+    def measure(outputs: Outputs) -> float:
+        return float((only(outputs).argmax(-1) == truth).double().mean())
 
     return measure
 
@@ -244,7 +257,30 @@ def autoencoder() -> Job:
     )
 
 
+def vit() -> Job:
+    """Fashion-MNIST in classes, by timm's vision transformer."""
+    learn, _ = fashion("train", 512)
+    judge, truth = fashion("test", 2000)
+    net = _taught("vit")
+    return Job("vit", net, learn, judge, measure=accuracy(truth), unit="top-1")
+
+
+def text() -> Job:
+    """The next character at every place of a text."""
+    learn, _ = passages("train", 512)
+    judge, truth = passages("test", 512)
+    return Job(
+        "text",
+        _taught("text"),
+        learn,
+        judge,
+        measure=accuracy(truth),
+        unit="top-1",
+        objective={"": {"of": "kl", "axis": -1}},
+    )
+
+
 JOBS: Mapping[str, Callable[[], Job]] = {
-    each.__name__: each for each in (demosaic, rnet, onet, autoencoder)
+    each.__name__: each for each in (demosaic, rnet, onet, autoencoder, vit, text)
 }
 """The tasks by name."""

@@ -15,6 +15,7 @@ from cora_plugin.integrations.brevitas.fast import fast_range_searches
 from cora_plugin.integrations.brevitas.layer_map import layer_map
 from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
+from cora_plugin.integrations.computed import stored_weights
 from cora_plugin.integrations.data import CalibrationData
 from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.host import PLAIN
@@ -48,7 +49,8 @@ def quantize_ptq(
     has it.
 
     Args:
-        model: The float model, untouched.
+        model: The float model, untouched; weights that it computes (weight_norm and the
+            like) are stored first.
         calib_loader: Yields images [N, …], `(images, targets)`, or what else the model
             takes; walked twice.
         weight_bits: Weight bit width.
@@ -94,7 +96,7 @@ def quantize_ptq(
     device = device_of(model)
     with doing(TITLE, "preparing the float model (traced, batch norms merged)"):
         prepared = preprocess_for_quantize(
-            copy.deepcopy(model).eval(),
+            copy.deepcopy(stored_weights(model)).eval(),
             equalize_iters=equalize_iters,
             equalize_merge_bias=True,
             merge_bn=True,

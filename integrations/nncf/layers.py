@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.integrations.computed import computed as computed_by
 from cora_plugin.integrations.host import PLAIN, given_weight
 from cora_plugin.integrations.nncf.private import (
     build_nncf_graph,
@@ -35,9 +36,8 @@ DIMENSIONS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3, **TRANSPOSED}
 """Functions whose layers can carry an adapter, and their spatial dimensions."""
 
 _COMPUTED = (
-    "its weight is computed as the model runs, not stored; if by weight_norm or the "
-    "like, take that out before nncf.quantize: "
-    "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+    "its weight is computed as the model runs, not stored; have it stored before "
+    "nncf.quantize"
 )
 
 WEIGHTED = {*om.CONVOLUTION_METATYPES, *om.MATMUL_METATYPES, om.PTDeformConv2dMetatype}
@@ -134,16 +134,16 @@ def read_layers(
             quantizer = hooks.get((node.node_name, port))
             stored = port in node.layer_attributes.constant_port_ids
             if quantizer is None or quantizer not in seen:
-                if not stored and node.metatype in om.CONVOLUTION_METATYPES:
+                if not stored and node.node_type in DIMENSIONS:
                     computed.append(node.node_name)
                 continue
             if stored:
                 found[node.node_name] = (node, quantizer, port)
-            elif node.metatype not in om.MATMUL_METATYPES:
+            elif node.node_type in DIMENSIONS:
                 computed.append(node.node_name)
-    names = layer_names(model, list(found))
+    names = layer_names(model, [*found, *computed])
     layers: dict[str, QuantizedLayer] = {}
-    skipped = dict.fromkeys(computed, _COMPUTED)
+    skipped = {names[node]: _computed(model, names[node]) for node in computed}
     for node_name, (node, quantizer, port) in found.items():
         name = names[node_name]
         weight, dequantized = seen[quantizer]
@@ -179,6 +179,13 @@ def read_layers(
         {names[node_name]: quantizer for node_name, (_, quantizer, _) in found.items()},
         {quantizer: seen[quantizer] for quantizer in constant},
     )
+
+
+def _computed(model: nn.Module, name: str) -> str:
+    """Why a layer with a computed weight is left alone, and the way out."""
+    layer = dict(model.named_modules()).get(name)
+    how = None if layer is None else computed_by(layer)
+    return _COMPUTED if how is None else how.reason(name, "nncf.quantize")
 
 
 def parameters_of(reference: Reference) -> Mapping[str, Tensor]:

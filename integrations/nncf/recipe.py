@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import nncf
+import torch
 from nncf.quantization.advanced_parameters import (
     AdvancedBiasCorrectionParameters,
     QuantizationParameters,
@@ -18,6 +19,7 @@ from nncf.quantization.range_estimator import (
 from torch import nn
 
 from cora_plugin.config import AnyConfig
+from cora_plugin.integrations.computed import stored_weights
 from cora_plugin.integrations.data import CalibrationData
 from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.nncf.bits import FEW, allow_bits, check_bits
@@ -61,7 +63,8 @@ def quantize_ptq(
     Symmetric weights with a scale a channel, asymmetric activations (the mixed preset).
 
     Args:
-        model: The float model, untouched.
+        model: The float model, untouched; weights that it computes (weight_norm and the
+            like) are stored first.
         calib_loader: Yields images [N, …], `(images, targets)`, or what else the model
             takes; walked several times.
         weight_bits: Weight bit width, 2 to 8.
@@ -74,7 +77,8 @@ def quantize_ptq(
         bias_correction: Run NNCF's fast bias correction on every layer, whatever the
             size of the correction. With `cora`: correct biases after the adapters.
         weight_quantile: Share of a channel's weights that may be clipped at its range,
-            at 4 bits and fewer; None clips none.
+            at 4 bits and fewer; None clips none, as in bfloat16 models, for whose
+            tensors NNCF has no quantiles.
         act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`; or
             `auto`, `mse` below 6 bits and `default` from there on.
         cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
@@ -103,7 +107,7 @@ def quantize_ptq(
         activations_range_estimator_params=ACTIVATION_RANGES[found],
         least_squares=found == "mse",
         weights_range_estimator_params=_weight_range(
-            weight_quantile if weight_bits <= FEW else None
+            weight_quantile if weight_bits <= FEW and not _is_bfloat16(model) else None
         ),
         overflow_fix=nncf.OverflowFix.DISABLE,
     )
@@ -111,12 +115,16 @@ def quantize_ptq(
     what = f"quantizing the model (W{weight_bits}A{act_bits})"
     with allow_bits(weight_bits, act_bits), doing(TITLE, what):
         quantized: nn.Module = nncf.quantize(
-            model,
+            stored_weights(model),
             dataset,
             preset=nncf.QuantizationPreset.MIXED,
             advanced_parameters=parameters,
         )
     return quantized
+
+
+def _is_bfloat16(model: nn.Module) -> bool:
+    return any(p.dtype is torch.bfloat16 for p in model.parameters())
 
 
 def _weight_range(quantile: float | None) -> RangeEstimatorParameters:

@@ -10,6 +10,8 @@ import torch
 from any_net import adapt, export, quantized
 from torch import nn
 
+from cora_plugin.integrations.toolkit import load_toolkit
+
 HOSTS = [host for host in ("brevitas", "nncf") if find_spec(host)]
 pytestmark = pytest.mark.parametrize("host", HOSTS)
 
@@ -48,6 +50,18 @@ def test_a_half_model_keeps_its_type_and_is_written(host, dtype, tmp_path, caplo
         session = onnxruntime.InferenceSession(path)
         assert session.get_inputs()[0].type == "tensor(float)"
     assert "computes in float32" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_recipes_take_half_models(host, dtype):
+    torch.manual_seed(1)
+    data = [torch.randn(8, 3, 16, 16).to(dtype) for _ in range(4)]
+    toolkit = load_toolkit(host)
+    made = toolkit.quantize(Net().eval().to(dtype), data, toolkit.options())
+    with torch.no_grad():
+        assert made.model(data[0]).dtype is dtype
+    report = adapt(host, made.model, data)
+    assert report.after.value < 0.3 * report.before.value
 
 
 class Moving(nn.Module):

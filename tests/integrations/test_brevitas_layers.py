@@ -12,6 +12,8 @@ from brevitas.quant import (
 )
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import (
@@ -19,6 +21,7 @@ from cora_plugin.integrations.brevitas import (
     apply_cora,
     cora_mode,
     export_onnx_qcdq,
+    quantize_ptq,
     remove_cora,
 )
 
@@ -142,3 +145,20 @@ def test_a_pruned_layer_is_restored_to_its_pruned_weight():
         prune.l1_unstructured(other.two, "weight", 0.8)
         other(X[0])
         apply_cora(X, other, {"budget": 0.3, "alternations": 2})
+
+
+@pytest.mark.parametrize("wrap", [weight_norm, old_weight_norm, spectral_norm])
+def test_computed_weights_are_stored_by_the_recipe(wrap):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        wrap(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), wrap(nn.Linear(800, 4))
+    ).eval()
+    batches = [torch.randn(8, 3, 12, 12) for _ in range(4)]
+    with torch.no_grad():
+        expected = net(batches[0])
+    model = quantize_ptq(net, batches)
+    report = apply_cora(batches, model, "budget=0.2")
+    assert [layer.name for layer in report.layers] == ["0", "3"]
+    with torch.no_grad():
+        error = (model(batches[0]) - expected).square().mean()
+    assert error < 0.01 * expected.square().mean()

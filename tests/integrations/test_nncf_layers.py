@@ -1,23 +1,31 @@
 """What NNCF makes of a model that adapters cannot serve is said, with the way out."""
 
+import re
+
 import nncf
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
 from cora_plugin import CoRaError
-from cora_plugin.integrations.nncf import CoRaQuantizationParameters, apply_cora
+from cora_plugin.integrations.computed import make_copyable
+from cora_plugin.integrations.nncf import (
+    CoRaQuantizationParameters,
+    apply_cora,
+    quantize_ptq,
+)
 
 X = [torch.randn(8, 3, 12, 12) for _ in range(4)]
 
 
 class Net(nn.Module):
-    def __init__(self, wrap=lambda layer: layer):
+    def __init__(self, two=nn.Identity(), head=nn.Identity()):
         super().__init__()
         self.one = nn.Conv2d(3, 8, 3)
-        self.two = wrap(nn.Conv2d(8, 8, 3))
-        self.head = nn.Linear(8, 4)
+        self.two = two(nn.Conv2d(8, 8, 3))
+        self.head = head(nn.Linear(8, 4))
 
     def forward(self, x):
         return self.head(self.two(self.one(x).relu()).relu().mean((2, 3)))
@@ -40,8 +48,32 @@ def test_a_bare_sequential_is_refused_by_the_flag():
         nncf.quantize(bare(), nncf.Dataset(X), advanced_parameters=parameters)
 
 
-def test_a_weight_that_is_computed_is_left_alone_with_the_way_out():
-    model = nncf.quantize(Net(weight_norm).eval(), nncf.Dataset(X))
-    report = apply_cora(model, X, "budget=0.2")
-    (why,) = report.skipped.values()
-    assert "computed" in why and "remove_parametrizations" in why
+FLAG = CoRaQuantizationParameters(cora="budget=0.2")
+WRAPS = {"parametrized": weight_norm, "hooked": old_weight_norm}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("flag", [None, FLAG], ids=["apply_cora", "flag"])
+@pytest.mark.parametrize("name", ["two", "head"])
+def test_a_weight_that_is_computed_is_left_alone_with_the_way_out(name, flag, wrap):
+    net = Net(**{name: wrap}).eval()
+    if not flag:
+        make_copyable(net)  # NNCF copies it.
+    model = nncf.quantize(net, nncf.Dataset(X), advanced_parameters=flag)
+    report = model.cora_report if flag else apply_cora(model, X, "budget=0.2")
+    assert [*report.skipped] == [name]
+    assert re.search(rf"before nncf.quantize: .*\(model\.{name}\b", report.skipped[name])
+    assert report.after.value < report.before.value
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_computed_weights_are_stored_by_the_recipe(wrap):
+    net = Net(two=wrap, head=wrap).eval()
+    with torch.no_grad():
+        expected = net(X[0])
+    model = quantize_ptq(net, X, cora="budget=0.2")
+    names = [layer.name for layer in model.cora_report.layers]
+    assert names == ["one", "two", "head"] and not model.cora_report.skipped
+    with torch.no_grad():
+        error = (model(X[0]) - expected).square().mean() / expected.square().mean()
+    assert error < 0.01
