@@ -4,10 +4,13 @@ import copy
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from brevitas.export.inference import quant_inference_mode
+from brevitas.graph.calibrate import bias_correction_mode
 from torch import Tensor, nn
 
 from cora_plugin.calibration import ImageSplit
@@ -25,11 +28,21 @@ from cora_plugin.width_plan import WidthPlan
 log = logging.getLogger(__name__)
 
 
+@torch.no_grad()
 def correct_biases(calib_loader: Iterable[Any], model: nn.Module) -> None:
-    """Run Brevitas' own `apply_bias_correction`, in place."""
-    from brevitas_examples.imagenet_classification.ptq import ptq_common
+    """Run Brevitas' bias correction, in place, with whatever the model takes.
 
-    ptq_common.apply_bias_correction(calib_loader, model)
+    Its example's `apply_bias_correction` takes pairs of images and targets alone, and
+    makes floats of tokens.
+    """
+    model.eval()
+    reader = Reader(partial(run, model, unpack=unpack))
+    items = iter(calib_loader)
+    # Each run counts within the mode, and the reader may run the model to try.
+    read = [reader(item) for item in islice(items, 1)]
+    with bias_correction_mode(model):
+        for batch in chain(read, map(reader, items)):
+            run(model, batch, unpack)
 
 
 def apply_cora_and_correct_biases(

@@ -14,6 +14,7 @@ from cora_plugin.integrations.nncf.bits import check_bits, set_bits
 from cora_plugin.integrations.nncf.layers import (
     DIMENSIONS,
     WEIGHTED,
+    beside_layers,
     layer_names,
     operation_of,
 )
@@ -35,6 +36,8 @@ class LayerBits(TorchStep):
         depthwise: Bits of depthwise convolutions' weights; None leaves them.
         layers: Bits of weights by layer name, as reports have it, or glob, over all
             others; the last that fits wins.
+        others: Bits of weights that are no layer's, of embeddings and norms; None
+            leaves them.
     """
 
     def __init__(
@@ -42,17 +45,21 @@ class LayerBits(TorchStep):
         first_last: int | None = None,
         depthwise: int | None = None,
         layers: Mapping[str, int] | None = None,
+        others: int | None = None,
     ) -> None:
         if first_last is not None:
             check_bits("first_last_bits", first_last)
         if depthwise is not None:
             check_bits("depthwise_bits", depthwise)
+        if others is not None:
+            check_bits("other_bits", others)
         check(layers or {}, Mapping[str, Any], ("layer_bits",))
         for pattern, bits in (layers or {}).items():
             check_bits(f"layer_bits: {pattern}", bits)
         self.first_last = first_last
         self.depthwise = depthwise
         self.layers = layers or {}
+        self.others = others
 
     def apply(
         self,
@@ -67,6 +74,10 @@ class LayerBits(TorchStep):
         nodes = [node for node in graph.topological_sort() if _is_layer(node)]
         names = layer_names(net, [node.node_name for node in nodes])
         chosen = by_layer("layer_bits", self.layers, list(names.values()))
+        if self.others is not None:
+            for node in filter(beside_layers, graph.get_all_nodes()):
+                for quantizer, weight in _weights(net, graph, node):
+                    set_bits(quantizer, self.others, weight)
         for node in nodes:
             for quantizer, weight in _weights(net, graph, node):
                 bits = chosen.get(names[node.node_name])

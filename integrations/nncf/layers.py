@@ -144,6 +144,10 @@ def read_layers(
     names = layer_names(model, [*found, *computed])
     layers: dict[str, QuantizedLayer] = {}
     skipped = {names[node]: _computed(model, names[node]) for node in computed}
+    for node in filter(beside_layers, graph.get_all_nodes()):
+        for port in node.layer_attributes.constant_port_ids:
+            if hooks.get((node.node_name, port)) in seen:
+                skipped[_path(node.node_name)] = f"{node.node_type} is not supported"
     for node_name, (node, quantizer, port) in found.items():
         name = names[node_name]
         weight, dequantized = seen[quantizer]
@@ -186,6 +190,12 @@ def _computed(model: nn.Module, name: str) -> str:
     layer = dict(model.named_modules()).get(name)
     how = None if layer is None else computed_by(layer)
     return _COMPUTED if how is None else how.reason(name, "nncf.quantize")
+
+
+def beside_layers(node: Any) -> bool:
+    """Whether a node has stored weights and is no layer: an embedding or a norm."""
+    stored = getattr(node.layer_attributes, "constant_port_ids", None)
+    return bool(stored) and node.metatype not in WEIGHTED
 
 
 def parameters_of(reference: Reference) -> Mapping[str, Tensor]:
@@ -270,7 +280,7 @@ def _recording(quantizer: Any, seen: dict[Any, tuple[Tensor, Tensor]]) -> Any:
 def layer_names(model: nn.Module, nodes: list[str]) -> dict[str, str]:
     """A module's path where one plain layer makes one call; else NNCF's own name."""
     modules = dict(model.named_modules())
-    paths = {node: node.rsplit("/", 2)[0].replace("/", ".") for node in nodes}
+    paths = {node: _path(node) for node in nodes}
     calls = list(paths.values())
     return {
         node: path
@@ -278,6 +288,11 @@ def layer_names(model: nn.Module, nodes: list[str]) -> dict[str, str]:
         else node
         for node, path in paths.items()
     }
+
+
+def _path(node: str) -> str:
+    """The path of the module that makes a call."""
+    return node.rsplit("/", 2)[0].replace("/", ".")
 
 
 def _obstacle(

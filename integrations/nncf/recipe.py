@@ -44,6 +44,12 @@ NNCF's `histogram` minimizes the squared error, too, but that of 256 levels alwa
 
 TITLE = "NNCF"
 
+OTHER_BITS = 8
+"""Of embeddings and norms, which carry no adapters.
+
+NNCF gives all scales of a norm one step, which at 4 bits loses more than all layers.
+"""
+
 
 def quantize_ptq(
     model: nn.Module,
@@ -60,7 +66,8 @@ def quantize_ptq(
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet by `nncf.quantize`.
 
-    Symmetric weights with a scale a channel, asymmetric activations (the mixed preset).
+    Symmetric weights with a scale a channel, asymmetric activations (the mixed preset);
+    embeddings and norms at 8 bits.
 
     Args:
         model: The float model, untouched; weights that it computes (weight_norm and the
@@ -99,6 +106,7 @@ def quantize_ptq(
         first_last_bits=first_last_bits,
         depthwise_bits=depthwise_bits,
         layer_bits=layer_bits,
+        other_bits=OTHER_BITS,
         disable_bias_correction=not bias_correction,
         # The default skips what it deems too large, at low bits nearly every layer.
         bias_correction_params=AdvancedBiasCorrectionParameters(threshold=float("inf")),

@@ -50,6 +50,8 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
         depthwise_bits: Bit width of depthwise weights; None: as the others.
         layer_bits: Bit widths of weights by layer name or glob, over all others; the
             last that fits wins.
+        other_bits: Bit width of weights that are no layer's, of embeddings and norms;
+            None: as the others.
         least_squares: Give activations the ranges of least squared error, whatever
             NNCF's estimator found; see `LeastSquaresRanges`.
         teacher: A float model whose outputs the quantized one is to be near to, in
@@ -60,6 +62,7 @@ class CoRaQuantizationParameters(AdvancedQuantizationParameters):
     first_last_bits: int | None = None
     depthwise_bits: int | None = None
     layer_bits: Mapping[str, int] | None = None
+    other_bits: int | None = None
     least_squares: bool = False
     teacher: nn.Module | None = None
 
@@ -113,6 +116,7 @@ def _bits(parameters: Any) -> dict[str, Any]:
         "first_last": parameters.first_last_bits,
         "depthwise": parameters.depthwise_bits,
         "layers": parameters.layer_bits,
+        "others": parameters.other_bits,
     }
     return {name: bits for name, bits in given.items() if bits is not None}
 

@@ -53,5 +53,11 @@ def _beside(node: ir.Node, readers: list[ir.Node]) -> bool:
     before = producer(node.inputs[0])
     behind = (reader for each in readers for reader in each.outputs[0].consumers())
     return (before is not None and before.op_type in MOVING) or any(
-        reader.op_type in MOVING for reader in behind
+        reader.op_type in MOVING or _becomes_gemm(reader) for reader in behind
     )
+
+
+def _becomes_gemm(node: ir.Node) -> bool:
+    """Whether onnxruntime fuses a node with its bias, with a Reshape at either side."""
+    readers = node.outputs[0].consumers()
+    return node.op_type == "MatMul" and any(each.op_type == "Add" for each in readers)

@@ -72,6 +72,7 @@ class Moving(nn.Module):
         torch.manual_seed(0)
         self.how = how
         self.one = nn.Conv2d(3, 16, 3, 2, 1)
+        self.norm = nn.LayerNorm(16)
         self.mix = nn.Linear(16, 16)
         self.two = nn.Conv2d(16, 16, 3, 1, 1)
         self.head = nn.Linear(16, 10)
@@ -84,12 +85,14 @@ class Moving(nn.Module):
         elif self.how == "slice":
             y = torch.cat([y[:, 8:], y[:, :8]], 1)
         else:
-            y = self.mix(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            y = y.permute(0, 2, 3, 1)
+            y = self.norm(y) if self.how == "norm" else y
+            y = self.mix(y).permute(0, 3, 1, 2)
         y = nn.functional.leaky_relu(self.two(y), 0.1)
         return 20 * self.head(y.mean((2, 3)))
 
 
-@pytest.mark.parametrize("how", ["shuffle", "slice", "permute"])
+@pytest.mark.parametrize("how", ["shuffle", "slice", "permute", "norm"])
 def test_signed_activations_in_front_of_what_moves_them(host, how, tmp_path):
     torch.manual_seed(1)
     data = [torch.randn(8, 3, 16, 16) for _ in range(4)]
