@@ -1,6 +1,7 @@
 """Time and memory of CoRa, stage by stage, against a calibration pass of the float net.
 
 python benchmarks/cost.py --model lite0 --toolkit brevitas
+python benchmarks/cost.py --dense 512 --images 64 --toolkit brevitas   # big outputs
 
 Times are ratios to one pass of the float network over the calibration images, measured
 in the same run. Memory is the peak of the process's resident set above what it held
@@ -9,13 +10,17 @@ before CoRa began (Linux).
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from data import load
+from dense import dense
 from rich.console import Console
 from rich.table import Table
 from toolkits import ptq_options, run_flags, write_json
+from torch import nn
 
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.progress import quiet, timed
@@ -37,16 +42,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     run_flags(parser)
     parser.add_argument("--cora", default="budget=0.05", help="as CoRaConfig reads it")
+    parser.add_argument("--dense", type=int, help="in place of a model; side of images")
+    parser.add_argument("--images", type=int, default=64, help="with --dense")
     flags = parser.parse_args()
 
     with quiet():
-        task = load(flags.model)
+        big = flags.dense is not None
+        task = dense(flags.dense, flags.images) if big else load(flags.model)
+        loader = task.loader(4 if big else 32)
         toolkit = load_toolkit(flags.toolkit)
         options = ptq_options(toolkit, flags)
-        quantized = toolkit.quantize(task.net, task.loader(), options)
-    task.float_outputs(task.calibration[:32])  # warm up
-    work = task.float_outputs
-    one = min(timed(None, "", work, task.calibration)[1] for _ in range(3))
+        batches = loader if big else task.loader()
+        quantized = toolkit.quantize(task.net, batches, options)
+    _run(task.net, [next(iter(loader))])  # warm up
+    one = min(timed(None, "", _run, task.net, loader)[1] for _ in range(3))
     before = _resident("VmRSS")
     _reset_peak()
     report, total = timed(None, "", toolkit.adapt, quantized, flags.cora)
@@ -73,6 +82,13 @@ def main() -> None:
         f"peak memory above the start: {peak / 2**30:.2f} GiB"
     )
     write_json(flags.json, row)
+
+
+@torch.no_grad()
+def _run(net: nn.Module, batches: Iterable[Any]) -> None:
+    """One pass, which keeps no outputs."""
+    for images, _ in batches:
+        net(images)
 
 
 def _reset_peak() -> None:

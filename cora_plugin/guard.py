@@ -100,7 +100,9 @@ class Step:
         limit = CLEAR * (standard_error(rise) or 0.0) if strict else 0.0
         mean = float(rise.mean())
         kept = self.kept and (mean > limit or (mean == 0 and not strict))
-        return replace(self, kept=kept, metric=(float(before.mean()), float(after.mean())))
+        return replace(
+            self, kept=kept, metric=(float(before.mean()), float(after.mean()))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

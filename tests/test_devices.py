@@ -13,6 +13,7 @@ from cora_plugin import CoRa, load_adapters, save_adapters
 from cora_plugin.adapters import exact
 from cora_plugin.objective import Custom
 from cora_plugin.outputs import in_batches
+from cora_plugin.widths import plan_widths
 
 ALTERNATION = {"budget": 0.3, "alternations": 2}
 
@@ -48,6 +49,14 @@ def test_alternation_on_another_device():
     expected = applied(net(), ALTERNATION)
     with other_device():
         assert found(applied(moved(net()), ALTERNATION)) == found(expected)
+
+
+def test_widths_are_planned_on_another_device():
+    config = {"budget": "1.0 ptq", "menu": [2, 3, 4, 6, 8]}
+    expected = plan_widths(PlainHost(net()), batches(), config)
+    with other_device():
+        plan = plan_widths(PlainHost(moved(net())), batches(), config)
+    assert plan.layer_bits == expected.layer_bits
 
 
 def test_a_tensor_made_without_the_device_is_found():

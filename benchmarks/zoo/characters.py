@@ -4,6 +4,7 @@ The text is Python's own reference, which every Python ships for `help()`.
 """
 
 import pydoc_data.topics
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

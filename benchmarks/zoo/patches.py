@@ -4,9 +4,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 
 class FashionTransformer(VisionTransformer):
-    """timm's vision transformer of [N, 1, 28, 28] -> [N, 10] logits; 0.15 M parameters.
+    """timm's vision transformer, [N, 1, 28, 28] -> [N, 10] logits; 0.15 M parameters.
 
-    16 patches of 7×7, three blocks of attention and linear layers, the mean over patches.
+    16 patches of 7×7, three blocks of attention and linear layers, the mean over all.
     """
 
     def __init__(self) -> None:

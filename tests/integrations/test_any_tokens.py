@@ -51,10 +51,13 @@ def test_a_net_of_tokens_is_served_whole(host, own):
     net, toolkit = Words(own).eval(), load_toolkit(host)
     with torch.no_grad():
         expected = net(data[0])
-    quantized = toolkit.quantize(net, [(x, 0) for x in data], toolkit.options(act_range="mse"))
+    quantized = toolkit.quantize(
+        net, [(x, 0) for x in data], toolkit.options(act_range="mse")
+    )
     report = toolkit.adapt(quantized.copied(), CONFIG)
-    assert report.after.value < 0.4 * report.before.value
-    assert not report.skipped
+    assert report.before.value < 0.02  # Norms at 4 bits would make it 0.1.
+    assert report.after.value < 0.6 * report.before.value
+    assert {*report.skipped} <= {"embedding", "norm"}
     names = {layer.name.split("/")[0].split(".")[0] for layer in report.layers}
     assert names == {"near", "head"} | ({"qkv", "mix"} if own else {"attention"})
     corrected = toolkit.correct_biases(quantized)

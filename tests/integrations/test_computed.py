@@ -53,7 +53,7 @@ def test_the_way_out_is_what_it_says(by):
     )
     assert "before nncf.quantize: torch.nn.utils." in reason
     call = reason.partition("before nncf.quantize: ")[2].replace("model.1", "model[1]")
-    exec(call)  # noqa: S102, the call that is told
+    exec(call)
     assert computed(model[1]) is None
     torch.testing.assert_close(model(x), expected)
 

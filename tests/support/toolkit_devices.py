@@ -10,6 +10,7 @@ from device_checks import agree, all_settings, devices, found
 from other_device import moved, other_device
 
 from cora_plugin.integrations.toolkit import ADAPTERS
+from cora_plugin.qat import finetune
 
 
 class OnDevices:
@@ -49,6 +50,35 @@ class OnDevices:
         assert found(report) == found(expected)
         assert outputs.device.type == "cpu"
         assert torch.equal(outputs, self.toolkit.outputs(one.model, unseen))
+
+    def test_widths_are_planned_on_another_device(self, float_net, batches):
+        config = {"budget": "1.0 ptq", "menu": [3, 4, 6]}
+        expected = self.toolkit.plan(self.quantized(float_net, batches), config)
+        with other_device():
+            other = self.quantized(moved(copy.deepcopy(float_net)), batches)
+            plan = self.toolkit.plan(other, config)
+        assert plan.layer_bits == expected.layer_bits
+
+    def test_training_on_another_device_finds_the_same(
+        self, float_net, batches, unseen
+    ):
+        expected = self.trained(float_net, batches, unseen)
+        with other_device():
+            there = moved(copy.deepcopy(float_net))
+            report = self.trained(there, batches, unseen)
+            assert devices(there) == {"meta"}
+        assert report.after.value == expected.after.value < expected.before.value
+        assert [*report.losses] == [*expected.losses]
+
+    def trained(self, net, batches, unseen):
+        """The report of a short training with adapters."""
+        given = self.quantized(net, batches)
+        self.toolkit.adapt(given, "budget=0.1,regression=off")
+        held_out = [(e, torch.zeros(len(e)).long()) for e in unseen.split(16)]
+        settings = {"lr": 5e-4, "target": 0.02, "epochs": 2}
+        return finetune(
+            given.model, batches, reference=net, held_out=held_out, **settings
+        )
 
     @pytest.mark.cuda
     @all_settings
