@@ -269,8 +269,15 @@ def text() -> Job:
     """The next character at every place of a text."""
     learn, _ = passages("train", 512)
     judge, truth = passages("test", 512)
-    net = _taught("text")
-    return Job("text", net, learn, judge, measure=accuracy(truth), unit="top-1")
+    return Job(
+        "text",
+        _taught("text"),
+        learn,
+        judge,
+        measure=accuracy(truth),
+        unit="top-1",
+        objective={"": {"of": "kl", "axis": -1}},
+    )
 
 
 JOBS: Mapping[str, Callable[[], Job]] = {

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -173,7 +174,9 @@ class Loop:
         batch = batch_of(item, "training data", config.labels > 0)
         target = beside(answers(self._reference, batch.images), host.model)
         device = device_of(host.model).type
-        with torch.autocast(device, torch.bfloat16, enabled=bool(config.autocast)):
+        # Not every device knows it, so it is named only where it is wanted.
+        half = torch.autocast(device, torch.bfloat16) if config.autocast else None
+        with half or nullcontext():
             outputs = host.run(batch.images)
         outputs = {name: value.float() for name, value in outputs.items()}
         each = losses(self._objective, config.labels, target, outputs, batch.labels)

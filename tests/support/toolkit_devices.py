@@ -52,30 +52,33 @@ class OnDevices:
         assert torch.equal(outputs, self.toolkit.outputs(one.model, unseen))
 
     def test_widths_are_planned_on_another_device(self, float_net, batches):
-        config = {"budget": "1.0 ptq", "menu": [3, 4, 6]}
-        expected = self.toolkit.plan(self.quantized(float_net, batches), config)
+        config = {"budget": "1.0 ptq", "menu": [3, 4, 6], "metric": "svd"}
+        few = batches[:2]  # In disguise each operation takes ten times as long.
+        expected = self.toolkit.plan(self.quantized(float_net, few), config)
         with other_device():
-            other = self.quantized(moved(copy.deepcopy(float_net)), batches)
+            other = self.quantized(moved(copy.deepcopy(float_net)), few)
             plan = self.toolkit.plan(other, config)
         assert plan.layer_bits == expected.layer_bits
 
     def test_training_on_another_device_finds_the_same(
         self, float_net, batches, unseen
     ):
-        expected = self.trained(float_net, batches, unseen)
+        few = batches[:2], unseen[:16]
+        expected = self.trained(float_net, *few)
         with other_device():
             there = moved(copy.deepcopy(float_net))
-            report = self.trained(there, batches, unseen)
+            report = self.trained(there, *few)
             assert devices(there) == {"meta"}
-        assert report.after.value == expected.after.value < expected.before.value
         assert [*report.losses] == [*expected.losses]
+        assert report.before.value == expected.before.value
+        assert report.after.value == expected.after.value
 
     def trained(self, net, batches, unseen):
         """The report of a short training with adapters."""
         given = self.quantized(net, batches)
-        self.toolkit.adapt(given, "budget=0.1,regression=off")
-        held_out = [(e, torch.zeros(len(e)).long()) for e in unseen.split(16)]
-        settings = {"lr": 5e-4, "target": 0.02, "epochs": 2}
+        self.toolkit.adapt(given, "budget=0.1,metric=svd,bias_correction=off")
+        held_out = [(unseen, torch.zeros(len(unseen)).long())]
+        settings = {"lr": 5e-4, "target": 0.02, "epochs": 1}
         return finetune(
             given.model, batches, reference=net, held_out=held_out, **settings
         )
