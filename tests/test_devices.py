@@ -52,7 +52,7 @@ def test_alternation_on_another_device():
 
 
 def test_widths_are_planned_on_another_device():
-    config = {"budget": "1.0 ptq", "menu": [3, 4, 6], "metric": "svd"}
+    config = {"budget": "1.0 ptq", "menu": [2, 3, 4, 6, 8]}
     expected = plan_widths(PlainHost(net()), batches(), config)
     with other_device():
         plan = plan_widths(PlainHost(moved(net())), batches(), config)

@@ -51,15 +51,6 @@ class OnDevices:
         assert outputs.device.type == "cpu"
         assert torch.equal(outputs, self.toolkit.outputs(one.model, unseen))
 
-    def test_widths_are_planned_on_another_device(self, float_net, batches):
-        config = {"budget": "1.0 ptq", "menu": [3, 4, 6], "metric": "svd"}
-        few = batches[:2]  # In disguise each operation takes ten times as long.
-        expected = self.toolkit.plan(self.quantized(float_net, few), config)
-        with other_device():
-            other = self.quantized(moved(copy.deepcopy(float_net)), few)
-            plan = self.toolkit.plan(other, config)
-        assert plan.layer_bits == expected.layer_bits
-
     def test_training_on_another_device_finds_the_same(
         self, float_net, batches, unseen
     ):
