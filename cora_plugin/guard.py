@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.batches import Units
 from cora_plugin.host import Host
@@ -114,9 +115,13 @@ class Jury:
     One batch is judged after another, so that memory does not grow with their number:
     of dense outputs few are kept, the rest is computed anew, a float pass each time.
 
+    Of several processes each judges its share of the batches; the verdict is on all.
+
+    `images` is the number of all.
+
     Args:
         host: The prepared host.
-        batches: The images, in batches.
+        batches: The images, in batches, the same in all processes.
         objective: What "near to the float model" means.
         teacher: As for `References`.
     """
@@ -129,14 +134,10 @@ class Jury:
         teacher: Teacher | None = None,
     ) -> None:
         self._host = host
-        self._units = Units(batches, join=False)
+        self.images = Units(batches).rows
+        self._units = Units(processes.mine(batches), join=False)
         self._references = References(host, self._units, teacher)
         self._objective = objective
-
-    @property
-    def images(self) -> int:
-        """Their number."""
-        return self._units.rows
 
     @torch.no_grad()
     def __call__(
@@ -156,6 +157,7 @@ class Jury:
                 with nullcontext() if once else acting():
                     outputs = self._host.run(batch)
                 sums.add(reference, outputs)
+        sums.pool()
         return sums.distance, sums.distances
 
 
@@ -243,6 +245,7 @@ class Guard:
         host = self._host
         if self.teacher is not None:
             doubt = min(doubt, 0.0)
+        processes.from_first(f"step {name!r}", correction.tensors)
         try:
             host.correct(correction)
             after, each = self._jury()
@@ -298,7 +301,7 @@ class Guard:
 
 
 def _number(measured: float) -> float:
-    """What a metric gave.
+    """What a metric gave, in several processes on average.
 
     Raises:
         ConfigError: It is no finite number.
@@ -313,7 +316,8 @@ def _number(measured: float) -> float:
             f"the function gave {measured!r}; return a finite number, higher where the "
             "model is better",
         )
-    return value
+    (total,) = processes.add_up("metric", (), [value])
+    return total / processes.count()
 
 
 def standard_error(differences: Tensor) -> float | None:
