@@ -66,7 +66,9 @@ class Reservoir:
             if unit is not ELSEWHERE
         ]
         # Of shares of unlike size, two may have a piece for one place.
-        everyone = [each for part in processes.gathered("kept images", held) for each in part]
+        everyone = [
+            each for part in processes.gathered("kept images", held) for each in part
+        ]
         everyone.sort(key=lambda each: each[0])
         self.units = [moved(unit, device) for _, unit in everyone[: self._size]]
 

@@ -168,8 +168,8 @@ def _meet(what: str, shapes: list[tuple[int, ...]], failed: bool = False) -> Non
         raise ApartError("processes: another one has failed, and says why itself")
     if highest != -lowest:
         raise ApartError(
-            f"processes: number {rank()} is at {what!r} {shapes or ''} and another "
-            "elsewhere; each needs the same quantized model and settings, and a share "
+            f"processes: number {rank()} is at {what!r} and another is elsewhere, or "
+            "has it in other shapes; each needs the same quantized model and settings, and a share "
             "of the data with at least one batch"
         )
 

@@ -155,14 +155,15 @@ class Collector:
         """
         outputs = self._host.run(self.split.held_out()[0])
         norms = [float(value.double().norm()) for value in outputs.values()]
-        settings = str(self._config.to_dict())
+        settings = self._config.to_dict()
         for others, theirs in processes.gathered("settings", (norms, settings)):
-            if theirs != settings:
-                raise ConfigError(
-                    ("cora",),
-                    f"the processes have other settings, {settings} and {theirs}; pass "
-                    "the same in each",
-                )
+            for key, value in settings.items():
+                if theirs[key] != value:
+                    raise ConfigError(
+                        (key,),
+                        f"{value}, and {theirs[key]} in another process; pass the same "
+                        "in each",
+                    )
             if len(others) != len(norms) or any(
                 abs(mine - other) > ALIKE * max(mine, other)
                 for mine, other in zip(norms, others, strict=True)
