@@ -169,8 +169,8 @@ def _meet(what: str, shapes: list[tuple[int, ...]], failed: bool = False) -> Non
     if highest != -lowest:
         raise ApartError(
             f"processes: number {rank()} is at {what!r} and another is elsewhere, or "
-            "has it in other shapes; each needs the same quantized model and settings, and a share "
-            "of the data with at least one batch"
+            "has it in other shapes; each needs the same quantized model and settings, "
+            "and a share of the data with at least one batch"
         )
 
 

@@ -43,15 +43,15 @@ CASES = {
 """Settings that one process and several find the same with."""
 
 
-class Bound(nn.Module):
-    """A net whose forward is bound to batches of 16."""
+class Wrapped(nn.Module):
+    """The net, whose forward may be bound to batches of one size."""
 
-    def __init__(self):
+    def __init__(self, size=-1):
         super().__init__()
-        self.net = net()
+        self.net, self.size = net(), size
 
     def forward(self, x):
-        return self.net(x.reshape(16, 3, 12, 12))
+        return self.net(x.reshape(self.size, 3, 12, 12))
 
 
 def share(case="default"):
@@ -67,7 +67,7 @@ def share(case="default"):
 
 def write_plain(path, case):
     """Apply CoRa to the plain net; write adapters, and the figures of the report."""
-    model = quantized_copy(Bound() if case == "whole batches" else net(), bits=2)
+    model = quantized_copy(Wrapped(16) if case == "whole batches" else net(), bits=2)
     report = CoRa(CASES[case]).apply(PlainHost(model), share(case))
     correction = read_correction(model)
     save_adapters(path, correction.adapters, correction.shifts)
@@ -81,7 +81,7 @@ def write_toolkit(name, path, case):
     else:
         from cora_plugin.integrations import nncf as toolkit
     # Activations are calibrated with all the data in each process.
-    model = toolkit.quantize_ptq(net(), batches(), weight_bits=3)
+    model = toolkit.quantize_ptq(Wrapped(), batches(), weight_bits=3)
     given = (share(), model) if name == "brevitas" else (model, share())
     report = toolkit.apply_cora(*given, CASES[case])
     toolkit.save_cora(path, model)
@@ -207,5 +207,4 @@ def run(folder, cases, count=2):
 
 
 if __name__ == "__main__":
-    sys.path[0:0] = [str(Path(__file__).parent)]
     main()
