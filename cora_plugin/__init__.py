@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from cora_plugin.algorithm import CoRa
     from cora_plugin.config import Budget, CoRaConfig, CoRaSettings
+    from cora_plugin.processes import alone
     from cora_plugin.report import Report
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ModelError",
     "Report",
     "ToolkitError",
+    "alone",
     "load_adapters",
     "save_adapters",
 ]
@@ -48,6 +50,7 @@ _PLACES = {
     "ModelError": "cora_plugin.adapters.errors",
     "Report": "cora_plugin.report",
     "ToolkitError": "cora_plugin.adapters.errors",
+    "alone": "cora_plugin.processes",
     "load_adapters": "cora_plugin.adapters",
     "save_adapters": "cora_plugin.adapters",
 }

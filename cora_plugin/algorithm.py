@@ -26,6 +26,7 @@ from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Choice, Distance, Objective, decide_on
 from cora_plugin.outputs import Batch
 from cora_plugin.plan import Plan, Planner, merged_weights, pinned_ranks
+from cora_plugin.processes import agreeing
 from cora_plugin.progress import bar
 from cora_plugin.report import Effort, Report, Spent, Stopwatch, Stored, SweepPoint
 from cora_plugin.residuals import Residuals
@@ -117,7 +118,7 @@ class CoRa:
             CoRaError: Something that the caller can change is wrong.
         """
         check_loader(loader)
-        with ordinary_tensors(), host.prepared():
+        with ordinary_tensors(), host.prepared(), agreeing():
             run = self.start(host, plan, unpack, metric, teacher)
             for item in bar(loader, "moments", "batch"):
                 run.update(item)
@@ -228,7 +229,7 @@ class Run:
         watch, config, host = self._watch, self.config, self._host
         split = self._collector.split
         with watch("guard"):
-            split.close()
+            self._collector.close()
             choice = self._choice()
             objective = choice.objective
         with watch("statistics"):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import DataError
-from cora_plugin.batches import Units, copied, joined, pick, samples
-from cora_plugin.outputs import Batch, Outputs
+from cora_plugin.batches import Units, copied, joined, pick, samples, tensors
+from cora_plugin.outputs import Batch, Outputs, moved
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,15 @@ ALIKE = 0.02
 """How far outputs may move, relative to their size, when a row runs beside others."""
 
 
+ELSEWHERE: Batch = ()
+"""Stands for a piece that another process has."""
+
+
 class Reservoir:
     """A sample of pieces that stream by, drawn uniformly (reservoir sampling).
+
+    Which are kept depends on their number alone. So processes that are offered the
+    pieces of all, with `ELSEWHERE` for those of others, draw one sample together.
 
     Args:
         size: How many pieces are kept.
@@ -47,6 +55,23 @@ class Reservoir:
             self.units[slot], unit = unit, self.units[slot]
         return unit
 
+    def pool(self, device: torch.device) -> None:
+        """Have the pieces of other processes, too, in one order."""
+        if processes.count() == 1:
+            return
+        cpu = torch.device("cpu")
+        held = [
+            (slot, moved(unit, cpu))
+            for slot, unit in enumerate(self.units)
+            if unit is not ELSEWHERE
+        ]
+        # Of shares of unlike size, two may have a piece for one place.
+        everyone = [
+            each for part in processes.gathered("kept images", held) for each in part
+        ]
+        everyone.sort(key=lambda each: each[0])
+        self.units = [moved(unit, device) for _, unit in everyone[: self._size]]
+
 
 class ImageSplit:
     """Splits images as they stream by; keeps those held out and a sample of the rest.
@@ -58,6 +83,11 @@ class ImageSplit:
 
     Where the model is bound to the batches that the loader makes, as with a batch size
     in a reshape or clips folded into the batch, batches stay whole: `learn` finds out.
+
+    Of several processes each is shown its share. Image n of process r is image
+    n · processes + r of all, as `torch.utils.data.DistributedSampler` deals them out,
+    so that all together hold out and sample what one process would. `close` hands the
+    images that are kept to all of them.
 
     Args:
         held_out: Share of the images that is held out, spread evenly.
@@ -84,6 +114,8 @@ class ImageSplit:
         self._seen = 0
         self._batch = 1
         self._row = 1
+        self._device = torch.device("cpu")
+        self._closed = False
         self.whole = False
         self.join = True
         self.images = 0
@@ -109,6 +141,10 @@ class ImageSplit:
         self.join = _gives(run, double, twice)
         own = all(v.ndim and len(v) == count for v in outputs.values())
         self.whole = not (own and self.join and all(_gives(run, *e) for e in apart))
+        found = processes.gathered("batches", (self.whole, self.join, self._row))
+        self.whole = any(whole for whole, _, _ in found)
+        self.join = all(join for _, join, _ in found)
+        self._row = max(row for _, _, row in found)
         if self.whole:
             # The first batch is held out, so that two batches are enough.
             self._phase = (self._phase + 1 - self._share / 2) % 1
@@ -123,8 +159,9 @@ class ImageSplit:
 
     def keep(self, batch: Batch) -> Batch | None:
         """Split a batch; return what calibrates of it, None where nothing does."""
-        count = samples(batch)
+        count, all_of = samples(batch), processes.count()
         self._batch = max(self._batch, count)
+        self._device = next(tensors(batch)).device
         units = 1 if self.whole else count
         if self._pools is None:
             rows = max(count, 1) if self.whole else 1
@@ -133,19 +170,25 @@ class ImageSplit:
             made = [Reservoir(*each) for each in zip(sizes, seeds, strict=True)]
             self._pools = made[0], made[1], made[2]
         sample, reserve, held_out = self._pools
-        counts = torch.arange(self._seen, self._seen + units + 1) * self._share
+        start = self._seen * all_of
+        counts = torch.arange(start, start + units * all_of + 1) * self._share
         counts = counts + self._phase
-        held = (counts[1:].floor() > counts[:-1].floor()).tolist()
+        everywhere = (counts[1:].floor() > counts[:-1].floor()).tolist()
         self._seen += units
-        for row, is_held in enumerate(held):
-            unit = copied(batch) if self.whole else pick(batch, [row])
+        for number, is_held in enumerate(everywhere):
+            row, owner = divmod(number, all_of)
+            unit = ELSEWHERE
+            if owner == processes.rank():
+                unit = copied(batch) if self.whole else pick(batch, [row])
             if is_held:
                 held_out.offer(unit)
                 continue
-            self.images += samples(unit)
+            if unit is not ELSEWHERE:
+                self.images += samples(unit)
             left = sample.offer(unit)
             if left is not None:
                 reserve.offer(left)
+        held = everywhere[processes.rank() :: all_of]
         if not any(held):
             return batch if units else None
         kept = [row for row, is_held in enumerate(held) if not is_held]
@@ -157,6 +200,9 @@ class ImageSplit:
         Raises:
             DataError: No image is left to calibrate with, or none to hold out.
         """
+        if not self._closed:
+            self._pool()
+        self._closed = True
         what = "whole batches" if self.whole else "images"
         if not self.images:
             raise DataError(
@@ -170,20 +216,28 @@ class ImageSplit:
                 f"held_out={self._share}; pass more images or raise held_out"
             )
 
+    def _pool(self) -> None:
+        """Have what other processes keep, too."""
+        seen = processes.add_up("images", (), [self.images, self._seen])
+        self.images, self._seen = map(int, seen)
+        self._batch = max(processes.gathered("batch sizes", self._batch))
+        for pool in self._pools or ():
+            pool.pool(self._device)
+
     def _held(self) -> list[Batch]:
         return self._pools[2].units if self._pools is not None else []
 
-    def _batched(self, units: list[Batch]) -> tuple[Batch, ...]:
+    def _batched(self, units: list[Batch], times: int = 1) -> tuple[Batch, ...]:
         join = not self.whole
-        return tuple(Units(units, join, self._batch).batches())
+        return tuple(Units(units, join, times * self._batch).batches())
 
     def held_out(self) -> tuple[Batch, ...]:
         """The held-out images in batches."""
         return self._batched(self._held())
 
     def sample(self, limit: int | None = None) -> tuple[Batch, ...]:
-        """The sampled images in batches, about `limit` of them."""
-        return self._batched(_first(self._sampled(), limit))
+        """The sampled images in batches for all processes, about `limit` of them."""
+        return self._batched(_first(self._sampled(), limit), processes.count())
 
     def together(self, limit: int) -> Batch:
         """About `limit` sampled images that run at once, all of one shape.

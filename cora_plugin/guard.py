@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.adapters.exact import exact
 from cora_plugin.batches import Units
@@ -126,9 +127,13 @@ class Jury:
     One batch is judged after another, so that memory does not grow with their number:
     of dense outputs few are kept, the rest is computed anew, a float pass each time.
 
+    Of several processes each judges its share of the batches; the verdict is on all.
+
+    `images` is the number of all.
+
     Args:
         host: The prepared host.
-        batches: The images, in batches.
+        batches: The images, in batches, the same in all processes.
         objective: What "near to the float model" means.
         teacher: As for `References`.
     """
@@ -141,14 +146,10 @@ class Jury:
         teacher: Teacher | None = None,
     ) -> None:
         self._host = host
-        self._units = Units(batches, join=False)
+        self.images = Units(batches).rows
+        self._units = Units(processes.mine(batches), join=False)
         self._references = References(host, self._units, teacher)
         self._objective = objective
-
-    @property
-    def images(self) -> int:
-        """Their number."""
-        return self._units.rows
 
     @torch.no_grad()
     def __call__(
@@ -168,6 +169,7 @@ class Jury:
                 with nullcontext() if once else acting():
                     outputs = self._host.run(batch)
                 sums.add(reference, outputs)
+        sums.pool()
         return sums.distance, sums.distances
 
 
@@ -257,6 +259,7 @@ class Guard:
         host = self._host
         if self.teacher is not None:
             doubt = min(doubt, 0.0)
+        processes.from_first(f"step {name!r}", correction.tensors)
         try:
             host.correct(correction)
             after, each = self._jury()
@@ -312,7 +315,9 @@ class Guard:
 
 
 def _values(measured: float | Tensor) -> Tensor:
-    """What a metric gave, [1], or whether each image is right, [N].
+    """What a metric gave, [1], or whether each image of all processes is right, [N].
+
+    A number is that of several processes on average.
 
     Raises:
         ConfigError: It is no finite number.
@@ -329,7 +334,8 @@ def _values(measured: float | Tensor) -> Tensor:
             f"the function gave {measured!r}; return a finite number, higher where the "
             "model is better",
         )
-    return torch.tensor([value], dtype=torch.float64)
+    (total,) = processes.add_up("metric", (), [value])
+    return torch.tensor([total / processes.count()], dtype=torch.float64)
 
 
 def standard_error(differences: Tensor) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.exact import exact
 from cora_plugin.batches import samples
 from cora_plugin.host import Host
@@ -44,23 +45,34 @@ class Labelled:
     def add(self, item: Any, batch: Batch) -> None:
         """Keep a batch, if its item has labels and there are not enough yet."""
         labels = labels_of(item, batch)
-        if labels is not None and self._seen < ENOUGH:
+        if labels is not None and self._seen < ENOUGH / processes.count():
             self._batches.append((batch, labels))
             self._seen += len(labels)
 
     @torch.no_grad()
     def right(self) -> Tensor:
-        """Whether the model, as it is, is right, image by image, [N]."""
-        parts = [
-            _right(self._host.run(batch), labels) for batch, labels in self._batches
-        ]
-        return torch.cat(parts)
+        """Whether the model, as it is, is right, image by image of all processes, [N].
+
+        Raises:
+            _NoClassesError: Outputs are no logits of the classes.
+        """
+        try:
+            own = [
+                _right(self._host.run(batch), labels) for batch, labels in self._batches
+            ]
+        except _NoClassesError:
+            own = None
+        parts = processes.gathered("labelled", own)
+        if any(part is None for part in parts):
+            raise _NoClassesError
+        return torch.cat([each for part in parts for each in part or ()])
 
     @property
     def doubt(self) -> str | None:
         """What speaks against the float weights; None: nothing."""
         # Labels that are all the same tell nothing: loaders make them up.
-        if len({int(e) for _, labels in self._batches for e in labels.unique()}) < 2:
+        own = {int(e) for _, labels in self._batches for e in labels.unique()}
+        if len(set().union(*processes.gathered("labels", own))) < 2:
             return None
         try:
             quantized = exact(self.right())

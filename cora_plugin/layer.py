@@ -127,6 +127,18 @@ class Correction:
     dequantized: Mapping[str, Tensor] = field(default_factory=dict)
     float_biases: bool = False
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it stores."""
+        stored = [t for each in self.adapters.values() for t in each.tensors.values()]
+        scales = [tensor.scale for tensor in stored if tensor.scale is not None]
+        others = (self.shifts, self.weights, self.dequantized)
+        return [
+            *(tensor.values for tensor in stored),
+            *scales,
+            *(tensor for each in others for tensor in each.values()),
+        ]
+
     def scaled(self, share: float) -> "Correction":
         """The same with each adapter and shift multiplied by `share`."""
         return replace(

@@ -8,6 +8,7 @@ is a terminal, `timed` writes one line when the work is done.
 import contextlib
 import io
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -68,7 +69,9 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # It takes none as the program runs
         self._spinner = _turning
         # A spinner has the terminal; else a bar is for a terminal alone.
         place: Any = {"disable": None}
-        if self._spinner is not None:
+        if os.environ.get("RANK", "0") != "0":  # One of several processes is enough.
+            place = {"disable": True}
+        elif self._spinner is not None:
             place = {"file": io.StringIO()}
         super().__init__(
             items,

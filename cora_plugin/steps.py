@@ -73,8 +73,9 @@ class Context:
         The model must carry no correction.
         """
         config = self.config
-        images = self.collector.split.together(config.sequential_images)
-        return Walk(self.host, self.layers, images, config.positions)
+        split = self.collector.split
+        images = split.together(config.sequential_images)
+        return Walk(self.host, self.layers, images, config.positions, split.whole)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.progress import bar
 
@@ -61,7 +62,7 @@ def descend(
         optimizer: Moves the parameters.
         batches: Indices of the images of each iteration.
         learn: Computes the gradients of a batch; returns figures for the progress bar,
-            `loss` first.
+            `loss` first. In several processes both are a share that is added up.
         after: Called after each iteration with its number and the progress bar's
             figures, to which it may add; returns whether to stop.
         way_out: Settings that the error says to lower.
@@ -75,7 +76,7 @@ def descend(
     with progress:
         for number, batch in enumerate(progress, start + 1):
             optimizer.zero_grad()
-            figures = learn(batch)
+            figures = _together(name, optimizer, learn(batch))
             _check(name, optimizer, figures, number, way_out)
             optimizer.step()
             done = number
@@ -85,6 +86,27 @@ def descend(
             if stop:
                 break
     return done
+
+
+def averaged(each: Sequence[Tensor]) -> Tensor:
+    """This process's share of the mean over the samples of all, of [N] a group."""
+    (samples,) = processes.add_up("samples", (), [sum(map(len, each))])
+    return torch.cat(list(each)).sum() / samples if each else torch.tensor(0.0)
+
+
+def _together(
+    name: str, optimizer: torch.optim.Optimizer, figures: Mapping[str, float]
+) -> Mapping[str, float]:
+    """Add gradients up over all processes; the figures of all."""
+    if processes.count() == 1:
+        return figures
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters]
+    total = processes.add_up(f"{name}: gradients", gradients, list(figures.values()))
+    return dict(zip(figures, total, strict=True))
 
 
 def _check(

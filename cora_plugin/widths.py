@@ -25,6 +25,7 @@ from cora_plugin.items import Reader, check_loader
 from cora_plugin.layer import QuantizedLayer, by_layer
 from cora_plugin.objective import Distance, Objective, decide_on
 from cora_plugin.plan import merged_weights, pinned_ranks
+from cora_plugin.processes import agreeing
 from cora_plugin.progress import bar
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
@@ -73,13 +74,13 @@ def plan_widths(
             "'0.8 MiB'"
         )
     check_loader(loader)
-    with ordinary_tensors(), host.prepared():
+    with ordinary_tensors(), host.prepared(), agreeing():
         layers = checked_layers(host)
         collector = Collector(host, layers, settings)
         reader = Reader.of(host.run, unpack)
         for item in bar(loader, "moments", "batch"):
             collector.update(reader(item))
-        collector.split.close()
+        collector.close()
         held_out = collector.split.held_out()
         if objective is None:
             channels = collector.last_channels

@@ -183,7 +183,8 @@ def _figure(value: Any, form: str) -> Cell:
     if value is None:
         return Cell("")
     # What is not finite is shown, but there is no order for it.
-    return Cell(format(value, form), value if math.isfinite(value) else None)
+    number = float(value)
+    return Cell(format(value, form), number if math.isfinite(number) else None)
 
 
 def _plots(page: Page) -> list[Scatter]:

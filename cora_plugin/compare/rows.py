@@ -4,12 +4,13 @@ The demo, `cora-plugin run` and the benchmarks all judge by these figures.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from rich.table import Table
 from torch import Tensor
 
+from cora_plugin.compare.interval import Interval, gain, packed
 from cora_plugin.config import CoRaConfig
 from cora_plugin.objective import KL, MSE, Objective, measure
 from cora_plugin.plain import plain
@@ -85,6 +86,8 @@ class Row:
         method: How adapters were chosen, "none" without.
         budget: What they may cost, as `CoRaConfig` reads it.
         top1: Share of the images whose first class is a right one; None: no labels.
+        right: Which images these are, as `cora_plugin.compare.interval` packs them.
+        gain: By how much that share is more than another model's, with an interval.
         agreement: Share of the images with the float network's class.
         kl: Mean KL divergence from the float network's softmax, in nats; None: the
             outputs are no classes.
@@ -105,6 +108,8 @@ class Row:
     method: str | None = None
     budget: str | None = None
     top1: float | None
+    right: str | None = field(default=None, repr=False)
+    gain: Interval | None = None
     agreement: float | None
     kl: float | None = None
     distance: float | None = None
@@ -127,7 +132,15 @@ class Row:
         names = {each.name for each in fields(cls)} - {"details"}
         known = {name: value for name, value in values.items() if name in names}
         details = {name: v for name, v in values.items() if name not in names}
+        if isinstance(known.get("gain"), Mapping):
+            known["gain"] = Interval(**known["gain"])
         return cls(**{"top1": None, "agreement": None, **known}, details=details)
+
+    def beside(self, other: "Row") -> "Row":
+        """The same with its gain over another model, where both have labels."""
+        if self.right is None or other.right is None:
+            return self
+        return replace(self, gain=gain(self.right, other.right))
 
 
 def top1(outputs: Tensor, labels: Sequence[Collection[int]] | Tensor) -> float:
@@ -137,9 +150,16 @@ def top1(outputs: Tensor, labels: Sequence[Collection[int]] | Tensor) -> float:
         outputs: [N, classes].
         labels: The right class of each image [N], or all that are right for it.
     """
-    right = [(n,) for n in labels.tolist()] if isinstance(labels, Tensor) else labels
-    pairs = zip(outputs.argmax(1).tolist(), right, strict=True)
-    return sum(guess in classes for guess, classes in pairs) / len(right)
+    right = _right(outputs, labels)
+    return sum(right) / len(right)
+
+
+def _right(
+    outputs: Tensor, labels: Sequence[Collection[int]] | Tensor
+) -> Sequence[bool]:
+    known = [(n,) for n in labels.tolist()] if isinstance(labels, Tensor) else labels
+    pairs = zip(outputs.argmax(1).tolist(), known, strict=True)
+    return [guess in classes for guess, classes in pairs]
 
 
 def judge(
@@ -169,6 +189,7 @@ def judge(
         about = {**about, "objective": found.objective}
     return Row(
         top1=None if labels is None else top1(outputs, labels),
+        right=None if labels is None else packed(_right(outputs, labels)),
         agreement=found.agreement,
         **same,
         **about,
@@ -177,6 +198,7 @@ def judge(
 
 FIGURES: Mapping[str, tuple[str, str]] = {
     "top-1": ("top1", ".1%"),
+    "Δ top-1 [95 %]": ("gain", "+.1%"),
     "agreement": ("agreement", ".1%"),
     "KL": ("kl", ".4f"),
     "distance": ("distance", ".4g"),
@@ -225,6 +247,6 @@ def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Tab
     return made
 
 
-def _figure(value: float | None, form: str) -> str:
+def _figure(value: float | Interval | None, form: str) -> str:
     # No iterations are nothing to show; any other zero is a figure.
     return "" if value is None or (form == "d" and not value) else format(value, form)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.quantized import quantize
@@ -93,6 +94,12 @@ class OutputMatch:
         each = torch.stack([y, other, y.square(), y * other])
         self._sums += each.sum(2).flatten(1)
         self._rows += y.shape[1]
+
+    def pool(self) -> None:
+        """Add what other processes have seen."""
+        what = f"outputs of {self._layer.name}"
+        (rows,) = processes.add_up(what, [self._sums], [self._rows])
+        self._rows = int(rows)
 
     def shift(
         self,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.batches import Units
@@ -15,7 +16,7 @@ from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.objective import Distance, Objective
 from cora_plugin.reference import References
 from cora_plugin.teacher import Teacher
-from cora_plugin.training import Group, descend, relative_groups, shuffled
+from cora_plugin.training import Group, averaged, descend, relative_groups, shuffled
 
 Trial = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Distance]
 """`trial(weights, shifts)` gives the distance on the held-out images."""
@@ -211,7 +212,7 @@ class Distillation:
     ) -> float:
         """Distance of the network's outputs; leaves its gradients."""
         host, images = self._host, self._images
-        groups = images.groups(batch, len(batch))
+        groups = images.groups(processes.mine(batch), len(batch))
         targets = [self._references(group) for group in groups]
         with torch.enable_grad():
             weights = {name: each.weight() for name, each in trained.items()}
@@ -221,7 +222,9 @@ class Distillation:
                     self._objective.distance(target, host.run(images.batch(group)))
                     for group, target in zip(groups, targets, strict=True)
                 ]
-                loss = torch.cat(each).mean()
+                loss = averaged(each)
+                if not groups:  # Fewer images than processes.
+                    return 0.0
                 if not loss.requires_grad:
                     raise ModelError(
                         "refine: no gradient reaches any layer, for the forward cuts "
@@ -237,6 +240,9 @@ class Distillation:
 
         Every layer sees what those before it make of the images, but no gradient
         passes from one to another, and only one layer's graph exists at a time.
+
+        An error is over its layer's output for the whole batch, so that the batch is
+        not shared among processes: all do the same.
         """
         groups = self._images.groups(batch, len(batch))
         return sum(self._layer_loss(group, trained) for group in groups)
@@ -270,6 +276,7 @@ class Distillation:
                 plus = each.shift - shifts[name]
                 change = change + plus.view(-1, *[1] * operation.dimensions)
                 loss = (original - output - change).square().sum() / size
+                loss = loss / processes.count()
                 loss.backward()
             total += float(loss.detach())
 

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters import Adapter, Factors
 from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.form import Form
@@ -50,6 +51,12 @@ class CrossMoments:
         apart, split = self._split(u - v), self._split(v)
         self._sums[0] += split @ split.mT
         self._sums[1] += apart @ split.mT
+
+    def pool(self, what: str) -> None:
+        """Add what other processes have seen."""
+        sums = [self._means, self._sums]
+        (rows,) = processes.add_up(what, sums, [self.rows])
+        self.rows = int(rows)
 
     def __iadd__(self, other: "CrossMoments") -> "CrossMoments":
         """Add the moments that another instance has seen of this layer."""
@@ -172,6 +179,12 @@ class _Regression:
         """Add inputs at the same positions, [g, p, k], float and quantized."""
         self._match.update(part, u, v)
         self._halves[part % 2].update(u, v)
+
+    def pool(self) -> None:
+        """Add what other processes have seen."""
+        self._match.pool()
+        for half in self._halves:
+            half.pool(f"regression of {self._layer.name}")
 
     def change(self, mean: Tensor, other: Tensor) -> Change:
         """The adapter as stored, and the shift that goes with it."""

@@ -8,8 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters import Adapter, Branch
 from cora_plugin.adapters.exact import exact
+from cora_plugin.batches import pick, samples
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.outputs import Batch
@@ -46,6 +48,9 @@ class Visitor(Protocol):
         Columns [g, p, k] in float64 at the same positions, float and quantized.
         """
 
+    def pool(self) -> None:
+        """Add what other processes were shown, where each has some of the parts."""
+
     def change(self, mean: Tensor, other: Tensor) -> Change:
         """The change, by the mean outputs [m] of the float and the quantized layer."""
 
@@ -57,6 +62,35 @@ class _Run:
     columns: Sequence[tuple[int, Tensor]]
     sum: Tensor
     rows: int
+
+
+class _Cut:
+    """How images are cut into parts, and which parts this process has.
+
+    All of them, unless there are parts for every process. `shared` tells.
+
+    Args:
+        images: The images, the same in all processes.
+        whole: Whether they cannot be taken apart.
+    """
+
+    def __init__(self, images: Batch, whole: bool) -> None:
+        parts = torch.arange(samples(images)).tensor_split(min(PARTS, samples(images)))
+        self.shared = not whole and 1 < processes.count() <= len(parts)
+        self._numbers = processes.mine(range(len(parts)))
+        own = [parts[number] for number in self._numbers]
+        self._ends = torch.tensor([len(part) for part in own]).cumsum(0)
+        self.images = images
+        if self.shared:
+            self.images = pick(images, torch.cat(own).tolist())
+
+    def __call__(self, x: Tensor) -> Sequence[tuple[int, Tensor]]:
+        """The parts of a layer's input, with their numbers."""
+        if not self.shared:
+            return list(enumerate(_parts(x)))
+        # Rows may be folded into the batch: so many of them are one image's.
+        ends = (self._ends[:-1] * len(x) // int(self._ends[-1])).tolist()
+        return list(zip(self._numbers, x.tensor_split(ends), strict=True))
 
 
 class _AgainError(Exception):
@@ -76,6 +110,8 @@ class Walk:
         layers: The layers to visit.
         images: Images that both networks run at once.
         positions: Output positions an image kept at most, 0 for all.
+        whole: Whether the images cannot be taken apart; else several processes share
+            them.
     """
 
     def __init__(
@@ -84,19 +120,20 @@ class Walk:
         layers: Sequence[QuantizedLayer],
         images: Batch,
         positions: int,
+        whole: bool = False,
     ) -> None:
         self._host = host
-        self._images = images
+        self._cut = _Cut(images, whole)
         self._positions = positions
         self._layers = {layer.name: layer for layer in layers}
         self._originals: dict[str, list[_Run]] = {}
         with torch.no_grad(), host.acting(quantized=False), host.observe(self._keep):
-            host.run(images)
+            host.run(self._cut.images)
 
     def _keep(self, name: str, x: Tensor, output: Tensor) -> None:
         if name in self._layers:
             layer = self._layers[name]
-            columns = _columns(layer, x, output, self._positions)
+            columns = _columns(layer, self._cut(x), output, self._positions)
             kept = [(part, u.to(x.dtype)) for part, u in columns]
             run = _Run(kept, *_summed(layer, output))
             self._originals.setdefault(name, []).append(run)
@@ -137,13 +174,14 @@ class Walk:
             found = -1
             while found < len(changes) < goal:
                 found = len(changes)
-                once = _Pass(layers, originals, self._positions, begun, changes)
+                given = originals, self._positions, self._cut
+                once = _Pass(layers, *given, begun, changes)
                 with (
                     suppress(_AgainError),
                     host.acting(main | dict(weights or {})),
                     host.observe(once),
                 ):
-                    host.run(self._images)
+                    host.run(self._cut.images)
         return changes
 
 
@@ -155,12 +193,14 @@ class _Pass:
         layers: Mapping[str, QuantizedLayer],
         originals: Mapping[str, Sequence[_Run]],
         positions: int,
+        cut: _Cut,
         visitor: Callable[[QuantizedLayer], Visitor],
         changes: dict[str, Change],
     ) -> None:
         self._layers = layers
         self._originals = originals
         self._positions = positions
+        self._cut = cut
         self._visitor = visitor
         self._changes = changes
         self._open: dict[str, tuple[Visitor, list[_Run]]] = {}
@@ -181,7 +221,7 @@ class _Pass:
         if name not in self._open:
             self._open[name] = self._visitor(layer), []
         visitor, runs = self._open[name]
-        columns = _columns(layer, x, output, self._positions)
+        columns = _columns(layer, self._cut(x), output, self._positions)
         same = originals[len(runs)].columns
         for (_, u), (part, v) in zip(same, columns, strict=True):
             visitor.update(part, u.to(v), v)
@@ -189,17 +229,23 @@ class _Pass:
         if len(runs) < len(originals):
             return
         del self._open[name]
-        self._changes[name] = visitor.change(_mean(originals), _mean(runs))
+        if self._cut.shared:
+            visitor.pool()
+        means = (_mean(name, each, self._cut.shared) for each in (originals, runs))
+        self._changes[name] = visitor.change(*means)
         if len(runs) > 1:
             raise _AgainError
 
 
 def _columns(
-    layer: QuantizedLayer, x: Tensor, output: Tensor, positions: int
+    layer: QuantizedLayer,
+    parts: Sequence[tuple[int, Tensor]],
+    output: Tensor,
+    positions: int,
 ) -> Iterator[tuple[int, Tensor]]:
     """Columns [g, p, k] of a layer's input by part, at the same positions each time."""
     kept = min(positions, layer.columns)
-    for index, part in enumerate(_parts(x)):
+    for index, part in parts:
         for columns in sampled_columns(layer, part, output, kept, index):
             yield index, columns
 
@@ -218,6 +264,9 @@ def _summed(layer: QuantizedLayer, output: Tensor) -> tuple[Tensor, int]:
     return exact(output).flatten(0, -2).sum(0), count
 
 
-def _mean(runs: Sequence[_Run]) -> Tensor:
+def _mean(name: str, runs: Sequence[_Run], shared: bool) -> Tensor:
     total = torch.stack([run.sum for run in runs]).sum(0)
-    return total / sum(run.rows for run in runs)
+    rows: float = sum(run.rows for run in runs)
+    if shared:
+        (rows,) = processes.add_up(f"mean outputs of {name}", [total], [rows])
+    return total / rows

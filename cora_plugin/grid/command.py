@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.compare.html import Failed
 from cora_plugin.compare.machine import machine, versions
-from cora_plugin.compare.rows import Row, table
+from cora_plugin.compare.rows import NONE, Row, table
 from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell, cells
 from cora_plugin.grid.folder import Folder
@@ -198,6 +198,7 @@ def _gather(found: Sequence[Cell], folder: Folder) -> Comparison:
     rows: list[Row] = []
     failed: list[Failed] = []
     layers: dict[str, Mapping[str, Any]] = {}
+    floats: dict[int, Row] = {}  # The images may go by the seed.
     left = 0
     for cell in found:
         outcome = folder.outcome(cell)
@@ -208,13 +209,36 @@ def _gather(found: Sequence[Cell], folder: Folder) -> Comparison:
         elif "row" not in outcome:
             failed.append(Failed(cell.title, outcome["reason"]))
         else:
+            first = Row.of(outcome["float"])
             if not rows:
-                first = Row.of(outcome["float"])
                 rows.append(replace(first, toolkit="torch", method="float", label=None))
             rows.append(replace(Row.of(outcome["row"]), **cell.about))
+            floats[len(rows) - 1] = first
             if outcome["layers"]:
                 layers[cell.title] = outcome["layers"]
-    return Comparison(rows, failed, left, layers)
+    return Comparison(_compared(rows, floats), failed, left, layers)
+
+
+def _compared(rows: Sequence[Row], floats: Mapping[int, Row]) -> list[Row]:
+    """Rows with their gain over the model without adapters, whose own is over float.
+
+    Args:
+        rows: The float model's row, and one a cell.
+        floats: The float model on a cell's own images, by the index of its row.
+    """
+    plain = {_quantized(row): row for row in rows if row.method == NONE}
+    found = list(rows)
+    for index, other in floats.items():
+        row = rows[index]
+        if row.method != NONE:
+            other = plain.get(_quantized(row), other)
+        found[index] = row.beside(other)
+    return [replace(row, right=None) for row in found]
+
+
+def _quantized(row: Row) -> tuple[str | None, ...]:
+    """What rows have in common whose quantized model and images are the same."""
+    return row.toolkit, row.recipe, row.weights, row.label
 
 
 def _title(document: Document) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.exact import exact
 from cora_plugin.outputs import Outputs
@@ -124,6 +125,15 @@ class Sums:
                 for value in pair[0].values():
                     self._power += float(value.square().sum())
                     self._values += value.numel()
+
+    def pool(self) -> None:
+        """Add the samples of other processes; all have them in the same order."""
+        seen = [self._agreeing, self._judged, self._power, self._values]
+        agreeing, judged, power, values = processes.add_up("outputs", (), seen)
+        self._agreeing, self._judged = agreeing, int(judged)
+        self._power, self._values = power, int(values)
+        parts = processes.gathered("distances", self.each)
+        self.each = [each for part in parts for each in part]
 
     @property
     def distances(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.host import Latent, TrainableHost
+from cora_plugin.processes import add_up
 from cora_plugin.qat.checks import check_settings, finite, places_of
 from cora_plugin.qat.controller import Controller, State
 from cora_plugin.qat.hosted import hosted
@@ -286,15 +287,9 @@ class TransitionRateScheduler:
 
     def _overall(self, changed: int) -> float:
         """The rate of this step (eq. 5), over the weights of all processes."""
-        weights = sum(self._transitions.sizes)
-        if not (
-            torch.distributed.is_available() and torch.distributed.is_initialized()
-        ):
-            return changed / weights
-        device = self._transitions.latents[0].weight.device
-        sums = torch.tensor([changed, weights], dtype=torch.float64, device=device)
-        torch.distributed.all_reduce(sums)
-        return float(sums[0] / sums[1])
+        counts = changed, sum(self._transitions.sizes)
+        changed_in_all, weights = add_up("transitions", (), counts)
+        return changed_in_all / weights
 
     def _note(self, target: float, rate: float) -> None:
         shares: dict[str, float] = {}

@@ -105,7 +105,8 @@ class Results:
             equivalent_bits=bits,
             seconds=seconds,
         )
-        self.rows.append(row)
+        # Each is what the one before it was made into.
+        self.rows.append(row.beside(self.rows[-1]) if self.rows else row)
 
     def add_trained(self, outputs: Tensor, seconds: float, report: QATReport) -> None:
         """Judge the trained model by its outputs [N, classes, …]."""
@@ -217,6 +218,7 @@ def _plain(row: Row) -> dict[str, Any]:
     return {
         "model": row.label,
         "top1": row.top1,
+        "gain": None if row.gain is None else asdict(row.gain),
         "agreement": row.agreement,
         "kl": row.kl,
         **({} if row.kl is not None else {row.objective or "": row.distance}),

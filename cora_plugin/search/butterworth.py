@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.exact import exact
 from cora_plugin.config import ButterworthConfig
@@ -19,7 +20,7 @@ from cora_plugin.search.candidates import Candidate, Option
 from cora_plugin.search.checkpoint import State
 from cora_plugin.search.network import Network
 from cora_plugin.search.relaxation import Relaxation, kernel, penalty, softened
-from cora_plugin.training import Group, descend, relative_groups, shuffled
+from cora_plugin.training import Group, averaged, descend, relative_groups, shuffled
 
 CHECKPOINT_EVERY = 10
 """Iterations from one checkpoint to the next."""
@@ -103,7 +104,10 @@ class Descent:
         return groups
 
     def learn(self, batch: Sequence[int]) -> dict[str, float]:
-        """Compute gradients on some images, by index; return the loss and its parts."""
+        """Compute gradients on some images, by index; return the loss and its parts.
+
+        In several processes all have the same indices, and each does its share.
+        """
         network, config = self._network, self._config
         groups = network.groups(batch)
         targets = [network.float_outputs(group) for group in groups]
@@ -115,16 +119,18 @@ class Descent:
                 )
                 for group, target in zip(groups, targets, strict=True)
             ]
-            distance = torch.cat(each).mean()
+            distance = averaged(each)
             cost = (self.cutoff * self._prices).sum()
+            # Of what does not depend on images, each process has an equal share.
+            over = penalty(cost, self._allowed, config.gamma) / processes.count()
             # Cutoffs are a number a layer, and stay on the CPU.
-            total = distance.cpu() + penalty(cost, self._allowed, config.gamma)
+            total = distance.cpu() + over
             total.backward()
         return {
             "loss": float(total.detach()),
             network.objective.name: float(distance.detach()),
-            "cost": float(cost.detach()),
-            "of": self._allowed,
+            "cost": float(cost.detach()) / processes.count(),
+            "of": self._allowed / processes.count(),
         }
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.states import read_state, write_state
 
@@ -114,9 +115,10 @@ class State:
     def save(self, path: str | None) -> None:
         """Write the state, whole or not at all.
 
-        Not between an iteration's step and its end: the file before then stands.
+        Not between an iteration's step and its end: the file before then stands. Of
+        several processes the first writes it.
         """
-        if path is None or not self.iteration or self._moving:
+        if path is None or not self.iteration or self._moving or processes.rank():
             return
         state = {
             "fingerprint": self._fingerprint,

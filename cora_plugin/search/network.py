@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters import Factors
 from cora_plugin.adapters.exact import exact
 from cora_plugin.batches import Units, tensors
@@ -20,8 +21,8 @@ class Network:
     """Runs a quantized network for a search, and counts how much.
 
     `iterations` is the number of times that weights were tried, and `used_images` has
-    the indices of the images that were run. A search that trains the factors leaves
-    them in `trained`, by layer.
+    the indices of the images that were run, by all processes. A search that trains the
+    factors leaves them in `trained`, by layer.
 
     Args:
         host: The prepared host.
@@ -73,8 +74,9 @@ class Network:
             yield
 
     def groups(self, images: Sequence[int]) -> list[list[int]]:
-        """Some of the images, by index, in groups that run together."""
-        return self._images.groups(images, len(images))
+        """This process's share of some images, by index, in groups to run together."""
+        self.used_images.update(images)
+        return self._images.groups(processes.mine(images), len(images))
 
     def steps(self, size: int) -> int:
         """How many pieces hold about so many images, at least one."""
@@ -83,7 +85,6 @@ class Network:
 
     def run(self, group: Sequence[int]) -> Outputs:
         """The outputs for a group of images."""
-        self.used_images.update(group)
         return self._host.run(self._images.batch(group))
 
     def float_outputs(self, group: Sequence[int]) -> Outputs:

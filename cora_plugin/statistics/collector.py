@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.batches import samples
 from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
@@ -17,6 +19,9 @@ from cora_plugin.statistics.metrics import MOMENT, LayerStatistics
 from cora_plugin.statistics.moments import InputMean, InputMoments
 from cora_plugin.statistics.reach import Reach
 from cora_plugin.statistics.sensitivity import collect_sensitivities
+
+ALIKE = 1e-3
+"""How far norms of outputs may be apart on unlike machines."""
 
 
 class Collector:
@@ -63,6 +68,7 @@ class Collector:
         self._targets = {layer.name: layer for layer in layers}
         self._images = 0
         self._first = True
+        self._closed = False
         self._finished: dict[str, LayerStatistics] | None = None
         self.unused: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
@@ -124,6 +130,63 @@ class Collector:
             each.update(x, output)
         self._means[name].update(x)
 
+    @torch.no_grad()
+    def close(self) -> None:
+        """End the pass over the data; what other processes have seen is added.
+
+        Raises:
+            DataError: There were too few images.
+            ModelError: The processes have other models.
+        """
+        if self._closed:
+            return
+        self.split.close()
+        if processes.count() > 1:
+            self._check_alike()
+            self._pool()
+        self._closed = True
+
+    def _check_alike(self) -> None:
+        """Refuse other models and settings in other processes.
+
+        Raises:
+            ModelError: Quantized models give other outputs for the same images.
+            ConfigError: Settings are others.
+        """
+        outputs = self._host.run(self.split.held_out()[0])
+        norms = [float(value.double().norm()) for value in outputs.values()]
+        settings = self._config.to_dict()
+        for others, theirs in processes.gathered("settings", (norms, settings)):
+            for key, value in settings.items():
+                if theirs[key] != value:
+                    raise ConfigError(
+                        (key,),
+                        f"{value}, and {theirs[key]} in another process; pass the same "
+                        "in each",
+                    )
+            if len(others) != len(norms) or any(
+                abs(mine - other) > ALIKE * max(mine, other)
+                for mine, other in zip(norms, others, strict=True)
+            ):
+                raise ModelError(
+                    "processes: their quantized models give other outputs for the same "
+                    f"images (of norms {norms} and {others}); quantize with the same "
+                    "data in each, or load the state_dict of one"
+                )
+
+    def _pool(self) -> None:
+        """Add what other processes have seen."""
+        for name in self._running:
+            for each in self._running[name].values():
+                each.pool()
+            self._means[name].pool()
+        seen = [*self._rows.values(), *self._slides.values(), self._images]
+        seen = [int(each) for each in processes.add_up("positions", (), seen)]
+        self._images = seen.pop()
+        self._rows = dict(zip(self._rows, seen, strict=False))
+        self._slides = dict(zip(self._slides, seen[len(self._rows) :], strict=True))
+        self._resized.update(*processes.gathered("sizes", self._resized))
+
     @property
     def last_channels(self) -> int | None:
         """Output channels of the layer that ran last; None: none has run."""
@@ -146,7 +209,7 @@ class Collector:
             names = {layer.name for layer in self._layers}
             return {n: each for n, each in self._finished.items() if n in names}
         config = self._config
-        self.split.close()
+        self.close()
         self.unused = {
             name: "calibration never reached it"
             for name, rows in self._rows.items()
@@ -162,7 +225,7 @@ class Collector:
         if config.search == "spectral" and layers:
             batches = self.split.sample(config.sensitivity_images)
             sensitivities = collect_sensitivities(
-                self._host, layers, batches, objective, config
+                self._host, layers, batches, objective, config, self.split.whole
             )
             reach = Reach.of(self._host, layers, batches[0], sensitivities, objective)
             sensitivities |= reach.made_up

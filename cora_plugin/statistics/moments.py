@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.operation import patches
@@ -68,6 +69,12 @@ class InputMoments:
             split = columns.mT.reshape(groups, self._blocks, -1, rows)
             self._sum += split @ split.mT
 
+    def pool(self) -> None:
+        """Add what other processes have seen."""
+        what = f"{self._moment} moments of {self._layer.name}"
+        (rows,) = processes.add_up(what, [self._sum], [self.rows])
+        self.rows = int(rows)
+
     def mean(self) -> Tensor:
         """The moment over all rows seen.
 
@@ -88,7 +95,9 @@ class InputMean:
 
     def __init__(self, layer: QuantizedLayer) -> None:
         self._layer = layer
-        self._sum: Tensor | float = 0.0
+        shape = layer.operation.groups, layer.columns
+        device = exact_device(layer.weight.device)
+        self._sum = torch.zeros(shape, dtype=torch.float64, device=device)
         self._images = 0
 
     @torch.no_grad()
@@ -98,12 +107,18 @@ class InputMean:
         # a batch is taken in its own precision: a copy in float64 is slow.
         image = exact(x.mean(0, keepdim=True))
         columns = patches(image, self._layer.operation, self._layer.kernel)
-        self._sum = self._sum + len(x) * columns.mean(1)
+        self._sum += len(x) * columns.mean(1)
         self._images += len(x)
+
+    def pool(self) -> None:
+        """Add what other processes have seen."""
+        what = f"means of {self._layer.name}"
+        (images,) = processes.add_up(what, [self._sum], [self._images])
+        self._images = int(images)
 
     def mean(self) -> Tensor:
         """The mean over all images and positions seen; at least one must have been."""
-        return torch.as_tensor(self._sum) / self._images
+        return self._sum / self._images
 
 
 def sampled_columns(

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact, exact_device
 from cora_plugin.adapters.operation import output_rows
-from cora_plugin.batches import samples
+from cora_plugin.batches import pick, samples
 from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.objective import Objective
-from cora_plugin.outputs import Batch, rebuilt
+from cora_plugin.outputs import Batch, Outputs, rebuilt
 from cora_plugin.progress import bar
 
 
@@ -55,6 +56,12 @@ class OutputSensitivity:
         rows = exact(split.transpose(0, 1).flatten(1, 2))  # [g, N·p, m/g]
         self._sum += scale * (rows.mT @ rows)
 
+    def pool(self) -> None:
+        """Add what other processes have seen."""
+        what = f"sensitivity of {self._layer.name}"
+        (reached,) = processes.add_up(what, [self._sum], [self.reached])
+        self.reached = reached > 0
+
     def mean(self, images: int) -> Tensor:
         """The curvature an image."""
         return self._sum / images
@@ -66,6 +73,7 @@ def collect_sensitivities(
     batches: Sequence[Batch],
     objective: Objective,
     config: CoRaConfig,
+    whole: bool = False,
 ) -> dict[str, Tensor]:
     """One backward pass of the float model over `batches`, from the objective's probe.
 
@@ -76,12 +84,21 @@ def collect_sensitivities(
     the forward cuts it off, once more from zeros that are added to every layer's
     output. What no gradient reaches then is left out.
 
+    Args:
+        host: The prepared host.
+        layers: The layers.
+        batches: The data, the same in all processes; each runs some rows of a batch.
+        objective: What "near to the float model" means.
+        config: The settings.
+        whole: Whether batches cannot be taken apart: then each process runs them all.
+
     Raises:
         DataError: The gradients are not finite.
     """
-    found = _gradients(host, layers, batches, objective, config, shifted=False)
+    given = host, layers, batches, objective, config, whole
+    found = _gradients(*given, shifted=False)
     if len(found) < len(layers):
-        found = _gradients(host, layers, batches, objective, config, shifted=True)
+        found = _gradients(*given, shifted=True)
     for name, mean in found.items():
         if not torch.isfinite(mean).all():
             raise DataError(
@@ -97,6 +114,7 @@ def _gradients(
     batches: Sequence[Batch],
     objective: Objective,
     config: CoRaConfig,
+    whole: bool,
     shifted: bool,
 ) -> dict[str, Tensor]:
     """The curvatures at the layers that gradients reach, by layer."""
@@ -122,10 +140,36 @@ def _gradients(
     ):
         for batch in bar(batches, "gradients", "batch"):
             images += samples(batch)
-            probe = objective.probe(host.run(_wanting(batch)), random)
+            rows = range(samples(batch))
+            share = rows if whole else processes.mine(rows)
+            if len(share) < len(rows):
+                outputs = _run_share(host, batch, share)
+            else:
+                outputs = host.run(_wanting(batch))
+            if not outputs:
+                continue
+            probe = objective.probe(outputs, random)
             if probe.requires_grad:
                 torch.autograd.backward(probe)
+    if not whole:
+        for each in running.values():
+            each.pool()
     return {n: each.mean(images) for n, each in running.items() if each.reached}
+
+
+def _run_share(host: Host, batch: Batch, rows: Sequence[int]) -> Outputs:
+    """The outputs for some rows, among zeros for the others; empty without rows.
+
+    A probe then draws for every row, so that each has the draw of one process alone.
+    """
+    if not rows:
+        return {}
+    found = {}
+    for name, value in host.run(_wanting(pick(batch, rows))).items():
+        among = value.new_zeros(samples(batch), *value.shape[1:])
+        index = torch.tensor(rows, device=value.device)
+        found[name] = among.index_copy(0, index, value)
+    return found
 
 
 def _wanting(batch: Batch) -> Batch:

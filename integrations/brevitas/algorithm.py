@@ -47,6 +47,7 @@ from cora_plugin.integrations.scopes import evaluation, replaced
 from cora_plugin.items import Reader, arguments, check_loader
 from cora_plugin.layer import Correction
 from cora_plugin.outputs import run
+from cora_plugin.processes import agreeing
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
 from cora_plugin.teacher import teaching
@@ -95,7 +96,8 @@ def apply_cora(
     check_loader(calib_loader, model)
     metric = None if metric_fn is None else partial(metric_fn, model)
     model = bare(model)
-    with restored(model), teaching(teacher, model, layers.unpack) as teach:
+    taught = teaching(teacher, model, layers.unpack)
+    with restored(model), agreeing(), taught as teach:
         calib_loader = _seen(model, calib_loader, unpack)
         host = _host(model, reference)
         given = plan, unpack, metric, teach

@@ -38,6 +38,7 @@ from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.items import Reader, check_loader
 from cora_plugin.outputs import device_of, run
+from cora_plugin.processes import agreeing
 from cora_plugin.report import Report
 from cora_plugin.series import SeriesReport
 from cora_plugin.teacher import teaching
@@ -104,7 +105,7 @@ def apply_cora(
     _check_data(model, dataset)
     check_model(model)
     given = model, dataset, reference, subset_size, unpack
-    with restored(model), teaching(teacher, model) as teach:
+    with restored(model), agreeing(), teaching(teacher, model) as teach:
         host, batches, reader = _hosted(*given)
         if config.widths and plan is None:
             plan = plan_widths(host, batches, config, pinned, unpack=reader, keep=True)

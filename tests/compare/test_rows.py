@@ -66,6 +66,23 @@ def test_a_row_is_read_back():
     assert Row.of(written) == row
 
 
+def test_rows_tell_what_they_gain_over_others():
+    labels = torch.arange(200) % 4
+    outputs = torch.nn.functional.one_hot(labels, 4).float()
+    worse = outputs.clone()
+    worse[:40] = worse[:40].roll(1, 1)
+    one, other = (judge(outputs, each, labels) for each in (outputs, worse))
+    assert other.beside(one).gain.value == pytest.approx(-0.2)
+    row = one.beside(other)
+    assert row.gain.value == pytest.approx(0.2)
+    assert row.gain.low < 0.2 < row.gain.high
+    assert Row.of(json.loads(json.dumps(row.to_dict()))) == row
+    text = printed(table([other, row], {"model": "label"}))
+    assert f"+20.0% [{row.gain.low:+.1%}, {row.gain.high:+.1%}]" in text
+    unlabelled = judge(outputs, worse)
+    assert unlabelled.beside(one) == unlabelled and one.beside(unlabelled) == one
+
+
 def test_every_method_can_be_configured():
     for method in [*METHODS, *SHORT]:
         config = CoRaConfig.of({"budget": 0.1, **settings(method)})

@@ -147,6 +147,11 @@ def test_a_comparison_with_failures_goes_on_where_it_stopped(plain, tmp_path, ca
     assert adapted["kl"] < none["kl"]
     assert 3 < none["equivalent_bits"] < adapted["equivalent_bits"]
     assert none["bytes"] > 0 and none["peak_mib"] > 0
+    for row, other in ((none, reference), (adapted, none)):
+        gain, difference = row["gain"], row["top1"] - other["top1"]
+        assert gain["low"] <= gain["value"] <= gain["high"]
+        assert gain["value"] == pytest.approx(difference)
+        assert "right" not in row
     reasons = [each["reason"] for each in written_["failed"]]
     assert len(reasons) == 4 and "ptq" in reasons[0]
     assert all(r.startswith("not installed: absent needs") for r in reasons[1:])
@@ -155,6 +160,7 @@ def test_a_comparison_with_failures_goes_on_where_it_stopped(plain, tmp_path, ca
     assert "Not measured" in page and page.count("<circle") == 4  # Bits and bytes.
     table = (out / "comparison.md").read_text()
     assert table.count("| plain ") == 2 and "not installed" in table
+    assert "Δ top-1 [95 %]" in table and "Δ top-1 [95 %]" in page
 
     # One outcome is cut off in the middle, as by a crash: it alone is measured again.
     outcomes = [p for p in (out / "cells").glob("*.json") if "none" in p.name]

@@ -1,0 +1,210 @@
+"""Applies CoRa in one of several processes: `sharing.py RANK COUNT FILE CASES`.
+
+CASES are "plain" or the name of a toolkit. Each process writes what it found into a
+folder beside the file at which they meet.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from plain_host import PlainHost, quantized_copy, read_correction
+from small_net import batches, net
+from torch import nn
+
+from cora_plugin import CoRa, alone, load_adapters, processes, save_adapters
+from cora_plugin.widths import plan_widths
+
+QUICK = {"budget": 0.3, "held_out": 0.25}
+ALONE = {**QUICK, "regression": False, "bias_correction": "off"}
+REFINE = {"iterations": 20, "every": 5, "lr": 0.01, "images": 32, "batch_size": 8}
+
+CASES = {
+    "default": QUICK,
+    "closed form": {**ALONE, "positions": 0},
+    "cascade": {**QUICK, "regression": False, "bias_correction": "cascade"},
+    "few kept": {**QUICK, "held_out_images": 10, "sensitivity_images": 12},
+    "butterworth": {
+        **ALONE,
+        "search": "butterworth",
+        "butterworth": {"iterations": 12, "batch_size": 12, "adapter_lr": 1e-3},
+    },
+    "refine": {**ALONE, "refine": REFINE},
+    "refine layers": {**ALONE, "refine": {**REFINE, "scope": "layer"}},
+    "target": {"budget": "2e-5 kl", "held_out": 0.25, "regression": False},
+    "labels": QUICK,
+    # Layers' grids of positions go from batch to batch, which processes see fewer of.
+    "whole batches": {**QUICK, "positions": 0},
+}
+"""Settings that one process and several find the same with."""
+
+
+class Wrapped(nn.Module):
+    """The net, whose forward may be bound to batches of one size."""
+
+    def __init__(self, size=-1):
+        super().__init__()
+        self.net, self.size = net(), size
+
+    def forward(self, x):
+        return self.net(x.reshape(self.size, 3, 12, 12))
+
+
+def share(case="default"):
+    """This process's data: image n of all processes is image n of one alone."""
+    rank, count = processes.rank(), processes.count()
+    if case == "whole batches":
+        return batches()[rank::count]
+    data = [batch[rank::count] for batch in batches()]
+    if case == "labels":
+        return [(x, torch.arange(len(x)) % 10) for x in data]
+    return data
+
+
+def write_plain(path, case):
+    """Apply CoRa to the plain net; write adapters, and the figures of the report."""
+    model = quantized_copy(Wrapped(16) if case == "whole batches" else net(), bits=2)
+    report = CoRa(CASES[case]).apply(PlainHost(model), share(case))
+    correction = read_correction(model)
+    save_adapters(path, correction.adapters, correction.shifts)
+    write_figures(path, report)
+
+
+def write_toolkit(name, path, case):
+    """The same with a toolkit."""
+    if name == "brevitas":
+        from cora_plugin.integrations import brevitas as toolkit
+    else:
+        from cora_plugin.integrations import nncf as toolkit
+    # Activations are calibrated with all the data in each process.
+    model = toolkit.quantize_ptq(Wrapped(), batches(), weight_bits=3)
+    given = (share(), model) if name == "brevitas" else (model, share())
+    report = toolkit.apply_cora(*given, CASES[case])
+    toolkit.save_cora(path, model)
+    write_figures(path, report)
+
+
+def write_figures(path, report):
+    """Write what all processes should say."""
+    figures = {
+        "before": report.before.value,
+        "after": report.after.value,
+        "images": report.images,
+        "held_out": report.held_out,
+        "search_images": report.search_images,
+        "kept": [step.name for step in report.steps if step.kept],
+        "ranks": {layer.name: layer.rank for layer in report.layers},
+    }
+    path.with_name(f"{path.name}.json").write_text(json.dumps(figures))
+
+
+def figures_of(path):
+    """What was written beside adapters."""
+    return json.loads(path.with_name(f"{path.name}.json").read_text())
+
+
+def agree(one, several):
+    """What several processes found is, up to rounding, what one did."""
+    expected, shifts, _ = load_adapters(one)
+    assert expected
+    for path in several:
+        figures, theirs = figures_of(one), figures_of(path)
+        for figure in ("before", "after"):
+            assert math.isclose(figures.pop(figure), theirs.pop(figure), rel_tol=1e-3)
+        assert figures == theirs
+        adapters, moved, _ = load_adapters(path)
+        assert adapters.keys() == expected.keys() and moved.keys() == shifts.keys()
+        for name, adapter in adapters.items():
+            assert adapter.forms == expected[name].forms
+            # An integer of an adapter may round the other way.
+            wanted = expected[name].merged()
+            assert (adapter.merged() - wanted).norm() < 1e-3 * wanted.norm()
+        for name, shift in moved.items():
+            torch.testing.assert_close(shift, shifts[name], rtol=1e-3, atol=1e-5)
+    # Of each other they are no rounding away.
+    assert len({path.read_bytes() for path in several}) == 1
+
+
+def planned():
+    """Bit widths and treatments by layer."""
+    config = {"budget": "1.0 ptq", "menu": [2, 3, 4, 8]}
+    plan = plan_widths(PlainHost(net()), share(), config)
+    return plan.widths, plan.treatments
+
+
+APART = ("no data", "nan", "settings", "models", "metric")
+"""What can go wrong in one process, or be another thing in each."""
+
+
+def apart(case):
+    """Let it go wrong; the error in this process, and the adapters left behind."""
+    rank, metric, settings, data = processes.rank(), None, dict(QUICK), share()
+    host = PlainHost(quantized_copy(net(), 4 if case == "models" and rank else 3))
+    if case == "no data" and rank:
+        data = []
+    if case == "nan" and rank:
+        data[3] = data[3] * torch.nan
+    if case == "settings":
+        settings["seed"] = rank
+    if case == "metric":
+        metric = partial(divide, 1, 1 - rank)
+    try:
+        CoRa(settings).apply(host, data, metric=metric)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", len(host.branches)
+    return "none", len(host.branches)
+
+
+def divide(one, other):
+    return one / other
+
+
+def write_plain_cases(folder, rank, count):
+    """All cases on the plain net; the last process leaves before the others."""
+    for case in CASES:
+        write_plain(folder / case, case)
+    errors = {case: apart(case) for case in APART}
+    (folder / "plan").write_text(str(planned()))
+    if not rank:  # The others only wait for it.
+        with alone():
+            write_plain(folder / "alone", "default")
+    torch.distributed.barrier()
+    if rank < count - 1:
+        errors["gone"] = apart("gone")
+    (folder / "errors").write_text(json.dumps(errors))
+
+
+def main():
+    rank, count, file, cases = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=count
+    )
+    folder = Path(f"{file}-{rank}")
+    folder.mkdir()
+    if cases == "plain":
+        write_plain_cases(folder, rank, count)
+        return
+    for case in ("default", "butterworth"):
+        write_toolkit(cases, folder / case, case)
+    torch.distributed.destroy_process_group()
+
+
+def run(folder, cases, count=2):
+    """Run processes; the folder of each."""
+    file = folder / "meet"
+    started = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(count), str(file), cases]
+        )
+        for rank in range(count)
+    ]
+    assert [each.wait(timeout=400) for each in started] == [0] * count
+    return [Path(f"{file}-{rank}") for rank in range(count)]
+
+
+if __name__ == "__main__":
+    main()
