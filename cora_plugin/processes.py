@@ -8,6 +8,8 @@ Before anything is sent, the processes tell each other where they are, so that o
 failed, or that does something else, is an error in all of them and not a wait.
 """
 
+import logging
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,13 @@ from torch import Tensor
 
 from cora_plugin.adapters.errors import CoRaError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+
+PATIENCE = 20.0
+"""Seconds after which a process says what it waits for; it waits on, for others may
+have more to do."""
 
 _alone = ContextVar("alone", default=False)
 _agreeing = ContextVar("agreeing", default=False)
@@ -161,8 +169,23 @@ def _meet(what: str, shapes: list[tuple[int, ...]], failed: bool = False) -> Non
     """
     place = zlib.crc32(repr((what, shapes)).encode())
     head = torch.tensor([int(failed), place, -place])
-    with _reached(what), _sent(head) as there:
-        dist.all_reduce(there, dist.ReduceOp.MAX)
+    waiting = threading.Timer(
+        PATIENCE,
+        log.warning,
+        (
+            "process %d waits for the others at %r: all of them must call it, or one "
+            "within `with cora_plugin.alone():`",
+            rank(),
+            what,
+        ),
+    )
+    waiting.daemon = True
+    waiting.start()
+    try:
+        with _reached(what), _sent(head) as there:
+            dist.all_reduce(there, dist.ReduceOp.MAX)
+    finally:
+        waiting.cancel()
     anyone, highest, lowest = head.tolist()
     if anyone:
         raise ApartError("processes: another one has failed, and says why itself")

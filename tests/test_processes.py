@@ -57,6 +57,15 @@ def test_what_goes_wrong_in_one_does_in_all(case, messages, both):
         assert not adapters
 
 
+def test_a_process_says_what_it_waits_for(both):
+    waiting, coming = ((folder / "late").read_text() for folder in both)
+    assert waiting == (
+        "process 0 waits for the others at 'ranks': all of them must call it, or one "
+        "within `with cora_plugin.alone():`"
+    )
+    assert not coming
+
+
 def test_a_process_that_is_gone_is_missed(both):
     error, adapters = json.loads((both[0] / "errors").read_text())["gone"]
     assert "ApartError: processes: batches: the others are gone" in error

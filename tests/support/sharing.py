@@ -5,9 +5,11 @@ folder beside the file at which they meet.
 """
 
 import json
+import logging.handlers
 import math
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -159,6 +161,18 @@ def apart(case):
     return "none", len(host.branches)
 
 
+def late():
+    """What a process says while another one comes a second later."""
+    said = logging.handlers.BufferingHandler(100)
+    processes.log.addHandler(said)
+    processes.PATIENCE = 0.2
+    if processes.rank():
+        time.sleep(1)
+    processes.gathered("ranks", processes.rank())
+    processes.log.removeHandler(said)
+    return [record.getMessage() for record in said.buffer]
+
+
 def divide(one, other):
     return one / other
 
@@ -173,6 +187,7 @@ def write_plain_cases(folder, rank, count):
         with alone():
             write_plain(folder / "alone", "default")
     torch.distributed.barrier()
+    (folder / "late").write_text("\n".join(late()))
     if rank < count - 1:
         errors["gone"] = apart("gone")
     (folder / "errors").write_text(json.dumps(errors))
