@@ -191,6 +191,12 @@ def test_what_toolkits_print_goes_where_it_is_wanted(tmp_path):
 ENTRY = "cora_plugin.__main__"
 
 
+def heed_signals():
+    """What a background job starts ignores some, as the job itself does."""
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def start(tmp_path, environment):
     """A run that learns for long, once it has begun to."""
     slow = {"iterations": 10**6, "checkpoint": str(tmp_path / "search.pt")}
@@ -203,6 +209,7 @@ def start(tmp_path, environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     for _ in range(600):
         if (tmp_path / "search.pt").exists() or process.poll() is not None:
@@ -304,6 +311,7 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_signals,
     )
     process.stdout.readline()
     time.sleep(seconds)

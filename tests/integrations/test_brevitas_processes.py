@@ -6,28 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import sharing
-import torch
+from toolkit_processes import Shares
 
 from cora_plugin import load_adapters
 
-CASES = "default", "butterworth"
 
+class TestBrevitas(Shares):
+    """With Brevitas."""
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The folders of two processes."""
-    return sharing.run(tmp_path_factory.mktemp("both"), "brevitas")
-
-
-@pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="torch is built without processes"
-)
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_find_the_adapters_of_one(case, both, tmp_path):
-    sharing.write_toolkit("brevitas", tmp_path / "one", case)
-    sharing.agree(tmp_path / "one", [folder / case for folder in both])
+    toolkit = "brevitas"
 
 
 YOURS = """

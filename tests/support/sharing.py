@@ -44,6 +44,9 @@ CASES = {
 }
 """Settings that one process and several find the same with."""
 
+TOOLKIT_CASES = "default", "butterworth"
+"""Those that are tried with a toolkit, too."""
+
 
 class Wrapped(nn.Module):
     """The net, whose forward may be bound to batches of one size."""
@@ -203,7 +206,7 @@ def main():
     if cases == "plain":
         write_plain_cases(folder, rank, count)
         return
-    for case in ("default", "butterworth"):
+    for case in TOOLKIT_CASES:
         write_toolkit(cases, folder / case, case)
     torch.distributed.destroy_process_group()
 
