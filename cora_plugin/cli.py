@@ -227,8 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _encodable(stream: TextIO) -> None:
-    """Let a stream that cannot write a character write a question mark."""
-    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+    """Let a stream that cannot write a character write a question mark.
+
+    In the C locale Python's streams only let through what came from undecodable bytes.
+    """
+    refuses = "strict", "surrogateescape"
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in refuses:
         stream.reconfigure(errors="replace")
 
 

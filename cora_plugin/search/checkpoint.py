@@ -76,7 +76,13 @@ class State:
         try:
             self._compare(path, json.loads(state["fingerprint"]))
             done = self._take(path, state, iterations)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             if isinstance(error, FileError):
                 raise
             problem = f"{path}: holds no state of this search; {_WAY_OUT}"

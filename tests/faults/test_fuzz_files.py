@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import torch
 from flipped import flipped
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -162,6 +162,7 @@ def test_any_state_of_a_search_is_read_or_refused(tmp_path, examples):
 
     @examples
     @given(PATHS, PLAIN | st.text(max_size=5))
+    @example([3, 1], torch.zeros(1))  # A group of the optimizer that is a number.
     def check(place, new):
         write_state(path, TAG, put(saved(), place, new))
         refused_or(lambda: search().resume(path, 10))
