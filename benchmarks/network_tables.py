@@ -7,7 +7,7 @@ Two are arranged from runs of accuracy.py: `peers` has GPTQ beside layers of 8 b
 from figures import NAMES, bold, cell, find, markdown, need, read
 
 from cora_plugin.compare.experiment import RAISED
-from cora_plugin.compare.rows import FIGURES, NONE
+from cora_plugin.compare.rows import FIGURES, GAIN, NONE
 
 LITE0 = "accuracy-lite0-W4A8-brevitas", "accuracy-lite0-W4A8-nncf"
 BUDGET = "budget-lite0-W4A8-brevitas"
@@ -66,7 +66,7 @@ def accuracy(name: str, methods: str = "") -> str:
             for method in methods.split(", ")
         ]
     # All of it is of classes: the KL divergence says how far.
-    left_out = "iterations", "distance", "Δ top-1 [95 %]"
+    left_out = "iterations", "distance", GAIN
     figures = [each for each in FIGURES if each not in left_out]
     return markdown(
         ["toolkit", "recipe", "adapters", *figures],

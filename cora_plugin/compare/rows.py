@@ -196,9 +196,12 @@ def judge(
     )
 
 
+GAIN = "Δ top-1 [95 %]"
+"""The heading of gains, the widest figures."""
+
 FIGURES: Mapping[str, tuple[str, str]] = {
     "top-1": ("top1", ".1%"),
-    "Δ top-1 [95 %]": ("gain", "+.1%"),
+    GAIN: ("gain", "+.1%"),
     "agreement": ("agreement", ".1%"),
     "KL": ("kl", ".4f"),
     "distance": ("distance", ".4g"),
@@ -241,7 +244,8 @@ def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Tab
     made = Table(*names, title=plain(title) if title else None)
     figures = [(heading, cells) for heading, cells in figures if any(cells)]
     for heading, _ in figures:
-        made.add_column(heading, justify="right", no_wrap=True)
+        # An interval takes two lines before a name does.
+        made.add_column(heading, justify="right", no_wrap=heading != GAIN)
     for cells in zip(*(cells for _, cells in [*columns, *figures]), strict=True):
         made.add_row(*map(plain, cells))
     return made
