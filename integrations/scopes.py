@@ -1,18 +1,19 @@
 """Changes to a torch model for the length of a block, undone however it ends."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
 
+Flag = tuple[nn.Module, str, bool]
+"""A module, an attribute of its own, and what that is set to."""
+
 
 @contextmanager
-def replaced(
-    module: nn.Module, method: str, function: Callable[..., Any]
-) -> Iterator[None]:
-    """Replace a method of one module."""
-    own = vars(module)
+def replaced(holder: object, method: str, function: Any) -> Iterator[None]:
+    """Replace a method, or another attribute, of one module or object."""
+    own = vars(holder)
     before = own.get(method)
     own[method] = function
     try:
@@ -47,3 +48,41 @@ def without_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
+
+
+def flags_within(scope: AbstractContextManager[Any], model: nn.Module) -> list[Flag]:
+    """What a scope of a toolkit changes of the modules' own booleans.
+
+    To enter such a scope may take as long as a batch, for many walk through the model
+    once for each of its modules; `flagged` then does the same at once.
+    """
+    before = _flags(model)
+    with scope:
+        within = _flags(model)
+    return [
+        (module, name, value)
+        for (module, name), value in within.items()
+        if before[module, name] != value
+    ]
+
+
+def _flags(model: nn.Module) -> dict[tuple[nn.Module, str], bool]:
+    return {
+        (module, name): value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool)
+    }
+
+
+@contextmanager
+def flagged(flags: Sequence[Flag]) -> Iterator[None]:
+    """Set booleans of modules."""
+    before = [(module, name, vars(module)[name]) for module, name, _ in flags]
+    try:
+        for module, name, value in flags:
+            vars(module)[name] = value
+        yield
+    finally:
+        for module, name, value in before:
+            vars(module)[name] = value

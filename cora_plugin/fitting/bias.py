@@ -71,15 +71,12 @@ class OutputMatch:
     the mean `a E[y]`, with `a` the gain of the layer, `Σ Cov(y, ŷ) / Σ Var(y)` over
     channels, within 0 to 1.
 
-    Behind the last ReLUs nothing is homogeneous, and there a mean belongs at its full
-    size: with `whole` it is made `E[y]`.
+    Behind the last ReLUs nothing is homogeneous, and there a mean may belong at its
+    full size: `whole_shift` makes it `E[y]`.
     """
 
-    def __init__(
-        self, layer: QuantizedLayer, weight: Tensor, whole: bool = False
-    ) -> None:
+    def __init__(self, layer: QuantizedLayer, weight: Tensor) -> None:
         self._layer = layer
-        self._whole = whole
         self._float, self._other = (
             layer.operation.matrices(exact(each)).mT for each in (layer.weight, weight)
         )  # [g, k, m/g]
@@ -114,9 +111,13 @@ class OutputMatch:
             other: `E[ŷ]`, [m], likewise.
             covariance: What a new weight adds to `Cov(y, ŷ)`, [m].
         """
-        gain = 1.0 if self._whole else self._gain(covariance)
+        gain = self._gain(covariance)
         shift: Tensor = (gain * mean - other).to(self._layer.weight)
         return shift
+
+    def whole_shift(self, mean: Tensor, other: Tensor) -> Tensor:
+        """The shift [m] that restores means to full size, by the same means."""
+        return (mean - other).to(self._layer.weight)
 
     def _gain(self, covariance: Tensor | float) -> Tensor | float:
         sampled, answer, square, product = self._sums / self._rows
@@ -126,7 +127,9 @@ class OutputMatch:
 
     def change(self, mean: Tensor, other: Tensor) -> Change:
         """A change by the shift alone."""
-        return Change(self.shift(mean, other))
+        return Change(
+            self.shift(mean, other), whole_shift=self.whole_shift(mean, other)
+        )
 
 
 def cascaded_shifts(walk: Walk, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Reduced-rank regression: adapters against the whole output error, layer by layer."""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -125,8 +125,8 @@ class Regression:
 
     def __call__(self) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
         """Adapters and shifts [m] by layer, each found with those before in place."""
-        self._changes = self._walk(partial(self._visitor, whole=False))
-        self._walk.forget(list(self._changes)[:-LAST])
+        self._changes = self._walk(self._visitor)
+        self._walk.forget(list(self._changes)[: 1 - LAST])
         return _apart(self._changes)
 
     def with_whole_means(
@@ -135,19 +135,29 @@ class Regression:
         """The same, with the mean outputs of the last layers restored to full size.
 
         Args:
-            last: How many layers, at most `LAST`. These are solved again.
+            last: How many layers, at most `LAST`. Those behind the first of these are
+                solved again.
         """
-        known = dict(list(self._changes.items())[:-last])
-        again = self._walk(partial(self._visitor, whole=True), known=known)
-        return _apart(again)
+        changes = list(self._changes.items())
+        known = dict(changes[: len(changes) + 1 - last])
+        whole = [name for name, _ in changes[-last:]]
+        known[whole[0]] = _whole(known[whole[0]])
+        again = known if last == 1 else self._walk(self._visitor, known=known)
+        return _apart({n: _whole(e) if n in whole else e for n, e in again.items()})
 
-    def _visitor(self, layer: QuantizedLayer, whole: bool) -> Visitor:
-        match = OutputMatch(layer, layer.dequantized, whole)
+    def _visitor(self, layer: QuantizedLayer) -> Visitor:
+        match = OutputMatch(layer, layer.dequantized)
         if layer.name not in self._forms:
             return match
         curvature = self._sensitivities.get(layer.name)
         forms = self._forms[layer.name]
         return _Regression(layer, forms, match, curvature, self._config)
+
+
+def _whole(change: Change) -> Change:
+    if change.whole_shift is None:
+        return change
+    return replace(change, shift=change.whole_shift)
 
 
 def _apart(
@@ -201,7 +211,9 @@ class _Regression:
         adapter = factors.adapter_of(self._forms)
         added = adapter.merged().to(layer.dequantized)
         effect, covariance = _effect(layer, added, moments.means[1], cross + second)
-        return Change(self._match.shift(mean, other + effect, covariance), adapter)
+        other = other + effect
+        shift = self._match.shift(mean, other, covariance)
+        return Change(shift, adapter, self._match.whole_shift(mean, other))
 
 
 def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -> float:

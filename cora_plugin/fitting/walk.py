@@ -24,10 +24,14 @@ PARTS = 8
 
 @dataclass(frozen=True)
 class Change:
-    """A change to a layer's output: a shift [m] and perhaps an adapter."""
+    """A change to a layer's output: a shift [m] and perhaps an adapter.
+
+    `whole_shift` is what the shift would be if it restored the mean to full size.
+    """
 
     shift: Tensor
     adapter: Adapter | None = None
+    whole_shift: Tensor | None = None
 
     def apply(self, layer: QuantizedLayer, x: Tensor, output: Tensor) -> None:
         """Change the layer's output for its input `x`, in place and part by part."""
@@ -37,6 +41,12 @@ class Change:
             branch = Branch(self.adapter, layer.operation).to(x)
             for some, answer in zip(_parts(x), _parts(output), strict=True):
                 answer += branch(some)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """A main weight with the adapter added."""
+        if self.adapter is None:
+            return weight
+        return weight + self.adapter.merged().to(weight)
 
 
 class Visitor(Protocol):
@@ -176,9 +186,15 @@ class Walk:
                 found = len(changes)
                 given = originals, self._positions, self._cut
                 once = _Pass(layers, *given, begun, changes)
+                # What is known when a pass begins is merged into the weights: one
+                # convolution then runs where a branch would be a second.
+                acting = main | dict(weights or {})
+                for name, change in changes.items():
+                    acting[name] = change.merged(acting[name])
+                shifts = {name: change.shift for name, change in changes.items()}
                 with (
                     suppress(_AgainError),
-                    host.acting(main | dict(weights or {})),
+                    host.acting(acting, shifts),
                     host.observe(once),
                 ):
                     host.run(self._cut.images)
@@ -203,12 +219,13 @@ class _Pass:
         self._cut = cut
         self._visitor = visitor
         self._changes = changes
+        self._known = set(changes)
         self._open: dict[str, tuple[Visitor, list[_Run]]] = {}
 
     def __call__(self, name: str, x: Tensor, output: Tensor) -> None:
-        """Change a layer's output, if its change is known or can be found now."""
+        """Change a layer's output, once its change has been found in this pass."""
         layer = self._layers.get(name)
-        if layer is None:
+        if layer is None or name in self._known:
             return
         # While a layer waits for its last run, those behind it are not looked at.
         if name not in self._changes and not set(self._open) - {name}:

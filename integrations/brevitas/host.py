@@ -49,7 +49,14 @@ from cora_plugin.integrations.host import (
 )
 from cora_plugin.integrations.provenance import fingerprints
 from cora_plugin.integrations.restored import restored
-from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
+from cora_plugin.integrations.scopes import (
+    Flag,
+    evaluation,
+    flagged,
+    flags_within,
+    replaced,
+    without_gradients,
+)
 from cora_plugin.integrations.training import Training
 from cora_plugin.layer import Correction, QuantizedLayer
 from cora_plugin.outputs import Batch, Outputs, run
@@ -80,6 +87,7 @@ class BrevitasHost:
         self._reference = reference
         self._standing = read_correction(model)
         self._requantized: dict[str, Any] = {}
+        self._off: dict[bool, list[Flag]] = {}
         self._branches = Branches()
 
     @cached_property
@@ -116,6 +124,10 @@ class BrevitasHost:
                 stack.enter_context(replaced(layer, "quant_weight", quantize))
             for quantizer, kernel in fused_activations(self.model):
                 stack.enter_context(replaced(quantizer, "forward", kernel))
+            # They hold beside corrections, too: a layer whose weight quantizer is off
+            # does not run its branch.
+            off = {each: self._flags_off(each) for each in (False, True)}
+            stack.enter_context(replaced(self, "_off", off))
             yield
 
     def run(self, batch: Batch) -> Outputs:
@@ -162,6 +174,16 @@ class BrevitasHost:
         self, values: Mapping[str, Tensor], disable_act_quant: bool
     ) -> Iterator[None]:
         """These weights, elsewhere the float ones that Brevitas holds."""
+        off = self._off.get(disable_act_quant) or self._flags_off(disable_act_quant)
+        with ExitStack() as stack:
+            for name, value in values.items():
+                module = self._module(name)
+                stack.enter_context(replaced(module, "quant_weight", _given(value)))
+            stack.enter_context(flagged(off))
+            yield
+
+    def _flags_off(self, disable_act_quant: bool) -> list[Flag]:
+        """What Brevitas sets to switch quantizers of weights off, and perhaps all."""
         manager = quantization_status_manager(
             self.model,
             disable_act_quant=disable_act_quant,
@@ -169,12 +191,7 @@ class BrevitasHost:
             disable_bias_quant=True,
             is_training=False,
         )
-        with ExitStack() as stack:
-            for name, value in values.items():
-                module = self._module(name)
-                stack.enter_context(replaced(module, "quant_weight", _given(value)))
-            stack.enter_context(manager)
-            yield
+        return flags_within(manager, self.model)
 
     @contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:
