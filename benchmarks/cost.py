@@ -1,6 +1,7 @@
 """Time and memory of CoRa, stage by stage, against a calibration pass of the float net.
 
 python benchmarks/cost.py --model lite0 --toolkit brevitas
+python benchmarks/cost.py --model lite0 --cora "budget=1.0 ptq,menu=3/4/5/6/8"
 python benchmarks/cost.py --dense 512 --images 64 --toolkit brevitas   # big outputs
 
 Times are ratios to one pass of the float network over the calibration images, measured
@@ -22,6 +23,7 @@ from rich.table import Table
 from toolkits import ptq_options, run_flags, write_json
 from torch import nn
 
+from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.progress import quiet, timed
 
@@ -58,7 +60,15 @@ def main() -> None:
     one = min(timed(None, "", _run, task.net, loader)[1] for _ in range(3))
     before = _resident("VmRSS")
     _reset_peak()
-    report, total = timed(None, "", toolkit.adapt, quantized, flags.cora)
+    planning: dict[str, float] = {}
+    plan = None
+    if CoRaConfig.of(flags.cora).widths:
+        plan, seconds = timed(None, "", toolkit.plan, quantized, flags.cora, True)
+        planning["bit widths planned"] = seconds
+        again = timed(None, "", toolkit.quantize_planned, quantized, plan)
+        quantized, planning["quantized again, by the toolkit"] = again
+    report, total = timed(None, "", toolkit.adapt, quantized, flags.cora, plan)
+    total += sum(planning.values())
     peak = _resident("VmHWM") - before
 
     row: dict[str, Any] = {
@@ -67,12 +77,13 @@ def main() -> None:
         "float_pass_seconds": one,
         "passes": total / one,
         "peak_bytes": peak,
+        **{stage: seconds / one for stage, seconds in planning.items()},
         **{stage: report.seconds[stage] / one for stage in STAGES},
     }
     table = Table(title=f"CoRa on {task.name}, {flags.toolkit}: {flags.cora}")
     table.add_column("stage")
     table.add_column("float passes", justify="right")
-    for stage in (*STAGES, "passes"):
+    for stage in (*planning, *STAGES, "passes"):
         name = "all" if stage == "passes" else stage
         table.add_row(name, f"{row[stage]:.2f}", end_section=stage == STAGES[-1])
     console = Console()
