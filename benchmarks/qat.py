@@ -113,6 +113,7 @@ def _wanted(flags: Any, adapters: bool) -> Iterator[Row]:
                     "optimizer": flags.optimizer,
                     "value": value,
                     "first_lr": flags.first_lr if method == "trs" else value,
+                    "other_lr": flags.other_lr if method == "trs" else value,
                     "epochs": flags.epochs,
                     "images": flags.images,
                     "batch_size": flags.batch_size,
@@ -186,7 +187,7 @@ class _Bench:
         method, value = wanted["method"], wanted["value"]
         rates = {"lr": value} if method == "lr" else {"target": value}
         if method == "trs":
-            rates["lr"] = flags.first_lr
+            rates["lr"] = wanted["first_lr"]
         return finetune(
             base.model,
             loader,
@@ -196,7 +197,7 @@ class _Bench:
             optimizer=flags.optimizer,
             epochs=flags.epochs,
             labels=flags.labels,
-            other_lr=value if method == "lr" else flags.other_lr,
+            other_lr=wanted["other_lr"],
             every=max(1, len(loader) * flags.epochs // flags.measurements),
             patience=100,
             rate_momentum=flags.rate_momentum,

@@ -9,7 +9,12 @@ from cora_plugin.compare.experiment import RAISED
 from cora_plugin.compare.rows import NONE, SHORT
 
 OURS = SHORT["default"]
-WAYS = {"PTQ": NONE, "8-bit layers + bias correction": f"{RAISED}+bc", "default": OURS}
+WAYS = {
+    "PTQ": NONE,
+    "8-bit layers": RAISED,
+    "8-bit layers + bias correction": f"{RAISED}+bc",
+    "default": OURS,
+}
 
 
 def seeds() -> str:
