@@ -145,6 +145,8 @@ def given_weight(
             f"{list(dequantized.shape)}; {way_out}"
         )
     weight = weight.to(dequantized)
+    if not dequantized.any():
+        return weight  # Zeros have no direction; a batch norm that begins at 0 makes them.
     # Not their distance alone: Qronos moves small layers by more than their size.
     alike = torch.cosine_similarity(weight.flatten(), dequantized.flatten(), 0)
     if alike < 0.3 or (weight - dequantized).norm() > 1.3 * weight.norm():

@@ -21,6 +21,9 @@ from cora_plugin.recipe.schema import ImageSection, Preprocessing, Recipe
 CALIBRATION, TEST = 256, 500
 """How many images are drawn if a recipe does not say, at most."""
 
+TESTING = 5
+"""One of so many images tests, at least, where calibration and test share a source."""
+
 NO_LABEL = -1
 """The class of an image that has none."""
 
@@ -229,7 +232,11 @@ def drawn(
         DataError: There are not enough.
     """
     order = _shuffled(len(data), recipe.data.seed)
-    calibrate = _count(recipe, "data", len(order), CALIBRATION)
+    most = CALIBRATION
+    if test is None:
+        kept = recipe.test.images or -(-len(order) // TESTING)
+        most = max(min(most, len(order) - kept), 1)
+    calibrate = _count(recipe, "data", len(order), most)
     if test is None:
         rest = order[calibrate:]
         if not rest:

@@ -59,6 +59,23 @@ def test_a_sample_is_drawn_under_a_seed(tmp_path):
     assert len(draw(recipe(tmp_path, source))[1]) == 20
 
 
+@pytest.mark.parametrize(
+    ("count", "test", "expected"),
+    [(60, {}, (48, 12)), (60, {"images": 50}, (10, 50)), (2, {}, (1, 1))],
+)
+def test_a_small_folder_is_split_where_no_numbers_are_given(
+    count, test, expected, tmp_path
+):
+    folder = photos(tmp_path / "photos", count)
+    given = recipe(tmp_path, {"folder": str(folder)}, test=test)
+    assert tuple(map(len, draw(given))) == expected
+
+
+def test_one_image_cannot_calibrate_and_test(tmp_path):
+    folder = photos(tmp_path / "photos", 1)
+    assert "leaves none to test with" in failure(tmp_path, {"folder": str(folder)})
+
+
 def test_a_folder_has_labels_and_a_glob_has_none(tmp_path):
     folder = photos(tmp_path / "photos", 9)
     listed = files(recipe(tmp_path, {"folder": str(folder)}), "data")
