@@ -26,6 +26,7 @@ from cora_plugin.integrations.toolkit import load_toolkit, toolkits
 from cora_plugin.objective import Objective, decide, measure
 from cora_plugin.outputs import Outputs, joined, run
 from cora_plugin.progress import quiet
+from cora_plugin.report import Report
 
 load = {name: job for name, job in JOBS.items()}
 
@@ -40,18 +41,35 @@ def answers(model: nn.Module, images: Tensor) -> Outputs:
     return joined([run(model.eval(), part, unpack) for part in images.split(50)])
 
 
+HELD_OUT = ("before", "activations", "after")
+"""What a report found on held-out inputs; with float weights and quantized activations
+what adapters, which restore weights, can reach."""
+
+
 def judged(
-    job: Job, objective: Objective, reference: Outputs, outputs: Outputs, **about: Any
+    job: Job,
+    objective: Objective,
+    reference: Outputs,
+    outputs: Outputs,
+    report: Report | None = None,
+    **about: Any,
 ) -> Row:
     """The row of a model by its outputs for the test inputs."""
     found = measure(objective, reference, outputs)
+    held_out = {}
+    if report is not None:
+        held_out = {name: getattr(report, name).value for name in HELD_OUT}
     return Row(
         model=job.name,
         top1=None,
         agreement=found.agreement,
         distance=found.value,
         objective=found.objective,
-        details={"measured": job.measure(outputs), "unit": job.unit},
+        details={
+            "measured": job.measure(outputs),
+            "unit": job.unit,
+            **({"held_out": held_out} if held_out else {}),
+        },
         **about,
     )
 
@@ -79,7 +97,7 @@ def rows(
     for variant in variants(toolkit, job, options, arms):
         outputs = answers(variant.model, job.test)
         about = {"toolkit": name, "weights": weights, **variant.about}
-        made.append(judged(*given, outputs, **about))
+        made.append(judged(*given, outputs, variant.report, **about))
     return made
 
 
@@ -110,6 +128,10 @@ def main() -> None:
         value, unit = row.details["measured"], row.details["unit"]
         name = f"{row.toolkit} {row.recipe} {row.method}"
         console.print(f"{name}: {value:.4g} {unit}", highlight=False)
+        held_out = row.details.get("held_out", {})
+        if held_out:
+            said = ", ".join(f"{n} {value:.2g}" for n, value in held_out.items())
+            console.print(f"  on held-out inputs: {said}", highlight=False)
     console.print(f"{time.perf_counter() - begun:.0f} s", highlight=False)
     write_json(flags.json, [row.to_dict() for row in found])
 

@@ -79,6 +79,13 @@ def computed_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module, Compute
             yield name, layer, how
 
 
+def computed_hints(model: nn.Module, before: str) -> Iterator[str]:
+    """The first layer whose weight is computed, if any, and the way out."""
+    for name, _, how in computed_weights(model):
+        yield f"{name}: {how.reason(name, before)}"
+        return
+
+
 def stored_weights(model: nn.Module) -> nn.Module:
     """The model, or where it computes weights, a copy in evaluation mode with them."""
     if not any(True for _ in computed_weights(model)):

@@ -1,7 +1,7 @@
 """Says of a toolkit's failure what was being done, with its own error behind."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from cora_plugin.adapters.errors import CoRaError, ToolkitError
@@ -10,12 +10,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def doing(toolkit: str, what: str) -> Iterator[None]:
+def doing(toolkit: str, what: str, hints: Iterable[str] = ()) -> Iterator[None]:
     """Within it whatever the toolkit raises becomes a line, and stands behind it.
 
     Args:
         toolkit: The toolkit's title.
         what: What is done, as in "calibrating the model".
+        hints: What may be behind a failure, looked up where there is one.
 
     Raises:
         ToolkitError: The block failed by an error that is not ours; its traceback is
@@ -28,7 +29,8 @@ def doing(toolkit: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         log.info("%s failed at %s", toolkit, what, exc_info=error)
-        raise ToolkitError(f"{toolkit} failed at {what}: {in_a_line(error)}") from error
+        said = "; ".join((in_a_line(error), *hints))
+        raise ToolkitError(f"{toolkit} failed at {what}: {said}") from error
 
 
 def in_a_line(error: Exception) -> str:

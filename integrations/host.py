@@ -146,7 +146,7 @@ def given_weight(
         )
     weight = weight.to(dequantized)
     if not dequantized.any():
-        return weight  # Zeros have no direction; a batch norm that begins at 0 makes them.
+        return weight  # Zeros, which a norm that begins at 0 makes, have no direction.
     # Not their distance alone: Qronos moves small layers by more than their size.
     alike = torch.cosine_similarity(weight.flatten(), dequantized.flatten(), 0)
     if alike < 0.3 or (weight - dequantized).norm() > 1.3 * weight.norm():

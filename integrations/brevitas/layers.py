@@ -21,6 +21,7 @@ from cora_plugin.integrations.brevitas.private import (
     kept_weight,
     lacks_input,
 )
+from cora_plugin.integrations.computed import computed
 from cora_plugin.integrations.host import given_weight
 from cora_plugin.layer import QuantizedLayer
 
@@ -242,6 +243,9 @@ def _float_weight(
     # at 16 bits a residual is ten times this size.
     residual, size = (weight - dequantized).norm(), weight.norm()
     if 0 < size < math.inf and residual <= 1e-6 * size:
+        how = computed(layer)
+        if how is not None:  # Brevitas takes the parametrization along, not its state.
+            raise ModelError(f"{name}: {how.reason(name, 'quantize_model')}")
         raise ModelError(
             f"{name}: its float weight is gone, the layer holds its quantized weight; "
             "pass reference=snapshot(model) taken right after quantize_model, or run "

@@ -20,7 +20,7 @@ from torch import nn
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.config import AnyConfig, CoRaConfig
-from cora_plugin.integrations.computed import make_copyable
+from cora_plugin.integrations.computed import computed_hints, make_copyable
 from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.nncf import private
 from cora_plugin.integrations.nncf.algorithm import CoRaAlgorithm
@@ -213,7 +213,8 @@ def _with_images_only(original: Any) -> Any:
         refuse_sequential(model)
         make_copyable(model)
         dataset = ImageDataset(kwargs["calibration_dataset"], model, run=True)
-        with doing("NNCF", "quantizing the model, with the flag cora"):
+        hints = computed_hints(model, "nncf.quantize")
+        with doing("NNCF", "quantizing the model, with the flag cora", hints):
             return original(*args, **{**kwargs, "calibration_dataset": dataset})
 
     return quantize_impl

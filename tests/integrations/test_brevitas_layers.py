@@ -3,6 +3,7 @@
 import brevitas.nn as qnn
 import pytest
 import torch
+from any_net import by_brevitas
 from brevitas.graph.calibrate import calibration_mode
 from brevitas.quant import (
     Int8AccumulatorAwareWeightQuant,
@@ -13,7 +14,7 @@ from brevitas.quant import (
 from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils import weight_norm as old_weight_norm
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import (
@@ -147,7 +148,17 @@ def test_a_pruned_layer_is_restored_to_its_pruned_weight():
         apply_cora(X, other, {"budget": 0.3, "alternations": 2})
 
 
-@pytest.mark.parametrize("wrap", [weight_norm, old_weight_norm, spectral_norm])
+def test_a_parametrization_whose_state_brevitas_loses_is_told_with_the_way_out():
+    net = nn.Sequential(orthogonal(nn.Conv2d(3, 8, 3, bias=False))).eval()
+    model = by_brevitas(net, X, 4, torch.float32, "sym")
+    with pytest.raises(CoRaError, match=r"^0: .*remove_parametrizations\(model\.0, "):
+        apply_cora(X, model, "budget=0.3")
+
+
+WRAPS = [weight_norm, old_weight_norm, spectral_norm, orthogonal]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
 def test_computed_weights_are_stored_by_the_recipe(wrap):
     torch.manual_seed(0)
     net = nn.Sequential(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import weight_norm as old_weight_norm
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.computed import make_copyable
@@ -70,7 +70,13 @@ def test_a_weight_that_is_computed_is_left_alone_with_the_way_out(name, flag, wr
     )
 
 
-@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_a_computed_weight_that_nncf_fails_at_is_told_with_the_way_out():
+    net = Net(two=orthogonal).eval()
+    with pytest.raises(CoRaError, match=r"pickle.*; two: .* parametrization Orthogona"):
+        nncf.quantize(net, nncf.Dataset(X), advanced_parameters=FLAG)
+
+
+@pytest.mark.parametrize("wrap", [*WRAPS.values(), orthogonal])
 def test_computed_weights_are_stored_by_the_recipe(wrap):
     net = Net(two=wrap, head=wrap).eval()
     with torch.no_grad():

@@ -51,6 +51,25 @@ class OnDevices:
         assert outputs.device.type == "cpu"
         assert torch.equal(outputs, self.toolkit.outputs(one.model, unseen))
 
+    @pytest.mark.parametrize("budget", ["1.0 ptq", "4.9 bits total"])
+    def test_widths_are_planned_alike_on_another_device(
+        self, budget, float_net, batches, unseen
+    ):
+        config = {"budget": budget, "menu": (2, 3, 4, 6, 8)}
+        base = self.quantized(float_net, batches)
+        here, expected = self.toolkit.adapted(base, config)
+        with other_device():
+            base = self.quantized(moved(copy.deepcopy(float_net)), batches)
+            adapted, report = self.toolkit.adapted(base, config)
+            assert devices(adapted.model) == {"meta"}
+            outputs = self.toolkit.outputs(adapted.model, unseen)
+        assert found(report) == found(expected)
+        one, other = (
+            [row.weight_bits for row in each.layers] for each in (expected, report)
+        )
+        assert one == other
+        assert torch.equal(outputs, self.toolkit.outputs(here.model, unseen))
+
     def test_training_on_another_device_finds_the_same(
         self, float_net, batches, unseen
     ):
