@@ -1,7 +1,8 @@
 """Reduced-rank regression: adapters against the whole output error, layer by layer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from cora_plugin.statistics.moments import block_count
 
 RIDGES = (0.25, 1.0, 4.0, 16.0, 64.0)
 """Ridges to try, in units of `k / rows` times the mean diagonal of `Cov(v, v)`."""
+
+LARGE = 1024
+"""Columns beyond which ridges are compared in float32: a 3×3 layer of 512 channels has
+4,608, and each ridge takes a factorization. Ridges are far above what that rounds."""
 
 LAST = 2
 """How many of the last layers may have their means restored to full size."""
@@ -224,8 +229,12 @@ def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -
     halves = []
     for half in (one, other):
         second, cross = half.covariances
-        halves.append((second, _times(layer, weight, cross), half.rows))
+        arriving = _times(layer, weight, cross)
+        if second.shape[-1] > LARGE:
+            second, arriving = second.float(), arriving.float()
+        halves.append((second, arriving, half.rows))
 
+    @cache
     def missed(ridge: float) -> float:
         """E|W (u − v) − T v|² of both halves, less what no T changes."""
         total = 0.0
@@ -236,7 +245,23 @@ def _best_ridge(layer: QuantizedLayer, one: CrossMoments, other: CrossMoments) -
             total += float((left * layer.operation.matrices(upstream)).sum())
         return total
 
-    return min(RIDGES, key=missed)
+    return downhill(RIDGES, missed)
+
+
+def downhill(values: Sequence[float], height: Callable[[float], float]) -> float:
+    """The lowest of some values, found from the middle, where there is one valley.
+
+    Args:
+        values: In their order.
+        height: Of a value; asked of some of them, of some again.
+    """
+    place = len(values) // 2
+    while True:
+        near = range(max(place - 1, 0), min(place + 2, len(values)))
+        lowest = min(near, key=lambda index: height(values[index]))
+        if lowest == place:
+            return values[place]
+        place = lowest
 
 
 def _upstream_regression(

@@ -11,8 +11,8 @@ from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig
 from cora_plugin.adapters.factor import metric_root
-from cora_plugin.fitting import LAST, Regression, Walk
-from cora_plugin.fitting.regression import CrossMoments
+from cora_plugin.fitting import LAST, Regression, Walk, regression
+from cora_plugin.fitting.regression import RIDGES, CrossMoments, downhill
 from cora_plugin.layer import Correction
 from cora_plugin.outputs import only
 
@@ -22,6 +22,28 @@ CONFIG = CoRaConfig(adapter_bits=32, positions=0, damping=0)
 def two_layers():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 6))
+
+
+@pytest.mark.parametrize("lowest", range(5))
+def test_the_lowest_of_a_valley_is_found(lowest):
+    heights = [abs(index - lowest) for index in range(5)]
+    assert downhill(range(5), heights.__getitem__) == lowest
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.3, 3.0])
+def test_ridges_of_large_layers_are_compared_in_float32(noise, monkeypatch):
+    layer = PlainHost(nn.Linear(40, 6)).layers[0]
+    torch.manual_seed(0)
+    mixed = torch.randn(40, 40).double() * torch.logspace(0, -4, 40)
+    halves = [CrossMoments(layer, 40) for _ in range(2)]
+    for half in halves:
+        v = torch.randn(1, 300, 40).double() @ mixed
+        half.update(1.02 * v + noise * torch.randn_like(v), v)
+    found = []
+    for large in (10, 1000):
+        monkeypatch.setattr(regression, "LARGE", large)
+        found.append(regression._best_ridge(layer, *halves))
+    assert found[0] == found[1] in RIDGES
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
