@@ -13,7 +13,7 @@ from cora_plugin.integrations.latency import Runtime
 from cora_plugin.integrations.toolkit import toolkits
 from cora_plugin.typed import unknown
 
-SINGLE = ("ptq", "exports", "minutes", "gib", "latency")
+SINGLE = ("ptq", "exports", "minutes", "gib", "latency", "ray")
 """Keys that are no lists."""
 
 CORRECTED = "bias correction"
@@ -26,6 +26,18 @@ def _listed(value: Any) -> Any:
         value = [value]
     # By their words, as 1 and true are equal.
     return list({repr(each): each for each in value}.values())
+
+
+@settings("compare", "ray")
+@dataclass(frozen=True)
+class RayConfig:
+    """What a cell takes of a Ray cluster; its memory is `gib` of the section."""
+
+    cpus: float = setting(1.0, "CPUs a cell", above=0)
+    gpus: float = setting(0.0, "GPUs a cell; 0.5 lets two share one", least=0)
+    retries: int = setting(
+        2, "how often a cell whose worker was lost is measured again", least=0
+    )
 
 
 @settings("compare")
@@ -69,6 +81,7 @@ class CompareSection:
     latency: Runtime | None = setting(
         None, "runtime that takes the time of the first export"
     )
+    ray: RayConfig = setting(RayConfig())
 
     @classmethod
     def read(cls, document: Document) -> "CompareSection":
