@@ -62,7 +62,7 @@ def compare(
         OSError: The folder cannot be written to.
     """
     # Where no terminal says how wide it is, the table stands in full.
-    wide = None if sys.stdout.isatty() else 120
+    wide = None if sys.stdout.isatty() else 160
     console = console or Console(file=sys.stdout, width=wide)
     if ray is not None:
         require("compare --ray", "ray")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cora_plugin.adapters.errors import ConfigError
-from cora_plugin.compare.rows import METHODS, NONE, SHORT
+from cora_plugin.compare.experiment import RAISED
+from cora_plugin.compare.rows import METHODS, NONE, PLANNED, SHORT
 from cora_plugin.config import Budget
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
@@ -18,6 +19,9 @@ SINGLE = ("ptq", "exports", "minutes", "gib", "latency", "ray")
 
 CORRECTED = "bias correction"
 """The method without adapters that corrects biases as the toolkit does."""
+
+WIDER: Mapping[str, int] = {CORRECTED: 0, "one up": 1, "two up": 2}
+"""Methods without adapters that correct biases, with so many more bits a weight."""
 
 
 def _listed(value: Any) -> Any:
@@ -59,7 +63,8 @@ class CompareSection:
     )
     methods: tuple[str, ...] = setting(
         (NONE, "default"),
-        f"`{NONE}`, `{CORRECTED}`, or methods of `cora_plugin.compare.rows`",
+        f"`{'`, `'.join((NONE, *WIDER, RAISED))}`, or those of "
+        "`cora_plugin.compare.rows`",
         read=_listed,
     )
     budgets: tuple[float | str, ...] = setting(
@@ -99,7 +104,7 @@ class CompareSection:
         section = read(cls, document, ("compare",))
         names = {
             "toolkits": ("toolkit", toolkits()),
-            "methods": ("method", [NONE, CORRECTED, *METHODS, *SHORT]),
+            "methods": ("method", [NONE, *WIDER, RAISED, *METHODS, *PLANNED, *SHORT]),
         }
         for name in cls.__dataclass_fields__:
             if name not in SINGLE and not getattr(section, name):
