@@ -9,8 +9,7 @@ machine do not count; those of a stage are its share of the wall time.
 
 import argparse
 import json
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,28 @@ from torch import Tensor, nn
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.progress import quiet, timed
 
-BASE = {"layers": 8, "width": 64, "images": 128}
-SIZES = {"layers": (4, 8, 16), "width": (32, 64, 128), "images": (64, 128, 256)}
+BASE = {"layers": 8, "width": 32, "images": 128}
+SIZES = {"layers": (4, 8, 16), "width": (16, 32, 64), "images": (64, 128, 256)}
 SIDE = 16
 SHOWN = ("statistics", "search", "factors", "regression")
 """Stages with a column of their own."""
 
 
 def main() -> None:
-    """Measure every size, or the one that a process is asked for."""
+    """Measure every size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write what was measured here, too")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     flags = parser.parse_args()
-    if flags.one:
-        print(json.dumps(_measured(**flags.one)))
-        return
+    load_toolkit("brevitas")  # Once, for all processes.
     sizes = [{**BASE, name: n} for name, each in SIZES.items() for n in each]
-    found = {json.dumps(size): _in_a_process(size) for size in sizes}
-    _print(sizes, [found[json.dumps(size)] for size in sizes])
-    write_json(flags.json, [{**json.loads(k), **row} for k, row in found.items()])
+    once = list({json.dumps(size): size for size in sizes}.values())
+    # Forked, as memory that one size has freed would count as there for the next.
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        rows = pool.map(_measured, once, chunksize=1)
+    _print(sizes, [rows[once.index(size)] for size in sizes])
+    write_json(
+        flags.json, [{**size, **row} for size, row in zip(once, rows, strict=True)]
+    )
 
 
 def net(layers: int, width: int) -> nn.Module:
@@ -57,7 +58,8 @@ def net(layers: int, width: int) -> nn.Module:
     return nn.Sequential(*parts, *head).eval()
 
 
-def _measured(layers: int, width: int, images: int) -> dict[str, Any]:
+def _measured(size: dict[str, int]) -> dict[str, Any]:
+    layers, width, images = (size[name] for name in BASE)
     toolkit = load_toolkit("brevitas")
     random = torch.Generator().manual_seed(0)
     x = torch.randn(images, 3, SIDE, SIDE, generator=random)
@@ -83,13 +85,6 @@ def _measured(layers: int, width: int, images: int) -> dict[str, Any]:
 def _pass(float_net: nn.Module, loader: list[tuple[Tensor, None]]) -> None:
     for batch, _ in loader:
         float_net(batch)
-
-
-def _in_a_process(size: dict[str, int]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", json.dumps(size)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
 
 
 def _print(sizes: list[dict[str, int]], rows: list[dict[str, Any]]) -> None:
