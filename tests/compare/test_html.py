@@ -253,9 +253,10 @@ def test_a_browser_shows_it(report, tmp_path, width, dark):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
-def test_without_scripts_it_looks_the_same(report, tmp_path):
+def test_without_scripts_as_much_is_there(report, tmp_path):
     text = next(map(html, pages(report)))
     _, pixels = opened(tmp_path, text, DESK)
     found, without = opened(tmp_path, text, DESK, scripts=False)
     assert found is None
-    assert (pixels != without).mean() < 0.01
+    ink, bare = ((each < 200).mean() for each in (pixels, without))
+    assert bare == pytest.approx(ink, rel=0.1)
