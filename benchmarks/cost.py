@@ -58,8 +58,8 @@ def main() -> None:
         quantized = toolkit.quantize(task.net, batches, options)
     _run(task.net, [next(iter(loader))])  # warm up
     one = min(timed(None, "", _run, task.net, loader)[1] for _ in range(3))
-    before = _resident("VmRSS")
-    _reset_peak()
+    before = resident("VmRSS")
+    reset_peak()
     planning: dict[str, float] = {}
     plan = None
     if CoRaConfig.of(flags.cora).widths:
@@ -69,7 +69,7 @@ def main() -> None:
         quantized, planning["quantized again, by the toolkit"] = again
     report, total = timed(None, "", toolkit.adapt, quantized, flags.cora, plan)
     total += sum(planning.values())
-    peak = _resident("VmHWM") - before
+    peak = resident("VmHWM") - before
 
     row: dict[str, Any] = {
         "model": task.name,
@@ -102,11 +102,13 @@ def _run(net: nn.Module, batches: Iterable[Any]) -> None:
         net(images)
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Let `resident("VmHWM")` begin anew."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """Bytes that the process holds now, `VmRSS`, or held at most, `VmHWM`."""
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"{field}:\s+(\d+) kB", status)
     if found is None:

@@ -166,7 +166,17 @@ def _add_compare(
         help="replace a value of the recipe; may be repeated",
     )
     compare.add_argument(
-        "--jobs", type=_positive, default=1, help="cells at once (%(default)s)"
+        "--jobs",
+        type=_positive,
+        help="cells at once (1; with --ray as many as there is room for)",
+    )
+    compare.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="run cells on a Ray cluster; without an address on one that runs here, or "
+        "a new one of this machine; write it behind the recipe",
     )
     compare.add_argument("--yes", action="store_true", help="take any number of cells")
     compare.add_argument(
@@ -261,6 +271,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> Sequence[CoRaError]:
             yes=options.yes,
             retry=options.retry,
             only_check=options.check,
+            ray=options.ray,
         )
     elif options.command == "init":
         from cora_plugin.recipe import Recipe, document, first_recipe, write_first

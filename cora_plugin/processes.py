@@ -30,6 +30,9 @@ PATIENCE = 20.0
 """Seconds after which a process says what it waits for; it waits on, for others may
 have more to do."""
 
+ROOM = 8
+"""Numbers that are sent along with where a process is, in one exchange."""
+
 _alone = ContextVar("alone", default=False)
 _agreeing = ContextVar("agreeing", default=False)
 
@@ -84,15 +87,15 @@ def add_up(
     """
     if count() == 1:
         return list(numbers)
-    counted = torch.tensor(numbers, dtype=torch.float64)
-    everything = [*tensors, counted]
-    _meet(what, [tuple(each.shape) for each in everything])
+    apart = [*numbers[ROOM:]]
+    counted = torch.tensor(apart, dtype=torch.float64)
+    shapes = [tuple(each.shape) for each in (*tensors, counted)]
+    found = _meet(what, shapes, numbers[:ROOM])
     with _reached(what):
-        for each in everything:
+        for each in [*tensors, *([counted] if apart else [])]:
             with _sent(each) as there:
                 dist.all_reduce(there)
-    found: list[float] = counted.tolist()
-    return found
+    return [*found, *counted.tolist()]
 
 
 def gathered(what: str, thing: T) -> list[T]:
@@ -161,14 +164,24 @@ def agreeing() -> Iterator[None]:
         _agreeing.reset(token)
 
 
-def _meet(what: str, shapes: list[tuple[int, ...]], failed: bool = False) -> None:
-    """Wait until all processes are at the same place.
+def _meet(
+    what: str,
+    shapes: Sequence[tuple[int, ...]],
+    numbers: Sequence[float] = (),
+    failed: bool = False,
+) -> list[float]:
+    """Wait until all processes are at the same place; add up a few numbers there.
+
+    What is sent is of the same size wherever a process is, or they could not tell.
 
     Raises:
         ApartError: One of them has failed, is gone, or is elsewhere.
     """
-    place = zlib.crc32(repr((what, shapes)).encode())
-    head = torch.tensor([int(failed), place, -place])
+    # Of so few bits that sums of squares are exact.
+    place = zlib.crc32(repr((what, shapes, len(numbers))).encode()) % 2**20
+    head = torch.zeros(3 + ROOM, dtype=torch.float64)
+    sent = [float(failed), place, place**2, *numbers]
+    head[: len(sent)] = torch.tensor(sent, dtype=torch.float64)
     waiting = threading.Timer(
         PATIENCE,
         log.warning,
@@ -183,18 +196,20 @@ def _meet(what: str, shapes: list[tuple[int, ...]], failed: bool = False) -> Non
     waiting.start()
     try:
         with _reached(what), _sent(head) as there:
-            dist.all_reduce(there, dist.ReduceOp.MAX)
+            dist.all_reduce(there)
     finally:
         waiting.cancel()
-    anyone, highest, lowest = head.tolist()
+    anyone, places, squares, *found = head.tolist()
     if anyone:
         raise ApartError("processes: another one has failed, and says why itself")
-    if highest != -lowest:
+    # They are all the same if their mean is this one, and their variance is 0.
+    if places != count() * place or squares != count() * place**2:
         raise ApartError(
             f"processes: number {rank()} is at {what!r} and another is elsewhere, or "
             "has it in other shapes; each needs the same quantized model and settings, "
             "and a share of the data with at least one batch"
         )
+    return found[: len(numbers)]
 
 
 @contextmanager

@@ -191,13 +191,13 @@ def _plots(page: Page) -> list[Scatter]:
     found = []
     other = next((row.objective for row in page.rows if row.kl is None), None)
     distance = TITLES["kl"] if other is None else TITLES.get(other, other)
-    for name, title, axis in (
-        ("equivalent_bits", f"Bits against {distance}", BITS),
-        ("bytes", f"File size against {distance}", "bytes of the export"),
-        ("ms", f"Latency against {distance}", "milliseconds an image"),
+    for name, title, axis, unit in (
+        ("equivalent_bits", f"Bits against {distance}", BITS, 1),
+        ("bytes", f"File size against {distance}", "megabytes of the export", 1e6),
+        ("ms", f"Latency against {distance}", "milliseconds an image", 1),
     ):
         points = [
-            Point(x, y, row.toolkit or "", index, _tip(page, row))
+            Point(x / unit, y, row.toolkit or "", index, _tip(page, row))
             for index, row in enumerate(page.rows)
             # A distance of 0 has no place on a logarithmic axis: the float model's.
             if (x := _value(row, name)) is not None

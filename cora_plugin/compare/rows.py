@@ -45,8 +45,21 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """Ways to choose and fit adapters: settings beside the budget; what is not said is the
 default."""
 
+WIDTHS = (3, 4, 5, 6, 8)
+
+PLANNED: Mapping[str, Mapping[str, Any]] = {
+    "bits": {"menu": WIDTHS, "ranks": {"*": 0}, "term_bits": ()},
+    "bits and adapters": {"menu": WIDTHS},
+}
+"""Methods that choose bit widths, which needs a total budget and a model that is then
+quantized anew (`Toolkit.adapted`)."""
+
 SHORT: Mapping[str, str] = {
     "default": "rrr spectral",
+    "lorc": "svd uniform",
+    "lqer": "lqer uniform",
+    "qera-approx": "qera-approx uniform",
+    "qera-exact": "qera-exact uniform",
     "butterworth": "svd butterworth",
 }
 """Other names of methods."""
@@ -54,6 +67,8 @@ SHORT: Mapping[str, str] = {
 
 def settings(method: str) -> dict[str, Any]:
     """The settings of a method, by either of its names."""
+    if method in PLANNED:
+        return dict(PLANNED[method])
     found = METHODS[SHORT.get(method, method)]
     # Where a metric is named, it is that one's closed form alone.
     closed = "metric" in found or found.get("search") == "series"

@@ -4,7 +4,8 @@
 * `cells`: one recipe for each of their combinations;
 * `cell`: measures one, in a process of its own;
 * `folder`: what is known of each, so that a comparison goes on where it stopped;
-* `schedule`: the processes, and their time limit;
+* `schedule`: the processes, and their limits;
+* `ray`: the same on the nodes of a Ray cluster;
 * `outputs`: the tables and the page;
 * `command`: all of it;
 * `join`: the results of several folders in one.

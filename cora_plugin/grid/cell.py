@@ -1,11 +1,14 @@
 """Measures one cell, in a process of its own: python -m cora_plugin.grid.cell NAME.
 
 A crash, a leak or threads that hang end with the process, and so do a toolkit's patches
-of torch.
+of torch. The process ends with the one that began it.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -66,5 +69,18 @@ def _peak_mib() -> float | None:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def _end_with_input() -> None:
+    """End this process and those it has begun once its standard input has ended.
+
+    That is a pipe from the process that began it, which may be killed.
+    """
+    while os.read(0, 1):  # Not by sys.stdin, whose lock would be held at the end.
+        pass
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=_end_with_input, daemon=True).start()
     main(sys.argv[1:])

@@ -9,9 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from cora_plugin.compare.experiment import RAISED
 from cora_plugin.compare.rows import NONE, settings
 from cora_plugin.document import Document
-from cora_plugin.grid.section import CORRECTED, CompareSection
+from cora_plugin.grid.section import WIDER, CompareSection
 from cora_plugin.integrations.toolkit import Toolkit
 from cora_plugin.typed import unknown
 
@@ -128,11 +129,11 @@ def _combinations(
             **document.at(("ptq",)),
             **section.ptq.get(name, {}),
             **({} if isinstance(toolkit, str) else toolkit.recipes[recipe]),
-            "weight_bits": weight_bits,
+            "weight_bits": weight_bits + WIDER.get(method, 0),
             "act_bits": act_bits,
-            **({"bias_correction": True} if method == CORRECTED else {}),
+            **({"bias_correction": True} if method in WIDER else {}),
         }
-        values["cora"] = _cora(base.get("cora"), method, budget)
+        values["cora"] = _cora(base.get("cora"), method, budget, weight_bits)
         # Cells without adapters are judged as those with them.
         judged = {k: v for k, v in _common(base.get("cora")).items() if k in JUDGES}
         if judged:
@@ -152,18 +153,27 @@ def _combinations(
         )
 
 
-def _cora(common: Any, method: str, budget: float | str) -> "dict[str, Any] | bool":
+def _cora(
+    common: Any, method: str, budget: float | str, bits: int
+) -> "dict[str, Any] | bool":
     """The settings of a method, over those that the recipe has for all."""
-    if method in (NONE, CORRECTED):
+    if method == NONE or method in WIDER:
         return False
     spent = {"budget": budget} if _is_budgeted(method) else {}
-    return {**_common(common), **spent, **settings(method)}
+    if method == RAISED:
+        chosen = {**settings("bits"), "menu": (bits, 8)}
+    else:
+        chosen = settings(method)
+    found = {**_common(common), **spent, **chosen}
+    # As YAML has them.
+    return {k: [*v] if isinstance(v, tuple) else v for k, v in found.items()}
 
 
 def _is_budgeted(method: str) -> bool:
     """Whether a budget changes what the method does."""
-    plain = method in (NONE, CORRECTED)
-    return not plain and settings(method).get("search") != "series"
+    if method == NONE or method in WIDER:
+        return False
+    return method == RAISED or settings(method).get("search") != "series"
 
 
 def _has(toolkit: "Toolkit[Any] | str", recipe: str) -> bool:

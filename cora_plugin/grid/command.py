@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,28 @@ from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell, cells
 from cora_plugin.grid.folder import Folder
 from cora_plugin.grid.outputs import Comparison, names, write
-from cora_plugin.grid.schedule import Limits, run_cells
+from cora_plugin.grid.schedule import Done, Limits, Tell, run_cells
 from cora_plugin.grid.section import CompareSection
+from cora_plugin.integrations.required import require
 from cora_plugin.integrations.toolkit import Toolkit, load_toolkit
 from cora_plugin.recipe import Recipe, check
 
 MANY = 64
 """More cells than this are measured only where they are asked for twice."""
 
+Runner = Callable[[Sequence[Cell], Folder, Done, Tell], None]
+"""Measures cells into a folder, and tells of each."""
+
 
 def compare(
     path: Path,
     overrides: Sequence[str] = (),
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     yes: bool = False,
     retry: bool = False,
     only_check: bool = False,
+    ray: str | None = None,
     console: Console | None = None,
 ) -> Comparison:
     """Measure every cell of a recipe's `compare` section that is not yet measured.
@@ -42,10 +47,12 @@ def compare(
     Args:
         path: The recipe.
         overrides: Values to replace, such as `data.images=24`.
-        jobs: How many cells run at once.
+        jobs: How many cells run at once; None: one, with Ray as many as have room.
         yes: Take any number of cells.
         retry: Measure failed cells again.
         only_check: Look whether all this could run, and measure nothing.
+        ray: The address of a Ray cluster to run cells on; blank: one that runs here, or
+            else a new one; None: cells run without Ray.
         console: Where progress and the table go.
 
     Raises:
@@ -55,8 +62,10 @@ def compare(
         OSError: The folder cannot be written to.
     """
     # Where no terminal says how wide it is, the table stands in full.
-    wide = None if sys.stdout.isatty() else 120
+    wide = None if sys.stdout.isatty() else 160
     console = console or Console(file=sys.stdout, width=wide)
+    if ray is not None:
+        require("compare --ray", "ray")
     document = _read(path, overrides)
     section = CompareSection.read(document)
     output = document.values.get("output", "cora-compare")
@@ -76,7 +85,24 @@ def compare(
         console.print(f"{path}: {count}, ready to run", highlight=False, soft_wrap=True)
         return Comparison([], [], len(found), {})
     with folder.opened(document):
-        return _measured(document, section, folder, found, jobs, retry, console)
+        runner = _runner(section, jobs, ray)
+        return _measured(document, section, folder, found, runner, retry, console)
+
+
+def _runner(section: CompareSection, jobs: int | None, ray: str | None) -> Runner:
+    """Where cells run."""
+    limits = Limits(section.minutes, section.gib)
+
+    def here(waiting: Sequence[Cell], folder: Folder, done: Done, tell: Tell) -> None:
+        run_cells(waiting, folder, jobs or 1, limits, done, tell)
+
+    def away(waiting: Sequence[Cell], folder: Folder, done: Done, tell: Tell) -> None:
+        from cora_plugin.grid.ray import run_on_ray
+
+        more: Any = {"address": ray, "config": section.ray}
+        run_on_ray(waiting, folder, jobs, limits, done, tell, **more)
+
+    return here if ray is None else away
 
 
 def _measured(
@@ -84,7 +110,7 @@ def _measured(
     section: CompareSection,
     folder: Folder,
     found: Sequence[Cell],
-    jobs: int,
+    runner: Runner,
     retry: bool,
     console: Console,
 ) -> Comparison:
@@ -95,9 +121,8 @@ def _measured(
     if kept:
         line = f"{kept} of {len(found)} cells are measured already"
         console.print(line, highlight=False)
-    limits = Limits(section.minutes, section.gib)
     try:
-        _run(waiting, folder, jobs, limits, console)
+        _run(waiting, folder, runner, console)
     finally:
         result = _gather(found, folder)
         note = f"Logs, reports and exports of each are in {folder.cells}."
@@ -159,8 +184,7 @@ def _is_due(outcome: Mapping[str, Any] | None, retry: bool) -> bool:
 def _run(
     waiting: Sequence[Cell],
     folder: Folder,
-    jobs: int,
-    limits: Limits,
+    runner: Runner,
     console: Console,
 ) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -180,7 +204,8 @@ def _run(
             bar.update(task, description=f"running {titles}; {left} wait")
 
         finished: list[Cell] = []
-        run_cells(waiting, folder, jobs, limits, done, tell)
+        if waiting:
+            runner(waiting, folder, done, tell)
 
 
 def _said(outcome: Mapping[str, Any]) -> str:

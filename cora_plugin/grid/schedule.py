@@ -17,6 +17,9 @@ from cora_plugin.grid.folder import Folder
 POLL = 0.1
 """Seconds between two looks at the processes."""
 
+Done = Callable[[Cell], None]
+"""Called with a cell that has ended."""
+
 Tell = Callable[[Sequence[Cell], int], None]
 """Called with the cells that are running and how many still wait."""
 
@@ -41,7 +44,7 @@ def run_cells(
     folder: Folder,
     jobs: int,
     limits: Limits,
-    done: Callable[[Cell], None],
+    done: Done,
     tell: Tell,
 ) -> None:
     """Measure cells; what came of each is in the folder.
@@ -68,6 +71,7 @@ def run_cells(
                 if reason is None:
                     continue
                 running.remove(each)
+                _stop(each.process)
                 if reason:
                     folder.fail(each.cell, reason)
                 done(each.cell)
@@ -86,7 +90,8 @@ def _start(cell: Cell, folder: Folder, jobs: int, limits: Limits) -> _Running:
     with folder.log_path(cell).open("wb") as log:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            # The cell ends when this pipe does, however this process ends.
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             # Processes that share the cores would else each take all of them.
@@ -136,3 +141,5 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         else:
             process.kill()
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cora_plugin.adapters.errors import ConfigError
-from cora_plugin.compare.rows import METHODS, NONE, SHORT
+from cora_plugin.compare.experiment import RAISED
+from cora_plugin.compare.rows import METHODS, NONE, PLANNED, SHORT
 from cora_plugin.config import Budget
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
@@ -13,11 +14,14 @@ from cora_plugin.integrations.latency import Runtime
 from cora_plugin.integrations.toolkit import toolkits
 from cora_plugin.typed import unknown
 
-SINGLE = ("ptq", "exports", "minutes", "gib", "latency")
+SINGLE = ("ptq", "exports", "minutes", "gib", "latency", "ray")
 """Keys that are no lists."""
 
 CORRECTED = "bias correction"
 """The method without adapters that corrects biases as the toolkit does."""
+
+WIDER: Mapping[str, int] = {CORRECTED: 0, "one up": 1, "two up": 2}
+"""Methods without adapters that correct biases, with so many more bits a weight."""
 
 
 def _listed(value: Any) -> Any:
@@ -26,6 +30,18 @@ def _listed(value: Any) -> Any:
         value = [value]
     # By their words, as 1 and true are equal.
     return list({repr(each): each for each in value}.values())
+
+
+@settings("compare", "ray")
+@dataclass(frozen=True)
+class RayConfig:
+    """What a cell takes of a Ray cluster; its memory is `gib` of the section."""
+
+    cpus: float = setting(1.0, "CPUs a cell", above=0)
+    gpus: float = setting(0.0, "GPUs a cell; 0.5 lets two share one", least=0)
+    retries: int = setting(
+        2, "how often a cell whose worker was lost is measured again", least=0
+    )
 
 
 @settings("compare")
@@ -47,7 +63,8 @@ class CompareSection:
     )
     methods: tuple[str, ...] = setting(
         (NONE, "default"),
-        f"`{NONE}`, `{CORRECTED}`, or methods of `cora_plugin.compare.rows`",
+        f"`{'`, `'.join((NONE, *WIDER, RAISED))}`, or those of "
+        "`cora_plugin.compare.rows`",
         read=_listed,
     )
     budgets: tuple[float | str, ...] = setting(
@@ -69,6 +86,7 @@ class CompareSection:
     latency: Runtime | None = setting(
         None, "runtime that takes the time of the first export"
     )
+    ray: RayConfig = setting(RayConfig())
 
     @classmethod
     def read(cls, document: Document) -> "CompareSection":
@@ -86,7 +104,7 @@ class CompareSection:
         section = read(cls, document, ("compare",))
         names = {
             "toolkits": ("toolkit", toolkits()),
-            "methods": ("method", [NONE, CORRECTED, *METHODS, *SHORT]),
+            "methods": ("method", [NONE, *WIDER, RAISED, *METHODS, *PLANNED, *SHORT]),
         }
         for name in cls.__dataclass_fields__:
             if name not in SINGLE and not getattr(section, name):

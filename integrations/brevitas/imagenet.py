@@ -6,7 +6,6 @@ of ours where adapters have to come in; Brevitas itself is not changed.
 
 import functools
 import random
-import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
 from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.integrations.brevitas.recipe import TITLE
+from cora_plugin.integrations.brevitas.rounding import check_blocks
 from cora_plugin.integrations.doing import doing
 from cora_plugin.report import Report
 
@@ -180,15 +180,8 @@ class _Step:
     ) -> None:
         """Find blocks by the flag for it, which the script reads and forgets."""
         name = args.learned_round_block_name
-        own = {path.rpartition(".")[2] for path, _ in model.named_modules()} - {""}
-        blockwise = args.learned_round_mode == "blockwise"
-        if blockwise and not any(re.search(name, each) for each in own):
-            raise ConfigError(
-                (),
-                f"{name!r} is found in no module's own name; there are "
-                f"{', '.join(sorted(own))}",
-                "--learned-round-block-name",
-            )
+        if args.learned_round_mode == "blockwise":
+            check_blocks(model, name, (), "--learned-round-block-name")
         self._script.apply_learned_round(model, calibration_loader, args, name)
 
     def apply_bias_correction(self, loader: Any, model: nn.Module) -> None:

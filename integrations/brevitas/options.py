@@ -10,8 +10,8 @@ from cora_plugin.integrations.toolkit import BITS, NamedOptions, Options, option
 OPSETS = {"least": 13, "greatest": 20}
 """From what scales by channel need to what torch's exporter of traced graphs knows."""
 
-ROUNDINGS = ("gptq", "gpfq", "qronos")
-"""Brevitas' algorithms that round weights layer by layer."""
+ROUNDINGS = ("gptq", "gpfq", "qronos", "learned_round")
+"""Brevitas' algorithms that round weights otherwise than to the nearest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,24 @@ class BrevitasOptions(Options):
     gptq: bool = option(False, "round weights by GPTQ")
     gpfq: bool = option(False, "round weights by GPFQ")
     qronos: bool = option(False, "round weights by Qronos")
+    learned_round: Literal["layer", "block"] | None = option(
+        None, "learn to round weights, layer by layer (AdaRound) or block (BRECQ)"
+    )
+    learned_round_blocks: str = option(
+        r"layer\d+",
+        "blocks of learned_round=block: a regular expression for modules' own names",
+    )
+    learned_round_iters: int = option(
+        1000, "steps of learned_round, for each layer or block", least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if sum(getattr(self, name) for name in ROUNDINGS) > 1:
+        if sum(bool(getattr(self, name)) for name in ROUNDINGS) > 1:
             raise ConfigError(
-                (), "gptq, gpfq and qronos each round the weights; choose one of them"
+                (),
+                "gptq, gpfq, qronos and learned_round each round the weights; choose "
+                "one of them",
             )
 
 

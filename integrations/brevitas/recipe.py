@@ -40,6 +40,7 @@ def quantize_ptq(
     equalize_iters: int = BrevitasOptions.equalize_iters,
     layer_bits: Mapping[str, int] | None = BrevitasOptions.layer_bits,
     act_range: str = BrevitasOptions.act_range,
+    traced: bool = True,
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet with Brevitas' layerwise backend.
 
@@ -64,6 +65,9 @@ def quantize_ptq(
         act_range: `percentile`, the 99.999th of what is seen; `mse`, the range of least
             squared error, in twice the time; or `auto`, `mse` below 6 bits, where it
             is better, and `percentile` from there on.
+        traced: Trace the model and merge batch norms; False, as Brevitas' script has it
+            for learned round by block: quantize its layers where they are, with norms
+            behind, and without activations that are functions.
 
     Raises:
         DataError: The loader is none or empty, or the model does not run with it.
@@ -95,13 +99,15 @@ def quantize_ptq(
 
     device = device_of(model)
     with doing(TITLE, "preparing the float model (traced, batch norms merged)"):
-        prepared = preprocess_for_quantize(
-            copy.deepcopy(stored_weights(model)).eval(),
-            equalize_iters=equalize_iters,
-            equalize_merge_bias=True,
-            merge_bn=True,
-            relu6_to_relu=False,
-        )
+        prepared = copy.deepcopy(stored_weights(model)).eval()
+        if traced:
+            prepared = preprocess_for_quantize(
+                prepared,
+                equalize_iters=equalize_iters,
+                equalize_merge_bias=True,
+                merge_bn=True,
+                relu6_to_relu=False,
+            )
     layers = [n for n, m in prepared.named_modules() if isinstance(m, PLAIN)]
     chosen = by_layer("layer_bits", layer_bits or {}, layers)
 

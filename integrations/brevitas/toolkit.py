@@ -26,6 +26,7 @@ from cora_plugin.integrations.brevitas.options import (
 )
 from cora_plugin.integrations.brevitas.private import QuantWeightBiasInputOutputLayer
 from cora_plugin.integrations.brevitas.recipe import TITLE, logits, quantize_ptq
+from cora_plugin.integrations.brevitas.rounding import round_weights
 from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.toolkit import (
     ADAPTERS,
@@ -37,31 +38,6 @@ from cora_plugin.integrations.toolkit import (
 )
 from cora_plugin.report import Report
 from cora_plugin.width_plan import WidthPlan
-
-
-def round_weights(
-    model: nn.Module, calib_loader: Iterable[Any], options: BrevitasOptions
-) -> None:
-    """Run the algorithm that rounds weights layer by layer, if the options name one.
-
-    In place, channels in the order of their activations. For adapters behind it, take a
-    `snapshot` of the model before.
-
-    Args:
-        model: The quantized, calibrated model.
-        calib_loader: Yields `(images, targets)`; walked once a layer.
-        options: Name GPTQ, GPFQ, Qronos or none.
-    """
-    from brevitas_examples.imagenet_classification.ptq import ptq_common
-
-    if options.gptq:
-        ptq_common.apply_gptq(
-            calib_loader, model, act_order=True, create_weight_orig=True
-        )
-    elif options.gpfq:
-        ptq_common.apply_gpfq(calib_loader, model, act_order=True)
-    elif options.qronos:
-        ptq_common.apply_qronos(model, calib_loader, act_order=True)
 
 
 def _packs(options: Mapping[str, Any]) -> tuple[int, ...]:
@@ -95,16 +71,22 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     }
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ptq": {},
+        "ptq-mse": {"act_range": "mse"},
         "gptq": {"gptq": True},
         "gpfq": {"gpfq": True},
         "qronos": {"qronos": True},
+        "learned-round-layer": {"learned_round": "layer"},
+        "learned-round-block": {"learned_round": "block"},
     }
     corrects_afterwards = True
 
     def quantize(
         self, net: nn.Module, loader: Iterable[Any], options: BrevitasOptions
     ) -> Quantized[BrevitasOptions]:
-        """PTQ, then GPTQ or the like if it is asked for."""
+        """PTQ, then GPTQ or the like if it is asked for.
+
+        Blocks are modules, which tracing would leave empty.
+        """
         model = quantize_ptq(
             net,
             loader,
@@ -115,6 +97,7 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
             equalize_iters=options.equalize_iters,
             layer_bits=options.layer_bits,
             act_range=options.act_range,
+            traced=options.learned_round != "block",
         )
         floats = snapshot(model)
         with doing(TITLE, "rounding the weights"):
@@ -132,7 +115,9 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
 
     def plainly_rounded(self, options: BrevitasOptions) -> BrevitasOptions:
         """Without GPTQ and the like."""
-        return replace(options, gptq=False, gpfq=False, qronos=False)
+        return replace(
+            options, gptq=False, gpfq=False, qronos=False, learned_round=None
+        )
 
     def adapt(
         self,

@@ -34,6 +34,13 @@ class NNCFOptions(Options):
         "how activation ranges are found: auto (by act_bits), default, minmax, "
         "mean-quantile, histogram, mse",
     )
+    smooth_quant: float | None = option(
+        None,
+        "move outliers of activations into weights by SmoothQuant, of linear layers "
+        "and convolutions, with this alpha; null: not",
+        least=0,
+        greatest=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import nncf
 import torch
 from nncf.quantization.advanced_parameters import (
     AdvancedBiasCorrectionParameters,
+    AdvancedSmoothQuantParameters,
     QuantizationParameters,
 )
 from nncf.quantization.range_estimator import (
@@ -62,6 +63,7 @@ def quantize_ptq(
     bias_correction: bool = False,
     weight_quantile: float | None = NNCFOptions.weight_quantile,
     act_range: str = NNCFOptions.act_range,
+    smooth_quant: float | None = NNCFOptions.smooth_quant,
     cora: AnyConfig = None,
 ) -> nn.Module:
     """Quantize a copy of a float ConvNet by `nncf.quantize`.
@@ -88,6 +90,8 @@ def quantize_ptq(
             tensors NNCF has no quantiles.
         act_range: Estimator of activation ranges, a key of `ACTIVATION_RANGES`; or
             `auto`, `mse` below 6 bits and `default` from there on.
+        smooth_quant: Alpha of SmoothQuant for linear layers and convolutions; None:
+            none. NNCF has it for its model type "transformer", which is then asked for.
         cora: Adapters, anything that `CoRaConfig.of` reads; None: none.
 
     Raises:
@@ -119,6 +123,10 @@ def quantize_ptq(
         ),
         overflow_fix=nncf.OverflowFix.DISABLE,
     )
+    if smooth_quant is not None:
+        parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(
+            convolution=smooth_quant, matmul=smooth_quant
+        )
     dataset = nncf.Dataset(data, lambda batch: moved(batch, device))
     what = f"quantizing the model (W{weight_bits}A{act_bits})"
     with allow_bits(weight_bits, act_bits), doing(TITLE, what):
@@ -126,6 +134,7 @@ def quantize_ptq(
             stored_weights(model),
             dataset,
             preset=nncf.QuantizationPreset.MIXED,
+            model_type=None if smooth_quant is None else nncf.ModelType.TRANSFORMER,
             advanced_parameters=parameters,
         )
     return quantized

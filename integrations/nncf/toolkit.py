@@ -58,8 +58,10 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "ptq": {},
         "ptq-histogram": {"act_range": "histogram"},
+        "ptq-mse": {"act_range": "mse"},
         "ptq-minmax": {"act_range": "minmax"},
         "ptq-unclipped": {"weight_quantile": None},
+        "smoothquant": {"smooth_quant": 0.5},
     }
     corrects_afterwards = False
 
@@ -133,6 +135,7 @@ def _quantized(
         bias_correction=bias_correction,
         weight_quantile=options.weight_quantile,
         act_range=options.act_range,
+        smooth_quant=options.smooth_quant,
     )
     return Quantized(model, net, loader, options)
 

@@ -1,13 +1,19 @@
 """A report is one well-formed file that fetches nothing and escapes what it is told."""
 
+import json
 import math
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from importlib.metadata import version
 
+import numpy as np
 import pytest
+from PIL import Image
 from plain_host import PlainHost, quantized_copy
 from small_net import batches, net
 
@@ -162,18 +168,95 @@ def test_the_machine_and_versions_stand_in_the_file(tmp_path):
 
 
 CHROMIUM = next(filter(shutil.which, ("chromium", "chromium-browser")), None)
+PHONE, DESK = 390, 1200
+
+# Chromium's own windows are wider than a phone, so the page is in a frame.
+FRAME = """<body style="margin:0"><output></output>
+<iframe src="page.html" {rest} style="width:{width}px;height:2000px;border:0"></iframe>
+<script>addEventListener("message", (e) => {{
+  document.querySelector("output").textContent = e.data; }})</script></body>"""
+
+PROBE = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({
+  width: innerWidth, wide: document.documentElement.scrollWidth,
+  dark: matchMedia("(prefers-color-scheme: dark)").matches,
+  broken: [...document.images].filter((e) => !e.naturalWidth).length,
+  empty: [...document.querySelectorAll("tbody")].filter(
+    (e) => !e.innerText.trim()).length,
+  plots: [...document.querySelectorAll("svg")].filter(
+    (e) => e.clientHeight > 99).length,
+  sorts: document.querySelectorAll("th button").length,
+  text: parseFloat(getComputedStyle(document.querySelector("svg text")).fontSize)
+    * document.querySelector("svg").clientWidth / 640,
+}), "*"))</script></body>"""
+
+
+def opened(folder, text, width, scripts=True, dark=False):
+    """What a page says of itself in a browser, and its picture [height, width, 3]."""
+    (folder / "page.html").write_text(text.replace("</body>", PROBE), "utf-8")
+    frame = FRAME.format(width=width, rest="" if scripts else "sandbox")
+    (folder / "frame.html").write_text(frame, "utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr"]
+    command += [f"--window-size={max(width, 500)},2000"]
+    command += ["--force-dark-mode"] if dark else []
+    shot = folder / f"{width}-{dark}-{scripts}.png"
+    for last in ("--dump-dom", f"--screenshot={shot}"):
+        run = subprocess.run(
+            [*command, last, f"file://{folder}/frame.html"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=240,
+        )
+        # Where scripts are forbidden, the console says so.
+        said = [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+        assert [line for line in said if "Blocked script" not in line] == []
+        assert scripts == (not said)
+        if last == "--dump-dom":
+            found = re.search("<output>(.*)</output>", run.stdout)
+    with Image.open(shot) as picture:
+        pixels = np.asarray(picture.convert("RGB"))[:, :width]
+    return json.loads(unescape(found[1]) or "null"), pixels
+
+
+def pages(report):
+    """A comparison, and what a run and the demo write, which is the same page."""
+    rows = [
+        row("torch", 0.0, 32.0),
+        row(kl=0.3, method="none", details={"bytes": 4_000_000, "ms": 2.0}),
+        row(
+            "nncf", 0.02, 4.3, method="x" * 60, details={"bytes": 5_000_000, "ms": 3.0}
+        ),
+    ]
+    failed = [Failed("nncf", "out of time " * 20)]
+    more = {"failed": failed, "layers": {"brevitas": report}, "settings": "a: " * 90}
+    yield page(rows, **more)
+    named = [replace(each, label=f"model {i}") for i, each in enumerate(rows)]
+    yield page(named, names={"model": "label"}, layers={"adapters": report})
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
-def test_a_browser_renders_it(tmp_path):
-    write_html(page([row(), row("nncf", 0.2)]), tmp_path / "a.html")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    shot = f"--screenshot={tmp_path / 'a.png'}"
-    run = subprocess.run(
-        [CHROMIUM, *flags, "--window-size=390,844", shot, f"file://{tmp_path}/a.html"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in run.stderr and (tmp_path / "a.png").stat().st_size > 1000
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_shows_it(report, tmp_path, width, dark):
+    compared, run = map(html, pages(report))
+    # Each page and each look once in light and dark, at a phone's width and a desk's.
+    text = compared if dark == (width == PHONE) else run
+    found, pixels = opened(tmp_path, text, width, dark=dark)
+    assert found["width"] == width and found["dark"] == dark
+    assert found["wide"] <= width  # What is wider scrolls by itself.
+    assert found["broken"] == found["empty"] == 0
+    assert found["plots"] == 3 and found["sorts"] > 10
+    assert found["text"] > 9  # Pixels.
+    paper = np.median(pixels[:1500], axis=(0, 1))
+    assert (paper < 60).all() if dark else (paper > 200).all()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_without_scripts_as_much_is_there(report, tmp_path):
+    text = next(map(html, pages(report)))
+    _, pixels = opened(tmp_path, text, DESK)
+    found, without = opened(tmp_path, text, DESK, scripts=False)
+    assert found is None
+    ink, bare = ((each < 200).mean() for each in (pixels, without))
+    assert bare == pytest.approx(ink, rel=0.1)

@@ -1,14 +1,12 @@
 """Every combination once; a failure is a row's reason, and what is known is kept."""
 
 import json
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from installed import install
 from small_recipe import written
 
 from cora_plugin import CoRaError
@@ -23,22 +21,6 @@ from cora_plugin.grid.section import CORRECTED, CompareSection
 from cora_plugin.integrations.latency import RUNTIMES, latency
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.recipe import Recipe, run
-
-SUPPORT = Path(__file__).parents[1] / "support"
-
-
-@pytest.fixture
-def plain(tmp_path, monkeypatch):
-    """A toolkit of torch alone, and one that is absent, for cells' processes too."""
-    folder = tmp_path / "installed"
-    folder.mkdir()
-    points = {"plain": "plain_toolkit:TOOLKIT", "absent": "absent_quantizer:TOOLKIT"}
-    install(folder, monkeypatch, "plain-quantizer", points)
-    path = os.pathsep.join([str(folder), str(SUPPORT)])
-    monkeypatch.setenv("PYTHONPATH", path)
-    # The small net is taught anew in each process: to the last digit, whatever `jobs`.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return load_toolkit("plain")
 
 
 def recipe(tmp_path, lists, **sections):
