@@ -10,6 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from figures import FOLDER, NAMES, markdown
+
 Row = dict[str, Any]
 
 ABOUT = ("model", "toolkit", "weights", "optimizer", "method", "adapters", "epochs")
@@ -21,7 +23,7 @@ def table(rows: list[Row]) -> str:
     settings: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(dict)
     for row in rows:
         key = tuple(row.get(name, "") for name in (*ABOUT, "images"))
-        settings[key].setdefault(row.get("value", ""), []).append(row)
+        settings[key].setdefault(_tuned(row), []).append(row)
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(['---'] * len(COLUMNS))} |"]
     for key, by_value in settings.items():
         # Chosen on images that neither train nor test.
@@ -30,6 +32,38 @@ def table(rows: list[Row]) -> str:
         cells.append(_share(best, "overhead"))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def training(*names: str) -> str:
+    """Top-1 by setting: PTQ, and the best value of each way to train, by held out.
+
+    Args:
+        names: Files of the folder `qat`, without `.json`.
+    """
+    lines = []
+    for name in names:
+        rows = json.loads((FOLDER / "qat" / f"{name}.json").read_text("utf-8"))
+        (plain,) = (row for row in rows if row["method"] == "ptq")
+        cells = [f"{plain['weights']}, {NAMES[plain['toolkit']]}"]
+        cells.append(f"{plain['top1']:.1%}")
+        for method in ("lr", "trs"):
+            of_value = defaultdict(list)
+            for row in rows:
+                if row["method"] == method:
+                    of_value[_tuned(row)].append(row)
+            value, best = max(of_value.items(), key=lambda each: _held_out(each[1]))
+            cells += [f"{_spread(best)} % ({value})", _share(best, "oscillating")]
+        lines.append(cells)
+    ways = ("learning rate", "transition rate")
+    heads = [each for way in ways for each in (way, "oscillating")]
+    return markdown(["ResNet-20 on Fashion", "PTQ", *heads], lines)
+
+
+def _tuned(row: Row) -> str:
+    """What a row was trained with, of all that was tried."""
+    if row["method"] != "trs":
+        return f"{row.get('value', '')}"
+    return f"{row['value']}, all else by {row['other_lr']}"
 
 
 def _held_out(rows: list[Row]) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 import file_tables as files
 import network_tables as networks
 from figures import text
+from qat_table import training
 from seed_tables import seeds
 from task_tables import tasks
 
@@ -39,7 +40,7 @@ TABLES = {
         *(networks.butterworth, networks.demo, networks.brings, networks.budgets),
         *(files.exports, files.latency, files.divergence, files.merged),
         *(files.formats, files.cost),
-        *(tasks, seeds),
+        *(tasks, seeds, training),
     )
 }
 """Tables by the names that pages call them by."""
