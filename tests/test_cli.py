@@ -264,6 +264,7 @@ def test_a_locale_without_the_characters_loses_nothing(
 
 LOST = """
 import _thread, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
 from cora_plugin import cli
 
 class Finalized:
