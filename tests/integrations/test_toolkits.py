@@ -56,5 +56,5 @@ def test_every_toolkit_writes_adapters_and_what_onnxruntime_runs(toolkit):
 
 @pytest.mark.skipif("brevitas" not in INSTALLED, reason="needs brevitas")
 def test_two_ways_to_round_are_refused():
-    with pytest.raises(CoRaError, match="gptq, gpfq and qronos each round the weights"):
+    with pytest.raises(CoRaError, match="gptq, gpfq, qronos and learned_round"):
         load_toolkit("brevitas").options(gptq=True, qronos=True)
