@@ -56,8 +56,8 @@ def main() -> None:
         options = ptq_options(toolkit, flags)
         batches = loader if big else task.loader()
         quantized = toolkit.quantize(task.net, batches, options)
-    _run(task.net, [next(iter(loader))])  # warm up
-    one = min(timed(None, "", _run, task.net, loader)[1] for _ in range(3))
+    run_once(task.net, [next(iter(loader))])  # warm up
+    one = min(timed(None, "", run_once, task.net, loader)[1] for _ in range(3))
     before = resident("VmRSS")
     reset_peak()
     planning: dict[str, float] = {}
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _run(net: nn.Module, batches: Iterable[Any]) -> None:
+def run_once(net: nn.Module, batches: Iterable[Any]) -> None:
     """One pass, which keeps no outputs."""
     for images, _ in batches:
         net(images)

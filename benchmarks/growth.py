@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cost import STAGES, reset_peak, resident
+from cost import STAGES, reset_peak, resident, run_once
 from rich.console import Console
 from rich.table import Table
 from toolkits import write_json
-from torch import Tensor, nn
+from torch import nn
 
 from cora_plugin.integrations.toolkit import load_toolkit
 from cora_plugin.progress import quiet, timed
@@ -67,9 +67,9 @@ def _measured(size: dict[str, int]) -> dict[str, Any]:
     float_net = net(layers, width)
     with quiet():
         quantized = toolkit.quantize(float_net, loader, toolkit.options())
-    _pass(float_net, loader)  # Warms up.
+    run_once(float_net, loader)  # Warms up.
     start = time.process_time()
-    _pass(float_net, loader)
+    run_once(float_net, loader)
     one = time.process_time() - start
     before = resident("VmRSS")
     reset_peak()
@@ -79,12 +79,6 @@ def _measured(size: dict[str, int]) -> dict[str, Any]:
     peak = resident("VmHWM") - before
     stages = {each: report.seconds[each] * seconds / wall for each in STAGES}
     return {"float_pass": one, "seconds": seconds, "peak_bytes": peak, **stages}
-
-
-@torch.no_grad()
-def _pass(float_net: nn.Module, loader: list[tuple[Tensor, None]]) -> None:
-    for batch, _ in loader:
-        float_net(batch)
 
 
 def _print(sizes: list[dict[str, int]], rows: list[dict[str, Any]]) -> None:

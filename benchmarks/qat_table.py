@@ -20,14 +20,13 @@ COLUMNS = (*ABOUT, "images", "best value", "top-1", "oscillating", "counting")
 
 def table(rows: list[Row]) -> str:
     """One line a setting: its best value by mean top-1 held out, tested."""
-    settings: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(dict)
+    settings: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         key = tuple(row.get(name, "") for name in (*ABOUT, "images"))
-        settings[key].setdefault(_tuned(row), []).append(row)
+        settings[key].append(row)
     lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join(['---'] * len(COLUMNS))} |"]
-    for key, by_value in settings.items():
-        # Chosen on images that neither train nor test.
-        value, best = max(by_value.items(), key=lambda each: _held_out(each[1]))
+    for key, of_setting in settings.items():
+        value, best = _best(of_setting)
         cells = [*key, value, _spread(best), _share(best, "oscillating")]
         cells.append(_share(best, "overhead"))
         lines.append(f"| {' | '.join(map(str, cells))} |")
@@ -47,16 +46,20 @@ def training(*names: str) -> str:
         cells = [f"{plain['weights']}, {NAMES[plain['toolkit']]}"]
         cells.append(f"{plain['top1']:.1%}")
         for method in ("lr", "trs"):
-            of_value = defaultdict(list)
-            for row in rows:
-                if row["method"] == method:
-                    of_value[_tuned(row)].append(row)
-            value, best = max(of_value.items(), key=lambda each: _held_out(each[1]))
+            value, best = _best([row for row in rows if row["method"] == method])
             cells += [f"{_spread(best)} % ({value})", _share(best, "oscillating")]
         lines.append(cells)
     ways = ("learning rate", "transition rate")
     heads = [each for way in ways for each in (way, "oscillating")]
     return markdown(["ResNet-20 on Fashion", "PTQ", *heads], lines)
+
+
+def _best(rows: list[Row]) -> tuple[str, list[Row]]:
+    """What trained best, by images that neither train nor test, and its rows."""
+    of_value: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        of_value[_tuned(row)].append(row)
+    return max(of_value.items(), key=lambda each: _held_out(each[1]))
 
 
 def _tuned(row: Row) -> str:

@@ -45,11 +45,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 """Ways to choose and fit adapters: settings beside the budget; what is not said is the
 default."""
 
-WIDTHS = (3, 4, 5, 6, 8)
+MENU = (3, 4, 5, 6, 8)
+"""Bit widths that are chosen from where nothing says which can be stored."""
 
 PLANNED: Mapping[str, Mapping[str, Any]] = {
-    "bits": {"menu": WIDTHS, "ranks": {"*": 0}, "term_bits": ()},
-    "bits and adapters": {"menu": WIDTHS},
+    "bits": {"menu": MENU, "ranks": {"*": 0}, "term_bits": ()},
+    "bits and adapters": {"menu": MENU},
 }
 """Methods that choose bit widths, which needs a total budget and a model that is then
 quantized anew (`Toolkit.adapted`)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cora_plugin.compare.experiment import Arm, Variant, variants
 from cora_plugin.compare.html import Page, write_html
-from cora_plugin.compare.rows import NONE, Row, method_name, settings, table
+from cora_plugin.compare.rows import MENU, NONE, Row, method_name, settings, table
 from cora_plugin.compare.task import Task
 from cora_plugin.config import Budget, CoRaConfig, RefineConfig
 from cora_plugin.demo.data import calibration_images, test_images
@@ -32,9 +32,6 @@ NEEDED = ("matplotlib", "onnxruntime", "foolbox", "timm")
 
 METHODS = ("svd uniform", "qera-exact uniform")
 """From the literature, for comparison; nothing but the closed form."""
-
-MENU = (3, 4, 5, 6, 8)
-"""Bit widths that are chosen together with adapters where nothing more is stored."""
 
 
 def run_demo(
