@@ -1,5 +1,6 @@
 """Tables of exported files, and of what adapters cost."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from figures import FOLDER, NAMES, bold, markdown, read
@@ -118,6 +119,29 @@ def cost(name: str) -> str:
     return markdown(
         ["stage", "float passes"], [*rows, ["all", f"{found['passes']:.2f}"]]
     )
+
+
+def growth(name: str) -> str:
+    """Seconds and memory at three sizes each, of one file."""
+    return growth_table(read(name))
+
+
+def growth_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Seconds of the stages that take longest, and of all, by size."""
+    shown = ("statistics", "search", "regression")
+    lines = []
+    for row in rows:
+        seconds = [row["float_pass"], *(row["stages"][stage] for stage in shown)]
+        seconds += [row["seconds"] - sum(seconds[1:]), row["seconds"]]
+        lines.append(
+            [
+                *(str(row[name]) for name in ("layers", "width", "images")),
+                *(f"{each:.2f}" for each in seconds),
+                f"{row['peak_bytes'] / 2**20:.0f}",
+            ]
+        )
+    heads = ["layers", "width", "images", "float pass", *shown, "others", "all"]
+    return markdown([*heads, "peak MiB"], lines)
 
 
 def _file(name: str, adapters: str, format_: str, runtime: str = "onnxruntime") -> Any:

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from cost import STAGES, reset_peak, resident, run_once
-from rich.console import Console
-from rich.table import Table
+from file_tables import growth_table
 from toolkits import write_json
 from torch import nn
 
@@ -27,8 +26,6 @@ from cora_plugin.progress import quiet, timed
 BASE = {"layers": 8, "width": 32, "images": 128}
 SIZES = {"layers": (4, 8, 16), "width": (16, 32, 64), "images": (64, 128, 256)}
 SIDE = 16
-SHOWN = ("statistics", "search", "factors", "regression")
-"""Stages with a column of their own."""
 
 
 def main() -> None:
@@ -42,10 +39,9 @@ def main() -> None:
     # Forked, as memory that one size has freed would count as there for the next.
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         rows = pool.map(_measured, once, chunksize=1)
-    _print(sizes, [rows[once.index(size)] for size in sizes])
-    write_json(
-        flags.json, [{**size, **row} for size, row in zip(once, rows, strict=True)]
-    )
+    found = [{**size, **rows[once.index(size)]} for size in sizes]
+    write_json(flags.json, found)
+    print(growth_table(found))
 
 
 def net(layers: int, width: int) -> nn.Module:
@@ -78,24 +74,12 @@ def _measured(size: dict[str, int]) -> dict[str, Any]:
     seconds = time.process_time() - start
     peak = resident("VmHWM") - before
     stages = {each: report.seconds[each] * seconds / wall for each in STAGES}
-    return {"float_pass": one, "seconds": seconds, "peak_bytes": peak, **stages}
-
-
-def _print(sizes: list[dict[str, int]], rows: list[dict[str, Any]]) -> None:
-    table = Table(title=f"CoRa on a ConvNet, images of {SIDE}², budget=0.1")
-    for heading in (*BASE, "float pass", *SHOWN, "others", "all", "peak MiB"):
-        table.add_column(heading, justify="right")
-    for index, (size, row) in enumerate(zip(sizes, rows, strict=True)):
-        others = row["seconds"] - sum(row[each] for each in SHOWN)
-        seconds = [row["float_pass"], *(row[each] for each in SHOWN)]
-        seconds += [others, row["seconds"]]
-        table.add_row(
-            *map(str, size.values()),
-            *(f"{each:.2f}" for each in seconds),
-            f"{row['peak_bytes'] / 2**20:.0f}",
-            end_section=index % 3 == 2,
-        )
-    Console(width=120).print(table)
+    return {
+        "float_pass": one,
+        "seconds": seconds,
+        "peak_bytes": peak,
+        "stages": stages,
+    }
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ TABLES = {
         *(networks.accuracy, networks.peers, networks.rounding, networks.learned),
         *(networks.butterworth, networks.demo, networks.brings, networks.budgets),
         *(files.exports, files.latency, files.divergence, files.merged),
-        *(files.formats, files.cost),
+        *(files.formats, files.cost, files.growth),
         *(tasks, seeds, training),
     )
 }

@@ -110,9 +110,9 @@ def test_rows_are_those_of_a_comparison(path):
 )
 def test_other_results_say_what_they_are_of(path):
     found = json.loads(path.read_text())
-    kind, network, *_ = path.stem.split("-")
+    kind, *about = path.stem.split("-")
     CHECKS[kind](found)
-    assert kind != "formats" or found["model"] == network
+    assert kind != "formats" or found["model"] == about[0]
 
 
 def check_exports(found):
@@ -147,6 +147,12 @@ def check_cost(found):
     about = ("model", "toolkit", "float_pass_seconds", "peak_bytes", "passes")
     stages = sum(passes for name, passes in found.items() if name not in about)
     assert 0 < stages <= found["passes"]
+
+
+def check_growth(found):
+    for row in found:
+        assert row["layers"] >= 2 and row["peak_bytes"] > 0 < row["float_pass"]
+        assert 0 < sum(row["stages"].values()) <= row["seconds"]
 
 
 def check_measured_budgets(found):
@@ -198,6 +204,7 @@ CHECKS = {
     "exports": check_exports,
     "formats": check_formats,
     "cost": check_cost,
+    "growth": check_growth,
 }
 
 
@@ -241,6 +248,21 @@ def test_benchmarks_measure_a_small_network(name, monkeypatch, tmp_path):
         assert all(row["agreement"] > 0.9 for row in found)
     if name == "formats":
         assert all(file.get("agreement", 1) == 1 for file in found["files"])
+
+
+def test_growth_is_measured_in_sizes(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("brevitas")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = importlib.import_module("growth")
+    monkeypatch.setattr(benchmark, "BASE", {"layers": 2, "width": 8, "images": 32})
+    monkeypatch.setattr(benchmark, "SIZES", {"layers": (2, 3)})
+    path = tmp_path / "measured.json"
+    monkeypatch.setattr("sys.argv", ["growth.py", f"--json={path}"])
+    benchmark.main()
+    found = json.loads(path.read_text())
+    check_growth(found)
+    assert [row["layers"] for row in found] == [2, 3]
+    assert capsys.readouterr().out.startswith("| layers | width | images |")
 
 
 def test_tasks_measure_a_small_network(monkeypatch, tmp_path):

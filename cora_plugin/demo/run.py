@@ -45,6 +45,7 @@ def run_demo(
     calibration_count: int = 192,
     crops_per_photo: int = 5,
     size: int = 224,
+    menu: Sequence[int] = MENU,
 ) -> list[Row]:
     """Print the demo's table; write ONNX files, reports and their pictures.
 
@@ -58,6 +59,7 @@ def run_demo(
         calibration_count: Number of images that calibrate.
         crops_per_photo: Number of test images of each of the twenty photos.
         size: Height and width of the images.
+        menu: Bit widths that are planned in the bits of plain PTQ.
 
     Returns:
         The rows of the table.
@@ -84,7 +86,7 @@ def run_demo(
             timed(console, "preparing the toolkit", work)
         options = toolkit.options(weight_bits=weight_bits, act_bits=act_bits)
         title = f"{toolkit.title} W{weight_bits}A{act_bits}"
-        arms = _arms(config, methods)
+        arms = _arms(config, methods, menu)
         for variant in variants(toolkit, task, options, arms, console=console):
             with quiet(console, f"{toolkit.title}, running {len(task.test)} images"):
                 outputs = toolkit.outputs(variant.model, task.test)
@@ -139,7 +141,7 @@ def _task(calibration_count: int, crops_per_photo: int, size: int) -> Task:
     return Task("EfficientNet-Lite0", net, calibration, images, labels)
 
 
-def _arms(config: CoRaConfig, methods: Sequence[str]) -> list[Arm]:
+def _arms(config: CoRaConfig, methods: Sequence[str], menu: Sequence[int]) -> list[Arm]:
     """Those to compare with, at the budget that was asked for, and what was asked for.
 
     The former add nothing to the closed form.
@@ -149,7 +151,9 @@ def _arms(config: CoRaConfig, methods: Sequence[str]) -> list[Arm]:
     )
     arms = [Arm(each, dataclasses.replace(plain, **settings(each))) for each in methods]
     if not config.widths and not config.sweep and config.search == "spectral":
-        planned = dataclasses.replace(config, budget=Budget(1.0, "ptq"), menu=MENU)
+        planned = dataclasses.replace(
+            config, budget=Budget(1.0, "ptq"), menu=tuple(menu)
+        )
         arms.append(Arm("widths and adapters in the bits of PTQ", planned))
     return [*arms, Arm(method_name(config), config)]
 

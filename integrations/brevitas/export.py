@@ -92,7 +92,7 @@ def export_onnx_qcdq(
     manager = private.onnx_qcdq_manager()
     difference = None
     with whole_file(export_path) as path:
-        with _explained(manager, ready):
+        with _explained(manager, model):
             opset = opset_version or (TRACED_OPSET if rewritten else 17)
             options = _TORCHSCRIPT | {"opset_version": opset} | kwargs
             names = _names(options, example, dynamic_batch)
@@ -127,14 +127,13 @@ def export_qonnx(
     ready, example = _ready(model, args, integer_biases=False)
     in_int8(ready, False)
     manager = private.qonnx_manager()
-    with whole_file(export_path) as path, _explained(manager, ready):
+    with whole_file(export_path) as path, _explained(manager, model):
         options = _TORCHSCRIPT | {"opset_version": opset_version} | kwargs
         _names(options, example, dynamic_batch)
-        rounded = copy.deepcopy(ready)
-        if private.rounds_in_its_own_way(rounded):
-            merge_quant_weights(rounded, *example.args)
-        rounded.forward = flattened(rounded.forward, example.names, unpack)
-        export(rounded, args=_arguments(example), export_path=path, **options)
+        if private.rounds_in_its_own_way(ready):
+            merge_quant_weights(ready, *example.args)
+        traced = _traceable(ready, example)
+        export(traced, args=_arguments(example), export_path=path, **options)
 
 
 def export_torch_qcdq(
@@ -157,7 +156,7 @@ def export_torch_qcdq(
     in_int8(ready, False)
     manager = private.torch_qcdq_manager()
     with whole_file(export_path) as path:
-        with _explained(manager, ready):
+        with _explained(manager, model):
             traced = export(_traceable(ready, example), _arguments(example), **kwargs)
             # Not torch.jit.save, which takes the process down where the disk is full.
             Path(path).write_bytes(traced.save_to_buffer())
@@ -172,10 +171,9 @@ def _arguments(example: Example) -> Any:
 
 
 def _traceable(ready: nn.Module, example: Example) -> nn.Module:
-    """A copy whose answers are tensors or tuples of them."""
-    copied = copy.deepcopy(ready)
-    copied.forward = flattened(copied.forward, example.names, unpack)
-    return copied
+    """The same, whose answers are now tensors or tuples of them."""
+    ready.forward = flattened(ready.forward, example.names, unpack)
+    return ready
 
 
 def _names(options: dict[str, Any], example: Example, dynamic_batch: bool) -> list[str]:
@@ -267,7 +265,8 @@ def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
 
 def _culprit(manager: Any, model: nn.Module) -> str | None:
     """The first quantizer that an exporter has no way to write."""
-    for name, proxy in private.quantizers(model):
+    # Being asked changes it, and the model is the user's.
+    for name, proxy in private.quantizers(copy.deepcopy(model).cpu().eval()):
         reason = private.unwritable(manager, proxy)
         if reason is not None:
             layer, _, role = name.rpartition(".")

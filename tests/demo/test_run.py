@@ -51,6 +51,7 @@ def test_a_small_form_of_the_demo(tmp_path, capsys):
         calibration_count=8,
         crops_per_photo=1,
         size=64,
+        menu=(4, 8),
     )
     title = "Brevitas W4A8"
     svd, asked = "+ svd uniform", "+ qera-exact spectral"

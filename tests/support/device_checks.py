@@ -4,11 +4,11 @@ import pytest
 
 SETTINGS = {
     "default": {},
-    "butterworth": {
+    "learned": {
         "search": "butterworth",
         "butterworth": {"iterations": 5, "adapter_lr": 0.01},
+        "refine": {"iterations": 4, "every": 2},
     },
-    "refinement": {"refine": {"iterations": 4, "every": 2}},
 }
 """Settings by name: between them they run every part of the algorithm."""
 
