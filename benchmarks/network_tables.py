@@ -4,6 +4,8 @@ Two are arranged from runs of accuracy.py: `peers` has GPTQ beside layers of 8 b
 `rounding` GPFQ and Qronos.
 """
 
+from typing import Any
+
 from figures import NAMES, bold, cell, find, markdown, need, read
 
 from cora_plugin.compare.experiment import RAISED
@@ -91,6 +93,8 @@ def peers(*names: str) -> str:
                 for method in ((RAISED, "default") if budget else (NONE,))
                 if (row := find(f"peers-{name}", method, budget, recipe))
             }
+            if budget == "0.2 bits":
+                rows["gptq+bc", "together"] = _together(f"budget-{name}-gptq")
             best = min(rows, key=lambda key: rows[key]["kl"]) if budget else None
             cells = {
                 key: bold(f"{row['kl']:.{row.get('kl_digits', 4)}f}", key == best)
@@ -100,9 +104,17 @@ def peers(*names: str) -> str:
             for method in (NONE, RAISED, "default"):
                 after = cells.get(("gptq+bc", method))
                 line.append(f"{after} ({cells['gptq', method]})" if after else "")
-            lines.append([*line, cells.get(("ptq", "default"), "")])
+            line.append(cells.get(("ptq", "default"), ""))
+            lines.append([*line, cells.get(("gptq+bc", "together"), "")])
     heads = ["W4A8", "bits", "GPTQ", "GPTQ, sensitive layers at 8 bits"]
-    return markdown([*heads, "GPTQ + adapters", "PTQ + adapters"], lines)
+    heads += ["GPTQ + adapters", "PTQ + adapters", "GPTQ at planned widths + adapters"]
+    return markdown(heads, lines)
+
+
+def _together(name: str) -> Any:
+    """The one row of planned widths and adapters."""
+    (row,) = (row for row in read(name) if row["method"] == "together")
+    return row
 
 
 def budgets(*names: str) -> str:

@@ -42,16 +42,21 @@ def training(*names: str) -> str:
     lines = []
     for name in names:
         rows = json.loads((FOLDER / "qat" / f"{name}.json").read_text("utf-8"))
-        (plain,) = (row for row in rows if row["method"] == "ptq")
-        cells = [f"{plain['weights']}, {NAMES[plain['toolkit']]}"]
-        cells.append(f"{plain['top1']:.1%}")
-        for method in ("lr", "trs"):
-            value, best = _best([row for row in rows if row["method"] == method])
-            cells += [f"{_spread(best)} % ({value})", _share(best, "oscillating")]
-        lines.append(cells)
+        for plain in (row for row in rows if row["method"] == "ptq"):
+            adapted = plain["adapters"]
+            cells = [f"{plain['weights']}, {NAMES[plain['toolkit']]}"]
+            cells[0] += ", adapters" if adapted else ""
+            cells.append(f"{plain['top1']:.1%}")
+            for method in ("lr", "trs"):
+                of_method = method, adapted
+                value, best = _best(
+                    [r for r in rows if (r["method"], r["adapters"]) == of_method]
+                )
+                cells += [f"{_spread(best)} % ({value})", _share(best, "oscillating")]
+            lines.append(cells)
     ways = ("learning rate", "transition rate")
     heads = [each for way in ways for each in (way, "oscillating")]
-    return markdown(["ResNet-20 on Fashion", "PTQ", *heads], lines)
+    return markdown(["ResNet-20 on Fashion", "before", *heads], lines)
 
 
 def _best(rows: list[Row]) -> tuple[str, list[Row]]:

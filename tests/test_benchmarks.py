@@ -161,7 +161,7 @@ def check_measured_budgets(found):
     assert together
     for row in together:
         times = float(row["budget"].removesuffix(" ptq"))
-        limit = times * rows["ptq", "none", ""]["equivalent_bits"]
+        limit = times * found[0]["equivalent_bits"]
         assert row["equivalent_bits"] <= limit * (1 + 1e-9)
 
 

@@ -36,9 +36,15 @@ def state(model):
 
 
 def interrupted(model, apply, seconds):
-    """Apply, and interrupt after some seconds; say whether that came in between."""
+    """Apply, and interrupt after some seconds; say whether that came in between.
+
+    In the middle of a library's C code it may come out as another error.
+    """
+    came = False
 
     def interrupt(*_):
+        nonlocal came
+        came = True
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
@@ -47,7 +53,9 @@ def interrupted(model, apply, seconds):
         apply(model)
         signal.setitimer(signal.ITIMER_REAL, 0)
         return False
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt):
+        if not came:
+            raise
         return True
     finally:
         # After another error the alarm is still to come, and would end the process.
