@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.batches import tensors
-from cora_plugin.outputs import Batch
+from cora_plugin.outputs import Batch, rebuilt
 
 LABELS = ("label", "labels", "target", "targets")
 """Keys of a mapping that are no inputs, where the model does not take them."""
@@ -182,6 +182,7 @@ def _ways(item: Any) -> Iterator[Reading]:
                 if all(isinstance(each, Tensor) for each in item[:count]):
                     said = f"the first {count} are the model's arguments"
                     yield partial(_leading, count), said
+            yield (lambda each: (list(each),)), "a list, the model's one argument"
             return
         if isinstance(inner, tuple | list | Mapping):
             for way, name in _ways(inner):
@@ -231,13 +232,19 @@ def _check(batch: Any, item: Any, index: int) -> None:
 
 
 def _detached(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.detach()
-    if isinstance(batch, Mapping):
-        return {key: _detached(value) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return tuple(_detached(value) for value in batch)
-    return batch
+    """A batch without gradients; arguments in a list are those in a tuple."""
+    plain = tuple(batch) if isinstance(batch, list | tuple) else batch
+    return _mapped(plain)
+
+
+def _mapped(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {key: _mapped(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return rebuilt(value, map(_mapped, value))
+    return value
 
 
 def _describe(item: Any) -> str:

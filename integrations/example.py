@@ -144,6 +144,10 @@ def in_float32(model: nn.Module) -> nn.Module:
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     for dtype in types - {torch.float32}:
         log.info("the model is of %s; the file computes in float32", dtype)
+    for module in model.modules():  # Brevitas' scales are of the type noted here.
+        noted = vars(module).get("dtype")
+        if isinstance(noted, torch.dtype) and noted.is_floating_point:
+            vars(module)["dtype"] = torch.float32
     return model.float()
 
 

@@ -8,7 +8,7 @@ from plain_host import PlainHost
 from torch import nn
 
 from cora_plugin import CoRa, CoRaConfig, CoRaError
-from cora_plugin.objective import KL, decide
+from cora_plugin.objective import KL, Bernoulli, decide
 
 torch.manual_seed(0)
 LOGITS = torch.randn(6, 10)
@@ -57,6 +57,36 @@ def test_a_doubtful_class_axis_is_asked_for(outputs, caplog):
     told = auto(outputs, {"objective": "kl", "axis": -1})
     assert told.objective == KL(-1)
     assert not told.doubts and not told.notes
+
+
+def test_the_setting_that_is_asked_for_names_the_output(caplog):
+    choice = auto({"masks": WIDE, "boxes": LOGITS}, channels=7)
+    asked = "pass objective={'masks': 'mse', …}, or objective={'masks': {'of': 'kl', 'a"
+    assert asked in caplog.text
+    assert "(objective={'boxes': 'mse', …} or cosine if they are none)" in str(
+        choice.notes
+    )
+
+
+def test_probabilities_of_yes_are_no_logits():
+    sure = LOGITS[:, :1].sigmoid(), torch.full((6, 1), 0.5)
+    for settings in ({"objective": "bernoulli"}, {"budget": "0.1 bernoulli"}):
+        told = auto(sure[0], settings)
+        assert "probabilities of yes, not logits" in told.notes[0]
+        logits = auto(sure[0].logit(), settings)
+        assert logits.objective == Bernoulli()
+        pair = [{"": p.double()} for p in sure]
+        same = [{"": p.double().logit()} for p in sure]
+        torch.testing.assert_close(
+            told.objective.distance(*pair), logits.objective.distance(*same)
+        )
+        agreement = told.objective.agreement(*pair)
+        assert agreement == logits.objective.agreement(*same) < 1
+    certain = {"": torch.tensor([[0.0], [1.0]], requires_grad=True)}
+    distance = told.objective.distance(certain, {"": 1 - certain[""]}).sum()
+    distance.backward()
+    assert 20 < float(distance.detach()) < 40
+    assert torch.isfinite(certain[""].grad).all()
 
 
 def test_probabilities_are_no_logits():
@@ -110,7 +140,10 @@ def test_an_impossible_objective_is_refused(config, problem):
     ("outputs", "config", "problem"),
     [
         (LOGITS[:, :1], "objective=kl", "one channel along axis 1"),
-        (LOGITS, {"objective": "kl", "axis": 2}, "axis 2 is none of the classes'"),
+        (LOGITS, {"objective": "kl", "axis": 2}, r"axis 2 is none .* \[6, 10\]"),
+        (LOGITS, {"objective": "kl", "axis": 0}, "axis 0 is none"),
+        (LOGITS[:, :1], "objective=cosine", "one number is its sign alone"),
+        (LOGITS[:, 0], "objective=cosine", r"\[6\], not vectors"),
         (LOGITS[:, :1], "budget=0.1 kl", "outputs are measured by mse; ask for '… mse"),
         (LOGITS, {"objective": {"a": "kl"}}, "no output 'a'"),
         (LOGITS.argmax(1), {}, r"no output can be measured \(.*torch.int64"),
@@ -148,7 +181,6 @@ class OneLogit(nn.Module):
     [
         ({}, "mse", "MSE to float"),
         ({"objective": "bernoulli"}, "bernoulli", "Bernoulli KL to float"),
-        ({"objective": "cosine"}, "cosine", "1 − cos to float"),
         ({"budget": "20 dB"}, "mse", "dB)"),
     ],
 )
@@ -157,8 +189,7 @@ def test_one_channel_is_never_at_no_distance(settings, name, title):
     data = (2 * torch.randn(48, 3, 8, 8)).split(16)
     report = CoRa({"budget": 0.4, **settings}).apply(PlainHost(OneLogit(), 2), data)
     assert report.before.objective == name
-    if name != "cosine":  # Of one number only the sign.
-        assert 0 < report.after.value < 0.5 * report.before.value
+    assert 0 < report.after.value < 0.5 * report.before.value
     assert title in str(report)
     if not settings:
         assert "has one channel: squared error" in str(report)

@@ -39,7 +39,21 @@ class Tokens(nn.Module):
         return self.embedding(input_ids).sum(-1)
 
 
+class Listed(nn.Module):
+    """Images in a list, as detectors take them."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        if not isinstance(images, list):
+            raise TypeError("images is expected to be a list")
+        return torch.stack(images).mean((1, 2, 3)) * self.w
+
+
 TOKENS = {"input_ids": LABELS[:, None]}
+IMAGES = [torch.randn(3, 4, 4) for _ in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +74,19 @@ TOKENS = {"input_ids": LABELS[:, None]}
         (Tokens(), TOKENS, TOKENS, ""),
         (Tokens(), ({**TOKENS}, LABELS), TOKENS, "the first element"),
         (Tokens(), LABELS, LABELS, ""),
+        (
+            Listed(),
+            (IMAGES, [LABELS] * 5),
+            (IMAGES,),
+            "a list, the model's one argument",
+        ),
+        (Listed(), tuple(IMAGES), (IMAGES,), "a list, the model's one argument"),
+        (
+            Listed(),
+            (tuple(IMAGES), 5 * ({"boxes": Y},)),
+            (IMAGES,),
+            "a list, the model's",
+        ),
     ],
 )
 def test_an_item_is_read_as_the_model_takes_it(model, item, read, said):

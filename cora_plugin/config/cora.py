@@ -201,7 +201,7 @@ class CoRaConfig:
     objective: Any = setting(
         AUTO,
         "what near to the float model means: `kl` of class logits, `bernoulli` of "
-        "logits of yes and no, `mse`, `cosine`, or a function of two outputs; by "
+        "logits or probabilities of yes, `mse`, `cosine`, or a function of two outputs; by "
         "output as in `{boxes: mse, scores: kl}`; `auto`, decided by the outputs and "
         "told in the report",
         read=checked,

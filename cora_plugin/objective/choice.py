@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 FEW = 4
 """Dense outputs of so many channels or fewer are as often images as classes."""
 
+SEVERAL = 4
+"""So many logits of yes and no of a trained network are not all from 0 to 1."""
+
 DECIDED = 0.5
 """Of the entropy of equal classes, what logits of a trained network stay below."""
 
@@ -178,38 +181,38 @@ def _one(name: str, value: Tensor, part: Part, scene: _Scene) -> _Found:
     if callable(part.how):
         return _Found(_custom(part.how))
     if part.how != AUTO:
-        return _Found(_named(part.how, 1 if part.axis is None else part.axis, value))
+        made = _named(part.how, 1 if part.axis is None else part.axis, value)
+        return _Found(made, _read_as(made, _called(name, value)))
     return _guess(name, value, part.axis, scene)
 
 
 def _named(how: str, axis: int, value: Tensor) -> Objective:
-    if how == "kl":
-        made = KL(axis, _is_distribution(value, axis))
-        made.distance({"": value[:1]}, {"": value[:1]})  # Refuses a single channel.
-        return made
     makers: dict[str, Any] = {
+        "kl": lambda: KL(axis, _is_distribution(value, axis)),
         "mse": MSE,
-        "bernoulli": Bernoulli,
+        "bernoulli": lambda: Bernoulli(_is_probability(value)),
         "cosine": lambda: Cosine(axis),
     }
-    objective: Objective = makers[how]()
-    return objective
+    made: Objective = makers[how]()
+    made.distance({"": value}, {"": value})  # Refuses a single channel.
+    return made
 
 
 def _guess(name: str, value: Tensor, axis: int | None, scene: _Scene) -> _Found:
     """What an output is, by its shape and values."""
-    shape, what = list(value.shape), f"output {name!r}" if name else "the output"
-    here = f"{what} {list(value.shape)}"
+    shape, here = list(value.shape), _called(name, value)
     if axis is None and value.ndim == 2:
         axis = 1
     one = value.ndim == 1 or value[0].numel() == 1
     if one or shape[1 if axis is None else axis] == 1:
         if scene.wanted == "bernoulli":
-            return _Found(Bernoulli(), f"{here}: yes and no, as the budget says")
+            made = _named("bernoulli", 1, value)
+            said = f"{here}: yes and no, as the budget says"
+            return _Found(made, _read_as(made, here) or said)
         return _Found(
             MSE(),
-            f"{here} has one channel: squared error (objective=bernoulli if it is the "
-            "logit of yes and no)",
+            f"{here} has one channel: squared error ({_setting(name, 'bernoulli')} if "
+            "it is the logit or the probability of yes)",
         )
     if axis is None and _is_image(value, scene.images):
         return _Found(MSE(), f"{here}: images as the input's: squared error")
@@ -219,12 +222,13 @@ def _guess(name: str, value: Tensor, axis: int | None, scene: _Scene) -> _Found:
         axis = 1  # The budget says that there are classes.
     if scene.wanted in ("mse", "bernoulli", "cosine"):
         made = _named(scene.wanted, 1 if axis is None else axis, value)
-        return _Found(made, f"{here}: {made.name}, as the budget says")
+        said = f"{here}: {made.name}, as the budget says"
+        return _Found(made, _read_as(made, here) or said)
     if axis is None:
         doubt = (
             f"{here}: it is not clear whether and along which axis it has classes, so "
-            "squared error is used; pass objective=mse, or objective=kl with axis=1 "
-            f"to {value.ndim - 1}, to say so"
+            f"squared error is used; pass {_setting(name, 'mse')}, or "
+            f"{_setting(name, 'kl', 1)} to {value.ndim - 1}, to say so"
         )
         return _Found(MSE(), doubt, doubt)
     if _is_distribution(value, axis):
@@ -235,13 +239,33 @@ def _guess(name: str, value: Tensor, axis: int | None, scene: _Scene) -> _Found:
         return _Found(
             MSE(),
             f"{here}: none is negative and none stands out, so no logits: squared "
-            "error (objective=kl if they are)",
+            f"error ({_setting(name, 'kl')} if they are)",
         )
     return _Found(
         KL(axis),
         f"{here} is taken for logits of {shape[axis]} classes along axis {axis}: kl "
-        "(objective=mse or cosine if they are none)",
+        f"({_setting(name, 'mse')} or cosine if they are none)",
     )
+
+
+def _called(name: str, value: Tensor) -> str:
+    """An output by name and shape, as notes begin."""
+    return f"{f'output {name!r}' if name else 'the output'} {list(value.shape)}"
+
+
+def _setting(name: str, how: str, axis: int | None = None) -> str:
+    """The setting that says how an output is measured, as it is to be written."""
+    if not name:
+        return f"objective={how}" + ("" if axis is None else f" with axis={axis}")
+    part = repr(how if axis is None else {"of": how, "axis": axis})
+    return f"objective={{{name!r}: {part}, …}}"
+
+
+def _read_as(made: Objective, here: str) -> str:
+    """What is said where values tell how a named distance reads them."""
+    if isinstance(made, Bernoulli) and made.probabilities:
+        return f"{here} is all from 0 to 1: probabilities of yes, not logits"
+    return ""
 
 
 def _channel_axis(value: Tensor, scene: _Scene) -> int | None:
@@ -264,6 +288,12 @@ def _is_distribution(value: Tensor, axis: int) -> bool:
         return False
     total = exact(value).sum(axis)
     return bool((total - 1).abs().max() < NEAR)
+
+
+def _is_probability(value: Tensor) -> bool:
+    """Whether values are probabilities: logits of so many are not all from 0 to 1."""
+    inside = float(value.min()) >= 0 and float(value.max()) <= 1
+    return inside and value.numel() >= SEVERAL
 
 
 def _decides(value: Tensor, axis: int) -> bool:

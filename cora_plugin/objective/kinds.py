@@ -14,6 +14,9 @@ from cora_plugin.outputs import Outputs, only
 
 KEY = ("objective",)
 
+SURE = 1e-7
+"""Probabilities nearer to 0 or 1 are taken for this near, whose logits are finite."""
+
 
 @dataclass(frozen=True)
 class KL:
@@ -57,25 +60,7 @@ class KL:
             ModelError: The output has no classes along the axis.
         """
         output = only(outputs)
-        if output.ndim < 2:
-            raise ModelError(
-                f"the model's output is a tensor {list(output.shape)}, not logits [N, "
-                "classes, …]; pass objective=mse for values, objective=bernoulli for "
-                "the logit of yes and no"
-            )
-        axis = self.axis % output.ndim if -output.ndim < self.axis else 0
-        if not 0 < axis < output.ndim or self.axis >= output.ndim:
-            raise ModelError(
-                f"axis {self.axis} is none of the classes' in an output of shape "
-                f"{list(output.shape)}; pass one from 1 to {output.ndim - 1}"
-            )
-        if output.shape[axis] < 2:
-            raise ModelError(
-                f"the model's output {list(output.shape)} has one channel along axis "
-                f"{self.axis}: the KL divergence over one class is always 0; pass "
-                "objective=bernoulli for the logit of yes and no, objective=mse for "
-                "values, or the axis of the classes"
-            )
+        axis = _axis(output, self.axis, "logits [N, classes, …]", _ONE_CLASS)
         output = output.movedim(axis, 1)
         if self.probabilities:
             return output.clamp_min(1e-12).log().log_softmax(1)
@@ -88,13 +73,17 @@ class Bernoulli:
 
     For classifiers of one logit, masks of one channel, and labels that do not exclude
     one another.
+
+    Args:
+        probabilities: Whether the outputs are probabilities of yes, not logits.
     """
 
+    probabilities: bool = False
     name: str = "bernoulli"
 
     def distance(self, reference: Outputs, outputs: Outputs) -> Tensor:
         """`p log(p/q) + (1 − p) log((1 − p)/(1 − q))` of sigmoids, mean, [N]."""
-        y, z = only(reference), only(outputs)
+        y, z = self._logits(reference), self._logits(outputs)
         p = y.sigmoid()
         yes = p * (F.logsigmoid(y) - F.logsigmoid(z))
         no = (1 - p) * (F.logsigmoid(-y) - F.logsigmoid(-z))
@@ -102,7 +91,7 @@ class Bernoulli:
 
     def probe(self, outputs: Outputs, random: torch.Generator) -> Tensor:
         """Log-likelihood of answers that are drawn from the outputs themselves."""
-        output = only(outputs)
+        output = self._logits(outputs)
         p = output.detach().float().sigmoid().cpu()
         sign = (2 * torch.bernoulli(p, generator=random) - 1).to(output)
         probe: Tensor = F.logsigmoid(sign * output).sum() / output[0].numel() ** 0.5
@@ -110,8 +99,16 @@ class Bernoulli:
 
     def agreement(self, reference: Outputs, outputs: Outputs) -> float:
         """Share of values with the same answer."""
-        same = (only(reference) > 0) == (only(outputs) > 0)
+        same = (self._logits(reference) > 0) == (self._logits(outputs) > 0)
         return float(exact(same).mean())
+
+    def _logits(self, outputs: Outputs) -> Tensor:
+        value = only(outputs)
+        if not self.probabilities:
+            return value
+        # Half precision has nothing between its last number below 1 and 1.
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
+        return value.logit(SURE)
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,13 @@ class Cosine:
     name: str = "cosine"
 
     def distance(self, reference: Outputs, outputs: Outputs) -> Tensor:
-        """`1 − y·ŷ / |y| |ŷ|`, [N]."""
+        """`1 − y·ŷ / |y| |ŷ|`, [N].
+
+        Raises:
+            ModelError: The outputs have no vectors along the axis.
+        """
         pair = only(reference), only(outputs)
+        _axis(pair[1], self.axis, "vectors [N, values, …]", _ONE_NUMBER)
         alike = F.cosine_similarity(*pair, dim=self.axis, eps=1e-12)
         return _mean(1 - alike)
 
@@ -209,6 +211,43 @@ class Custom:
     def agreement(self, reference: Outputs, outputs: Outputs) -> None:
         """None: the function knows of no classes."""
         return None
+
+
+_ONE_CLASS = "the KL divergence over one class is always 0"
+_ONE_NUMBER = "the cosine of one number is its sign alone"
+
+
+def _axis(output: Tensor, axis: int, wanted: str, one: str) -> int:
+    """An axis of an output, counted from the front.
+
+    Args:
+        output: The output.
+        axis: The axis of its classes or vectors, counted from either end.
+        wanted: What the output should be.
+        one: Why one value along the axis is not enough.
+
+    Raises:
+        ModelError: There is no such axis behind the first, or one value along it.
+    """
+    shape = list(output.shape)
+    if output.ndim < 2:
+        raise ModelError(
+            f"the model's output is a tensor {shape}, not {wanted}; pass objective=mse "
+            "for values, objective=bernoulli for the logit of yes and no"
+        )
+    found = axis % output.ndim if -output.ndim < axis < output.ndim else 0
+    if not found:
+        raise ModelError(
+            f"axis {axis} is none of the model's output {shape}, which should be "
+            f"{wanted}; pass one from 1 to {output.ndim - 1}"
+        )
+    if output.shape[found] < 2:
+        raise ModelError(
+            f"the model's output {shape} has one channel along axis {axis}: {one}; pass "
+            "objective=bernoulli for the logit of yes and no, objective=mse for values, "
+            "or the axis of the channels"
+        )
+    return found
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Feeds images through a host and gathers every layer's statistics."""
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from cora_plugin import processes
-from cora_plugin.adapters.errors import ConfigError, ModelError
-from cora_plugin.batches import samples
+from cora_plugin.adapters.errors import ConfigError, DataError, ModelError
+from cora_plugin.batches import pick, samples
 from cora_plugin.calibration import ImageSplit
 from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
@@ -20,8 +21,13 @@ from cora_plugin.statistics.moments import InputMean, InputMoments
 from cora_plugin.statistics.reach import Reach
 from cora_plugin.statistics.sensitivity import collect_sensitivities
 
+log = logging.getLogger(__name__)
+
 ALIKE = 1e-3
 """How far norms of outputs may be apart on unlike machines."""
+
+FEW = 4
+"""Images that show which layers gradients reach."""
 
 
 class Collector:
@@ -193,7 +199,7 @@ class Collector:
         return self._last
 
     def finish(self, objective: Objective) -> dict[str, LayerStatistics]:
-        """The statistics by layer; includes a backward pass where the search needs it.
+        """The statistics by layer; includes a backward pass, of few images if it may.
 
         Gathered once: later calls return what there is for the layers that are left.
 
@@ -222,17 +228,8 @@ class Collector:
         )
         layers = [e for e in self._layers if e.name not in self.unused]
         sensitivities: dict[str, Tensor] = {}
-        if config.search == "spectral" and layers:
-            batches = self.split.sample(config.sensitivity_images)
-            sensitivities = collect_sensitivities(
-                self._host, layers, batches, objective, config, self.split.whole
-            )
-            reach = Reach.of(self._host, layers, batches[0], sensitivities, objective)
-            sensitivities |= reach.made_up
-            self.notes = reach.notes
-            self.unused |= dict.fromkeys(
-                reach.idle, "the outputs that are measured do not depend on it"
-            )
+        if layers:
+            sensitivities = self._sensitivities(layers, objective)
         self._finished = {
             layer.name: LayerStatistics(
                 {n: each.mean() for n, each in self._running[layer.name].items()},
@@ -244,6 +241,43 @@ class Collector:
             if layer.name not in self.unused
         }
         return self._finished
+
+    def _sensitivities(
+        self, layers: Sequence[QuantizedLayer], objective: Objective
+    ) -> dict[str, Tensor]:
+        """Curvatures by layer, where the search goes by them.
+
+        Layers that do not matter go to `unused` whatever the search.
+        """
+        config, host, split = self._config, self._host, self.split
+        wanted = config.search == "spectral"
+        batches = split.sample(config.sensitivity_images) if wanted else self._few()
+        try:
+            found = collect_sensitivities(
+                host, layers, batches, objective, config, split.whole
+            )
+        except (RuntimeError, DataError) as error:
+            if config.search in ("spectral", "butterworth"):
+                raise
+            log.debug("not looked for layers that do not matter: %s", error)
+            return {}
+        reach = Reach.of(host, layers, batches[0], found, objective)
+        idle = (*reach.idle, *(reach.absent if wanted else ()))
+        self.unused |= dict.fromkeys(
+            idle, "the outputs that are measured do not depend on it"
+        )
+        if wanted:
+            self.notes = reach.notes
+            return {**found, **reach.made_up}
+        if config.search == "butterworth":
+            self.notes = reach.unlearned
+        return {}
+
+    def _few(self) -> tuple[Batch, ...]:
+        """Some held-out images: other searches need not have a sample of the others."""
+        batch = self.split.held_out()[0]
+        rows = range(min(samples(batch), FEW))
+        return (batch if self.split.whole else pick(batch, rows),)
 
     def means(self) -> dict[str, Tensor]:
         """Mean inputs `E[u]` [g, k] by layer."""

@@ -19,11 +19,13 @@ class Reach:
 
     `made_up` stands in for the curvature of those that outputs depend on: the same for
     all channels, so large that an error of the layer's own size costs what it does at
-    other layers. `idle` are those that no output depends on.
+    other layers. `idle` are those that no output depends on, `absent` those that the
+    batch did not run.
     """
 
     made_up: Mapping[str, Tensor]
     idle: tuple[str, ...]
+    absent: tuple[str, ...]
     known: int
 
     @classmethod
@@ -47,7 +49,7 @@ class Reach:
         """
         missing = [layer for layer in layers if layer.name not in known]
         if not missing:
-            return cls({}, (), len(known))
+            return cls({}, (), (), len(known))
         power, outputs = _powers(host, batch)
         costs = [
             float(_trace(known[e.name])) * power[e.name]
@@ -60,24 +62,40 @@ class Reach:
             logs = torch.tensor(costs, dtype=torch.float64).log()
             typical = float(logs.mean().exp())
         made_up, idle = {}, []
+        absent = tuple(e.name for e in missing if e.name not in power)
         for layer in missing:
-            own = power.get(layer.name, 0.0)
+            if layer.name in absent:
+                continue
+            own = power[layer.name]
             if not own or not _matters(host, layer, own, batch, outputs, objective):
                 idle.append(layer.name)
                 continue
             made_up[layer.name] = typical / (own * len(layer.weight)) * _ones(layer)
-        return cls(made_up, tuple(idle), len(known))
+        return cls(made_up, tuple(idle), absent, len(known))
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the report says."""
+        costs = "elsewhere" if self.known else "anywhere"
+        return self._cut_off(
+            f"an error there is taken to cost what one of its size costs {costs}"
+        )
+
+    @property
+    def unlearned(self) -> tuple[str, ...]:
+        """What it says where ranks are learned by gradients."""
+        return self._cut_off(
+            "their ranks are not learned, but what butterworth.initial_cutoff begins "
+            "with; search=spectral has ranks for them"
+        )
+
+    def _cut_off(self, then: str) -> tuple[str, ...]:
         if not self.made_up:
             return ()
         names = ", ".join(self.made_up)
         return (
             f"no gradient reaches {names}, for the forward cuts it off (no_grad, "
-            "detach): an error there is taken to cost what one of its size costs "
-            + ("elsewhere" if self.known else "anywhere"),
+            f"detach): {then}",
         )
 
 

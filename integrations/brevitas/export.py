@@ -27,6 +27,7 @@ from cora_plugin.integrations.brevitas.layers import unpack
 from cora_plugin.integrations.checked import check_onnx, check_torchscript, wanted
 from cora_plugin.integrations.example import Example, flattened, in_float32
 from cora_plugin.integrations.onnx import TRACED_OPSET
+from cora_plugin.integrations.parallel import bare
 from cora_plugin.outputs import Batch
 
 # The dynamo exporter rejects quantized biases.
@@ -98,6 +99,7 @@ def export_onnx_qcdq(
             names = _names(options, example, dynamic_batch)
             traced = _traceable(ready, example)
             export(traced, args=_arguments(example), export_path=path, **options)
+            _write_out_padding(path)
             if rewritten:
                 _rewrite(path, rounding if int8_kernels else None)
         if wanted(check, "onnxruntime"):
@@ -134,6 +136,7 @@ def export_qonnx(
             merge_quant_weights(ready, *example.args)
         traced = _traceable(ready, example)
         export(traced, args=_arguments(example), export_path=path, **options)
+        _write_out_padding(path)
 
 
 def export_torch_qcdq(
@@ -211,6 +214,12 @@ def _rewrite(path: str, rounding: Mapping[str, str] | None) -> None:
         rewrite(path, pack_weights, unsigned_beside_moving, constants_by_arithmetic)
 
 
+def _write_out_padding(path: str) -> None:
+    from cora_plugin.integrations.onnx.same import write_out_padding
+
+    write_out_padding(path)
+
+
 def _check_onnx(*more: str) -> None:
     needed = ("onnx", "onnxoptimizer", *more)
     missing = [name for name in needed if find_spec(name) is None]
@@ -233,7 +242,7 @@ def _ready(
         DataError: It does not.
         ModelError: A bias cannot be stored as integers.
     """
-    copied = copy.deepcopy(model).cpu().eval()
+    copied = copy.deepcopy(bare(model)).cpu().eval()
     if integer_biases:
         copied = in_float32(copied)
     with watched_biases(copied, _refuse) if integer_biases else nullcontext():

@@ -31,6 +31,7 @@ from cora_plugin.integrations.nncf.insert import in_int8
 from cora_plugin.integrations.nncf.layers import check_model
 from cora_plugin.integrations.nncf.private import get_hook_storage
 from cora_plugin.integrations.onnx import TRACED_OPSET
+from cora_plugin.integrations.parallel import bare
 from cora_plugin.integrations.required import require
 from cora_plugin.outputs import Batch, device_of, moved
 
@@ -79,6 +80,7 @@ def export_openvino(
     target = Path(path)
     if target.suffix != ".xml":
         raise FileError(f"{path}: OpenVINO IR is a .xml and a .bin; name the .xml file")
+    model = bare(model)
     check_model(model)
     require("OpenVINO IR", "openvino")
     import openvino
@@ -170,12 +172,14 @@ def export_onnx(
         CoRaError: onnx or onnx-ir is missing.
         OSError: The file cannot be written; what was there before is left.
     """
+    model = bare(model)
     check_model(model)
     require("ONNX export", "onnx", "onnx_ir")
     from cora_plugin.integrations.nncf.qdq import fake_quantize_to_qdq
     from cora_plugin.integrations.onnx.constants import constants_by_arithmetic
     from cora_plugin.integrations.onnx.export import rewrite
     from cora_plugin.integrations.onnx.int8 import for_int8_kernels
+    from cora_plugin.integrations.onnx.same import write_out_padding
     from cora_plugin.integrations.onnx.unsigned import unsigned_beside_moving
 
     copied = _traceable(model)
@@ -197,6 +201,7 @@ def export_onnx(
             output_names=outputs,
             dynamic_axes=dynamic_axes,
         )
+        write_out_padding(temporary)
         steps = [unsigned_beside_moving, constants_by_arithmetic]
         if int8_kernels:
             steps = [partial(for_int8_kernels, rounding=rounding)]
@@ -235,6 +240,7 @@ def _describe(
 
 def exportable(model: nn.Module) -> nn.Module:
     """A copy whose quantizers are plain torch, which `torch.export` can follow."""
+    model = bare(model)
     check_model(model)
     copied = _copy(model)
     in_int8(copied, False)

@@ -56,6 +56,17 @@ DICTS = [{"rgb": rgb, "depth": depth} for rgb, depth in PAIRS]
 LABELS = torch.zeros(8, dtype=torch.int64)
 
 
+@pytest.mark.parametrize("search", ["uniform", "butterworth", "series"])
+def test_no_search_spends_on_layers_that_no_output_depends_on(host, search):
+    model = quantized(host, Fusion("tensor"), PAIRS)
+    config = {"search": search, "butterworth": {"iterations": 4}}
+    config |= {} if search == "series" else {"budget": 0.2}
+    report = adapt(host, model, PAIRS, config)
+    assert "not depend on it" in report.skipped["unused"]
+    assert report.after.value < report.before.value
+    assert not any("no gradient reaches" in note for note in report.notes)
+
+
 def test_every_way_to_yield_two_inputs_gives_the_same(host):
     prototype = quantized(host, Fusion("tensor"), PAIRS)
     found = []
@@ -221,12 +232,21 @@ class Stopped(nn.Module):
         return 20 * self.head(y)
 
 
-@pytest.mark.parametrize("how", ["frozen", "detached", "all"])
-def test_layers_that_no_gradient_reaches_are_named_and_served(host, how):
+@pytest.mark.parametrize(
+    ("how", "search"),
+    [
+        ("frozen", "spectral"),
+        ("detached", "butterworth"),
+        ("all", "spectral"),
+        ("all", "butterworth"),
+    ],
+)
+def test_layers_that_no_gradient_reaches_are_named_and_served(host, how, search):
     torch.manual_seed(1)
     data = [torch.randn(8, 3, 16, 16) for _ in range(8)]
     model = quantized(host, Stopped(how), data, 3)
-    report = adapt(host, model, data)
+    config = {"budget": 0.2, "search": search, "butterworth": {"iterations": 4}}
+    report = adapt(host, model, data, config)
     names = "one, two, head" if how == "all" else "one, two,"
     assert any(f"no gradient reaches {names}" in note for note in report.notes)
     assert all(row.rank for row in report.layers)

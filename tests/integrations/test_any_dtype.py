@@ -32,8 +32,8 @@ class Net(nn.Module):
         return 20 * self.head(y.mean((2, 3)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_model_keeps_its_type_and_is_written(host, dtype, tmp_path, caplog):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_keeps_its_type_and_is_written(host, dtype, tmp_path, caplog):
     torch.manual_seed(1)
     data = [torch.randn(8, 3, 16, 16).to(dtype) for _ in range(6)]
     model = quantized(host, Net(), data, dtype=dtype)

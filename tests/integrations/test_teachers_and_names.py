@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from any_net import adapt, quantized
+from any_net import adapt, export, quantized
 from torch import nn
 
 from cora_plugin.adapters import load_adapters, save_adapters
@@ -85,6 +85,7 @@ def test_files_know_no_wrapper(host, prototypes, tmp_path):
     save(tmp_path / "wrapped", wrapped)
     adapters, shifts, _ = load_adapters(tmp_path / "wrapped")
     assert {*adapters} <= {"stem", "layer", "head"}
+    assert export(host, wrapped, CALLS[0], tmp_path / "wrapped.onnx") < 0.02
     expected = answer(wrapped.module)
     bare = copy.deepcopy(prototypes[host])
     load(tmp_path / "wrapped", bare)
