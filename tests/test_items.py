@@ -78,9 +78,9 @@ IMAGES = [torch.randn(3, 4, 4) for _ in range(5)]
             Listed(),
             (IMAGES, [LABELS] * 5),
             (IMAGES,),
-            "a list, the model's one argument",
+            "a list, the model's",
         ),
-        (Listed(), tuple(IMAGES), (IMAGES,), "a list, the model's one argument"),
+        (Listed(), tuple(IMAGES), (IMAGES,), "a list, the model's"),
         (
             Listed(),
             (tuple(IMAGES), 5 * ({"boxes": Y},)),

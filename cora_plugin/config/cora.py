@@ -201,9 +201,9 @@ class CoRaConfig:
     objective: Any = setting(
         AUTO,
         "what near to the float model means: `kl` of class logits, `bernoulli` of "
-        "logits or probabilities of yes, `mse`, `cosine`, or a function of two outputs; by "
-        "output as in `{boxes: mse, scores: kl}`; `auto`, decided by the outputs and "
-        "told in the report",
+        "logits or probabilities of yes, `mse`, `cosine`, or a function of two "
+        "outputs; by output as in `{boxes: mse, scores: kl}`; `auto`, decided by the "
+        "outputs and told in the report",
         read=checked,
     )
     axis: int | None = setting(

@@ -243,9 +243,9 @@ def _axis(output: Tensor, axis: int, wanted: str, one: str) -> int:
         )
     if output.shape[found] < 2:
         raise ModelError(
-            f"the model's output {shape} has one channel along axis {axis}: {one}; pass "
-            "objective=bernoulli for the logit of yes and no, objective=mse for values, "
-            "or the axis of the channels"
+            f"the model's output {shape} has one channel along axis {axis}: {one}; "
+            "pass objective=bernoulli for the logit of yes and no, objective=mse for "
+            "values, or the axis of the channels"
         )
     return found
 

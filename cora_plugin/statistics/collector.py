@@ -214,7 +214,6 @@ class Collector:
         if self._finished is not None:
             names = {layer.name for layer in self._layers}
             return {n: each for n, each in self._finished.items() if n in names}
-        config = self._config
         self.close()
         self.unused = {
             name: "calibration never reached it"

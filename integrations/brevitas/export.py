@@ -23,11 +23,12 @@ from cora_plugin.adapters.files import whole_file
 from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.insert import in_int8
 from cora_plugin.integrations.brevitas.integer_biases import watched_biases
-from cora_plugin.integrations.brevitas.layers import unpack
+from cora_plugin.integrations.brevitas.layers import find_scales, unpack
 from cora_plugin.integrations.checked import check_onnx, check_torchscript, wanted
 from cora_plugin.integrations.example import Example, flattened, in_float32
 from cora_plugin.integrations.onnx import TRACED_OPSET
 from cora_plugin.integrations.parallel import bare
+from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.outputs import Batch
 
 # The dynamo exporter rejects quantized biases.
@@ -242,7 +243,10 @@ def _ready(
         DataError: It does not.
         ModelError: A bias cannot be stored as integers.
     """
-    copied = copy.deepcopy(bare(model)).cpu().eval()
+    inner = bare(model)
+    with evaluation(inner):
+        find_scales(inner)
+    copied = copy.deepcopy(inner).cpu().eval()
     if integer_biases:
         copied = in_float32(copied)
     with watched_biases(copied, _refuse) if integer_biases else nullcontext():

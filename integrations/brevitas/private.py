@@ -118,7 +118,9 @@ def begins_learned_round(proxy: Any) -> bool:
     `float_to_int_impl_type` of the injector says so, and a `LearnedRoundSte` among the
     modules that it has done so already. Seen in 0.13.4.
     """
-    rounding = getattr(proxy.quant_injector, "float_to_int_impl_type", None)
+    name, settings = "float_to_int_impl_type", proxy.quant_injector
+    # Not getattr: what A2Q's settings lack is an error of their own kind.
+    rounding = getattr(settings, name) if name in settings else None
     return rounding == FloatToIntImplType.LEARNED_ROUND and not learns_rounding(proxy)
 
 

@@ -11,7 +11,7 @@ AUTO = b"SAME_UPPER"
 
 
 def write_out_padding(path: str | os.PathLike[str]) -> None:
-    """Give every dilated convolution of a file the zeros that its `auto_pad` stands for.
+    """Give dilated convolutions of a file the zeros that `auto_pad` stands for.
 
     onnxruntime (1.31) has no kernel that finds them where the window is dilated.
     Subgraphs are left alone.
@@ -34,12 +34,8 @@ def _is_found_at_run_time(node: Any) -> bool:
 def _write_out(node: Any) -> None:
     given = _attributes(node)
     # Torch takes "same" at stride 1 alone, so an output has its input's size.
-    totals = [
-        dilation * (size - 1)
-        for size, dilation in zip(
-            given["kernel_shape"], given["dilations"], strict=True
-        )
-    ]
+    sizes, dilations = given["kernel_shape"], given["dilations"]
+    totals = [d * (size - 1) for size, d in zip(sizes, dilations, strict=True)]
     before = [total // 2 for total in totals]
     after = [total - half for total, half in zip(totals, before, strict=True)]
     kept = [each for each in node.attribute if each.name not in ("auto_pad", "pads")]

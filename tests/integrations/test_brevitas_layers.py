@@ -1,6 +1,7 @@
 """Nets written by hand in brevitas.nn: QuantTensors, A2Q, pruning, subclasses."""
 
 import brevitas.nn as qnn
+import onnx
 import pytest
 import torch
 from any_net import by_brevitas
@@ -22,6 +23,7 @@ from cora_plugin.integrations.brevitas import (
     apply_cora,
     cora_mode,
     export_onnx_qcdq,
+    export_qonnx,
     quantize_ptq,
     remove_cora,
 )
@@ -104,14 +106,22 @@ def test_layers_behind_an_adapter_have_the_scale_that_they_need(between, tmp_pat
     "quantizer",
     [Int8AccumulatorAwareWeightQuant, Int8AccumulatorAwareZeroCenterWeightQuant],
 )
-def test_weight_quantizers_that_need_their_input_see_the_first_batch(quantizer):
+def test_weight_quantizers_that_need_their_input_see_the_first_batch(
+    quantizer, tmp_path
+):
     def net():
         options = {"weight_quant": quantizer, "weight_accumulator_bit_width": 16}
         return calibrated(Net(bias=None, **options))
 
-    report = apply_cora(iter(X), net(), "budget=0.3")
+    model = net()
+    report = apply_cora(iter(X), model, "budget=0.3")
     assert not report.skipped and report.images + report.held_out == 48
     assert report.after.value < 0.5 * report.before.value
+    path = tmp_path / "net.onnx"
+    assert export_onnx_qcdq(model, X[0], path) < 0.02
+    export_qonnx(model, X[0], path)  # Their rounding has no name there.
+    quantizers = [n for n in onnx.load(path).graph.node if n.op_type == "Quant"]
+    assert len(quantizers) > 4
     # Without a loader there is none to see.
     model = net()
     with torch.no_grad(), cora_mode(model, "budget=0.3") as cora:
@@ -119,6 +129,20 @@ def test_weight_quantizers_that_need_their_input_see_the_first_batch(quantizer):
             cora.model(x)
     assert "goes by the layer's input" in cora.report.skipped["two"]
     assert [row.name for row in cora.report.layers] == ["head"]
+
+
+def test_a_model_that_never_ran_is_written(tmp_path):
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(3, 8, 3)
+            self.unused = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.one(x).relu()
+
+    model = by_brevitas(Unused(), X, 4, torch.float32, "asym", scales="mse")
+    assert export_onnx_qcdq(model, X[0], tmp_path / "net.onnx") < 0.02
 
 
 def test_a_subclass_carries_adapters_where_it_runs_as_its_base():

@@ -18,7 +18,7 @@ def call(model, batch):
     return model(*batch) if isinstance(batch, tuple) else model(batch)
 
 
-def by_brevitas(net, calls, weight_bits, dtype, act):
+def by_brevitas(net, calls, weight_bits, dtype, act, scales="stats"):
     from brevitas.graph.calibrate import calibration_mode
     from brevitas.graph.quantize import layerwise_quantize
 
@@ -29,7 +29,7 @@ def by_brevitas(net, calls, weight_bits, dtype, act):
         device="cpu",
         bias_bit_width=None,
         weight_bit_width=weight_bits,
-        weight_param_method="stats",
+        weight_param_method=scales,
         weight_scale_type="float_scale",
         weight_quant_type="sym",
         weight_quant_granularity="per_channel",
