@@ -267,7 +267,7 @@ def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
     except (CoRaError, OSError):
         raise
     except Exception as error:
-        culprit = _culprit(manager, model)
+        culprit = _culprit(manager, bare(model))
         way_out = "quantize to 2 to 8 bits, with one scale a channel or a tensor"
         raise ModelError(
             f"Brevitas cannot write the model in this format: {error}"
