@@ -89,6 +89,21 @@ class Step:
         text = f"{self.difference:+.2g}"
         return text if self.error is None else f"{text} ± {self.error:.1g}"
 
+    @property
+    def against(self) -> str:
+        """What speaks against the step."""
+        here = f"{self.change} on {self.images} images"
+        if self.metric is None:
+            return (
+                f"it took the model from {self.before} to {self.after} away from the "
+                f"float one ({here})"
+            )
+        was, now = self.metric
+        return (
+            f"what judges beside the distance went from {was:.4g} to {now:.4g}, while "
+            f"{self.before} became {self.after} ({here})"
+        )
+
     def measured(self, before: Tensor, after: Tensor, strict: bool) -> "Step":
         """The same, undone where another measure falls.
 
@@ -284,16 +299,8 @@ class Guard:
             self._each, self._reserve_each = each, more
         else:
             # Of several tries most are taken back: that is no news.
-            log.log(
-                logging.WARNING if doubt > 0 else logging.INFO,
-                "%s: taken back, for it took the model from %s to %s away from the "
-                "float one (%s on %d images)",
-                name,
-                step.before,
-                after,
-                step.change,
-                step.images,
-            )
+            level = logging.WARNING if doubt > 0 else logging.INFO
+            log.log(level, "%s: taken back, for %s", name, step.against)
         return step.kept
 
     def _kept_on(self, reserve: Jury) -> Tensor:

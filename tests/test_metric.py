@@ -12,7 +12,7 @@ from cora_plugin.labels import Labelled, labels_of
 from cora_plugin.objective import Distance
 
 
-def test_a_step_that_lowers_the_users_own_measure_is_undone():
+def test_a_step_that_lowers_the_users_own_measure_is_undone(caplog):
     host, left = PlainHost(net()), iter([5.0, 4.0])
     report = CoRa("budget=0.2,metric=svd,bias_correction=off").apply(
         host, batches(), metric=lambda: next(left, 5.0)
@@ -20,6 +20,8 @@ def test_a_step_that_lowers_the_users_own_measure_is_undone():
     first = report.steps[0]
     assert first.difference < 0 and not first.kept and first.metric == (5.0, 4.0)
     assert "metric 5 -> 4, rolled back" in " ".join(str(report).split())
+    assert "distance went from 5 to 4, while KL" in caplog.text
+    assert "it took the model from" not in caplog.text
     assert all(step.metric is None for step in report.steps if step.difference > 0)
 
 

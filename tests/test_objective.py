@@ -99,6 +99,13 @@ def test_what_is_not_finite_is_infinitely_far_away():
     assert measure(KL(), {"": torch.zeros(1, 2)}, {"": broken}).value == math.inf
 
 
+def test_outputs_of_other_numbers_of_rows_are_told():
+    both = {"scores": torch.randn(6), "boxes": torch.randn(4)}
+    squares = Weighted({"scores": MSE(), "boxes": MSE()})
+    with pytest.raises(CoRaError, match=r"'scores' 6, 'boxes' 4; wrap the model"):
+        squares.distance(both, both)
+
+
 def test_an_objective_that_does_not_fit_the_outputs_says_so():
     y = torch.zeros(2, 3)
     with pytest.raises(ModelError, match=r"2 tensors \(a, b\), not logits"):

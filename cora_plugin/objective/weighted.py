@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.objective.distance import Objective
 from cora_plugin.objective.kinds import KEY
 from cora_plugin.outputs import Outputs
@@ -39,11 +39,25 @@ class Weighted:
                 )
 
     def distance(self, reference: Outputs, outputs: Outputs) -> Tensor:
-        """`Σ w_i d_i`, [N]."""
-        return _added(
-            self.weights.get(name, 1.0) * part.distance(*_one(name, reference, outputs))
+        """`Σ w_i d_i`, [N].
+
+        Raises:
+            ModelError: Outputs do not have as many rows as one another.
+        """
+        found = {
+            name: self.weights.get(name, 1.0)
+            * part.distance(*_one(name, reference, outputs))
             for name, part in self.parts.items()
-        )
+        }
+        rows = {name: len(each) for name, each in found.items()}
+        if len({*rows.values()}) > 1:
+            told = ", ".join(f"{name!r} {count}" for name, count in rows.items())
+            raise ModelError(
+                "outputs are measured sample by sample, and have other numbers of "
+                f"rows: {told}; wrap the model so that each is [N, …] of its N inputs, "
+                "or name those that are by objective"
+            )
+        return _added(found.values())
 
     def probe(self, outputs: Outputs, random: torch.Generator) -> Tensor:
         """`Σ √w_i p_i`: probes are independent, so that their curvatures add up."""

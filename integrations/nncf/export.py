@@ -300,7 +300,8 @@ class StaticQuantizer(nn.Module):
             return x
         clipped = torch.maximum(torch.minimum(x, self.high), self.low)
         levels = torch.round((clipped - self.low) * self.scale - self.zero_point)
-        return levels / self.scale
+        # NNCF keeps the model's type, in which scales may not be.
+        return (levels / self.scale).to(x.dtype)
 
 
 def _traceable(model: nn.Module) -> nn.Module:
