@@ -49,10 +49,10 @@ def training(*names: str) -> str:
             cells.append(f"{plain['top1']:.1%}")
             for method in ("lr", "trs"):
                 of_method = method, adapted
-                value, best = _best(
-                    [r for r in rows if (r["method"], r["adapters"]) == of_method]
-                )
-                cells += [f"{_spread(best)} % ({value})", _share(best, "oscillating")]
+                found = [r for r in rows if (r["method"], r["adapters"]) == of_method]
+                value, best = _best(found) if found else ("", [])
+                top1 = f"{_spread(best)} % ({value})" if found else ""
+                cells += [top1, _share(best, "oscillating")]
             lines.append(cells)
     ways = ("learning rate", "transition rate")
     heads = [each for way in ways for each in (way, "oscillating")]
