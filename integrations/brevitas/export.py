@@ -267,7 +267,7 @@ def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
     except (CoRaError, OSError):
         raise
     except Exception as error:
-        culprit = _culprit(manager, bare(model))
+        culprit = _culprit(manager, bare(model), str(error))
         way_out = "quantize to 2 to 8 bits, with one scale a channel or a tensor"
         raise ModelError(
             f"Brevitas cannot write the model in this format: {error}"
@@ -276,12 +276,23 @@ def _explained(manager: Any, model: nn.Module) -> Iterator[None]:
         ) from error
 
 
-def _culprit(manager: Any, model: nn.Module) -> str | None:
-    """The first quantizer that an exporter has no way to write."""
+def _culprit(manager: Any, model: nn.Module, said: str) -> str | None:
+    """The quantizer that an exporter has no way to write: which said so, or the first.
+
+    Biases are asked without the scales that a run gives them: what they alone say may
+    be that these are missing.
+    """
     # Being asked changes it, and the model is the user's.
-    for name, proxy in private.quantizers(copy.deepcopy(model).cpu().eval()):
-        reason = private.unwritable(manager, proxy)
-        if reason is not None:
-            layer, _, role = name.rpartition(".")
-            return f"{layer}: Brevitas cannot write its {role} in this format: {reason}"
-    return None
+    asked = private.quantizers(copy.deepcopy(model).cpu().eval())
+    reasons = {name: private.unwritable(manager, proxy) for name, proxy in asked}
+    culprits = [name for name, reason in reasons.items() if reason == said]
+    culprits += [
+        name
+        for name, reason in reasons.items()
+        if reason is not None and not name.endswith("bias_quant")
+    ]
+    if not culprits:
+        return None
+    layer, _, role = culprits[0].rpartition(".")
+    reason = reasons[culprits[0]]
+    return f"{layer}: Brevitas cannot write its {role} in this format: {reason}"

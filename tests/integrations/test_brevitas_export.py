@@ -12,7 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from brevitas.quant import Int8WeightPerChannelFloat, SignedBinaryWeightPerTensorConst
+from brevitas.quant import (
+    Int8WeightPerChannelFloat,
+    Int32Bias,
+    SignedBinaryWeightPerTensorConst,
+)
 from brevitas.quant.experimental.float_quant_ocp import (
     Fp8e4m3OCPWeightPerTensorFloat,
 )
@@ -365,6 +369,22 @@ def test_an_operator_that_onnx_does_not_know_is_refused(tmp_path):
     model, match = Odd().eval(), "cannot write the model .*bessel_j0"
     with untouched(model), pytest.raises(CoRaError, match=match):
         export_onnx_qcdq(model, torch.randn(2, 32), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_quantizer_that_an_exporter_refuses_is_named(tmp_path):
+    """Others cannot be asked alone: a bias has its scale from a run."""
+    torch.manual_seed(0)
+    returns = {"return_quant_tensor": True}
+    model = nn.Sequential(
+        qnn.QuantIdentity(**returns),
+        qnn.QuantConv2d(3, 8, 3, bias_quant=Int32Bias, **returns),
+        qnn.QuantReLU(**returns),
+        qnn.TruncAvgPool2d(2, float_to_int_impl_type="floor"),
+    ).eval()
+    match = "^3: Brevitas cannot write its trunc_quant in this format"
+    with untouched(model), pytest.raises(CoRaError, match=match):
+        export_torch_qcdq(model, torch.randn(2, 3, 8, 8), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
