@@ -256,7 +256,7 @@ class Collector:
                 host, layers, batches, objective, config, split.whole
             )
         except (RuntimeError, DataError) as error:
-            if config.search in ("spectral", "butterworth"):
+            if wanted:
                 raise
             log.debug("not looked for layers that do not matter: %s", error)
             return {}
