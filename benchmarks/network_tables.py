@@ -130,19 +130,22 @@ def budgets(*names: str) -> str:
     )
     lines = []
     for name in names:
-        network, _, toolkit = name.split("-")
+        network, weights, toolkit, *menu = name.split("-")
+        title = f"{NAMES[network]}, {weights}, {NAMES[toolkit]}"
+        title += "".join(f", widths {each.replace('_', ' and ')}" for each in menu)
         for budget in ("1.0 ptq", "1.05 ptq"):
+            if find(f"budget-{name}", "together", budget) is None:
+                continue
             cells = []
             for _, recipe, method in ways:
                 wanted = budget if method != NONE else ""
                 row = find(f"budget-{name}", method, wanted, recipe)
-                alone = method != NONE or budget == "1.0 ptq"
-                shown = row is not None and alone
+                # What has a size of its own stands once.
+                shown = row is not None and (method != NONE or bool(title))
                 kl = f"{row['kl']:.4f} ({row['equivalent_bits']:.2f})" if shown else ""
                 cells.append(kl)
-            title = f"{NAMES[network]}, {NAMES[toolkit]}"
-            first = "" if budget != "1.0 ptq" else title
-            lines.append([first, budget.replace(" ptq", " ×"), *cells])
+            lines.append([title, budget.replace(" ptq", " ×"), *cells])
+            title = ""
     return markdown(["network", "of PTQ's bits", *(way for way, _, _ in ways)], lines)
 
 
