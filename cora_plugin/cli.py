@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
-from cora_plugin.adapters.errors import ConfigError, CoRaError
+from cora_plugin.adapters.errors import ConfigError, CoRaError, FileError
 from cora_plugin.integrations.points import toolkits
 from cora_plugin.interrupts import Ended, interrupt_behind, interruptible
 
@@ -315,7 +315,11 @@ def _run_recipe(options: argparse.Namespace) -> Sequence[CoRaError]:
     with ExitStack() as stack:
         sink = sys.stderr if options.verbose else None
         if options.log is not None:
-            sink = stack.enter_context(options.log.open("w", encoding="utf-8"))
+            try:
+                sink = stack.enter_context(options.log.open("w", encoding="utf-8"))
+            except OSError as error:
+                problem = f"--log {options.log}: cannot be written: {error.strerror}"
+                raise FileError(problem) from error
         from rich.console import Console
 
         from cora_plugin.progress import told

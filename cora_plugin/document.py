@@ -44,9 +44,11 @@ class Document:
         try:
             loader = _Loader(Path(path).read_text(encoding="utf-8"))
             node = loader.get_single_node()
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise FileError(f"{name}: cannot be read: {why}") from error
+        except OSError as error:
+            raise FileError(f"{name}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            problem = f"byte {error.start} is not UTF-8; save it as text in UTF-8"
+            raise FileError(f"{name}: cannot be read: {problem}") from error
         except yaml.YAMLError as error:
             raise FileError(_syntax(name, error)) from error
         except RecursionError as error:
@@ -102,7 +104,11 @@ class Document:
             raise ConfigError(
                 (), "pass key=value, such as data.images=24", f"--set {text}"
             )
-        self.put(name.strip().split("."), parse_value(raw), f"--set {text}")
+        try:
+            value = parse_value(raw)
+        except ConfigError as error:
+            raise ConfigError((), error.problem, f"--set {text}") from error
+        self.put(name.strip().split("."), value, f"--set {text}")
 
     def put(self, path: Iterable[str], value: Any, place: str) -> None:
         """Set one value, and make the mappings that lead to it where there are none.
@@ -229,16 +235,26 @@ def parse_value(text: str, key: Key = ()) -> Any:
 MOST = 100_000
 """Values that a file may hold, those that aliases repeat counted each time."""
 
+DEPTH = 100
+"""Levels of lists and mappings that a file may have."""
+
 _DEEP = "is nested too deep, or holds an alias of itself"
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 as PyYAML reads it, but 1e-4 is a number as in YAML 1.2.
 
-    `count` is the number of values that were made.
+    `count` is the number of values that were made. What is nested deeper than `DEPTH`
+    is refused at once: the scanner's work at each bracket grows with those around it.
     """
 
     count = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Scan a bracket that opens."""
+        if self.flow_level >= DEPTH:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
 
 
 _Loader.add_implicit_resolver(
@@ -301,4 +317,6 @@ def _syntax(name: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     place = name if mark is None else f"{name}:{mark.line + 1}"
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if "'\\t'" in problem:
+        problem += "; indent with blanks"
     return f"{place}: not YAML: {problem}"

@@ -222,6 +222,11 @@ def _check(batch: Any, item: Any, index: int) -> None:
             "yield batches of images [N, …], alone or first in a tuple such as "
             "(images, targets), or whatever else the model takes"
         )
+    if all(each.numel() == 0 for each in found):
+        raise DataError(
+            f"calibration data: item {index} is {_describe(item)}, without a single "
+            "image; leave such batches out"
+        )
     for each in found:
         problem = first_nonfinite(each) if each.is_floating_point() else None
         if problem is not None:

@@ -29,9 +29,7 @@ def run(
     Raises:
         ModelError: The model returns no tensor.
     """
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    dtype = None if like is None else like.dtype
-    arguments = moved(batch, device_of(model), dtype)
+    arguments = moved(batch, device_of(model), dtype_of(model))
     if isinstance(arguments, Tensor):
         answer = model(arguments)
     elif isinstance(arguments, Mapping):
@@ -39,6 +37,12 @@ def run(
     else:
         answer = model(*arguments)
     return named(answer, unpack)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype of a model's floats; None where it has none."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return None if like is None else like.dtype
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

@@ -26,6 +26,8 @@ def check(value: Any, hint: Any, key: Key = (), place: str = "") -> None:
     """
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     plain: Any = origin or hint
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(key, f"{value!r} holds a NUL, which no name may", place)
     if hint is Any:
         return
     if plain in (typing.Union, types.UnionType):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cora_plugin.adapters.errors import DataError
+from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
+from cora_plugin.integrations.doing import in_a_line
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.items import Reader, check_loader
 from cora_plugin.outputs import Batch, run
@@ -27,13 +28,14 @@ class CalibrationData(Iterable[Batch]):
 
     def __init__(self, model: nn.Module, loader: Iterable[Any]) -> None:
         check_loader(loader, model)
+        _check_model(model)
         if isinstance(loader, Iterator):
             raise DataError(
                 "calibration data: it is walked more than once, and an iterator can be "
                 "walked once; pass a list of batches or a DataLoader"
             )
         self._loader = loader
-        first = next(iter(loader), None)
+        first = next(self._items(), None)
         if first is None:
             raise DataError(
                 "calibration data: the loader is empty; pass a few dozen images"
@@ -47,5 +49,32 @@ class CalibrationData(Iterable[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """Walk the loader."""
         reader = self._reader.again()
-        for item in self._loader:
+        for item in self._items():
             yield reader(item)
+
+    def _items(self) -> Iterator[Any]:
+        """What the loader yields; its own errors are no toolkit's.
+
+        Raises:
+            DataError: An item cannot be made; the loader's error is behind.
+        """
+        index = 0
+        try:
+            for item in self._loader:
+                yield item
+                index += 1
+        except CoRaError:
+            raise
+        # Whatever a data set of somebody's own may raise.
+        except Exception as error:
+            problem = f"item {index} cannot be made: {in_a_line(error)}"
+            raise DataError(f"calibration data: {problem}") from error
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, nn.Module):
+        return
+    what = f"is a {type(model).__name__}"
+    if isinstance(model, type):
+        what = f"is the class {model.__name__}; call it to make one"
+    raise ModelError(f"the model {what}; pass a torch.nn.Module")

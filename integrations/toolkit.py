@@ -23,6 +23,7 @@ from cora_plugin.integrations.points import entry_point
 from cora_plugin.integrations.points import install_line as install_line
 from cora_plugin.integrations.points import toolkits as toolkits
 from cora_plugin.report import Report
+from cora_plugin.typed import check
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
 
@@ -49,15 +50,18 @@ def option(default: Any, text: str, **bounds: Any) -> Any:
 
 
 class Bounded:
-    """A base of options dataclasses, whose constructor holds them to their bounds.
+    """A base of options dataclasses, whose constructor checks types and bounds.
 
     Raises:
-        ConfigError: From the constructor: a number is out of its bounds.
+        ConfigError: From the constructor: a value is of another type, or a number out
+            of its bounds.
     """
 
     def __post_init__(self) -> None:
-        """Check every number; a subclass that has its own checks calls this first."""
+        """Check every value; a subclass that has its own checks calls this first."""
+        hints = declared(type(self))
         for each in fields(self):  # type: ignore[arg-type]
+            check(getattr(self, each.name), hints[each.name], (each.name,))
             bounds: Bounds | None = each.metadata.get("bounds")
             if bounds is not None:
                 bounds.check((each.name,), getattr(self, each.name))

@@ -1,6 +1,7 @@
 """YAML keeps its lines, whichever way a value came into it."""
 
 import pickle
+import time
 
 import pytest
 import yaml
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from cora_plugin import CoRaError
 from cora_plugin.adapters.errors import ConfigError
-from cora_plugin.document import Document, parse_value
+from cora_plugin.document import DEPTH, Document, parse_value
 
 
 def read(tmp_path, text):
@@ -89,6 +90,8 @@ def test_overrides(tmp_path):
 def test_overrides_that_lead_nowhere(text, tmp_path):
     with pytest.raises(CoRaError):
         read(tmp_path, "a: 1\nl: [{c: 1}, 2]\n").override(text)
+    with pytest.raises(CoRaError, match=r"--set a=\{\{: .* is no YAML value"):
+        Document().override("a={{")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,26 @@ def test_what_is_no_plain_mapping_ends_with_one_line(tmp_path, text, message):
     with pytest.raises(CoRaError) as error:
         read(tmp_path, text)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_encodings_and_tabs_are_told_with_the_way_out(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_bytes("a: 1".encode("utf-16"))
+    with pytest.raises(CoRaError, match="byte 0 is not UTF-8; save it as text in UTF"):
+        Document.read(path)
+    with pytest.raises(CoRaError, match=":2: not YAML: .* indent with blanks"):
+        read(tmp_path, "a:\n\tb: 1\n")
+    path.write_bytes(b"\xef\xbb\xbfa:\r\n  b: 1\r\n")  # As Windows' editors save it.
+    assert Document.read(path).values == {"a": {"b": 1}}
+
+
+def test_brackets_are_counted_before_they_are_scanned(tmp_path):
+    begin = time.perf_counter()
+    with pytest.raises(CoRaError, match="nested too deep"):
+        read(tmp_path, "a: " + "[" * 20_000)
+    assert time.perf_counter() - begin < 2
+    deep = "[" * (DEPTH - 1) + "]" * (DEPTH - 1)
+    assert read(tmp_path, f"a: {deep}").values
 
 
 @pytest.mark.parametrize("text", ["2020-99-99", "9" * 5000, "[" * 3000 + "]" * 3000])

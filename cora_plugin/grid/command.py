@@ -23,6 +23,7 @@ from cora_plugin.grid.section import CompareSection
 from cora_plugin.integrations.required import require
 from cora_plugin.integrations.toolkit import Toolkit, load_toolkit
 from cora_plugin.recipe import Recipe, check
+from cora_plugin.recipe.folder import expanded
 
 MANY = 64
 """More cells than this are measured only where they are asked for twice."""
@@ -69,7 +70,7 @@ def compare(
     document = _read(path, overrides)
     section = CompareSection.read(document)
     output = document.values.get("output", "cora-compare")
-    folder = Folder(Path(document.typed(("output",), output, str)))
+    folder = Folder(expanded(document.typed(("output",), output, str)))
     known = _toolkits(document, section)
     found = cells(document, section, known, folder.cells)
     _check_cells(document, found)

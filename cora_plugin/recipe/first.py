@@ -1,6 +1,5 @@
 """A first recipe, from a few flags."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import yaml
 
 from cora_plugin.adapters.errors import DataError, FileError
 from cora_plugin.document import Document
+from cora_plugin.recipe.folder import expanded
 
 HEAD = """\
 # Run it with: cora-plugin run {name}
@@ -43,7 +43,7 @@ def first_recipe(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 def _images(folder: str, factory: bool) -> dict[str, Any]:
     """The data section: with labels where each class has a sub-folder."""
-    root = Path(os.path.expandvars(folder)).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise DataError(f"--images {folder}: is not a folder")
     entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]

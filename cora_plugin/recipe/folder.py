@@ -9,7 +9,7 @@ or a whole run's, which it moves out first.
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,11 @@ LOCK, PART, WHOLE = f"{HIDDEN}lock", f"{HIDDEN}part", f"{HIDDEN}whole"
 
 FILES = "files"
 """The key of `report.json` with the names of all files of the run."""
+
+
+def expanded(path: str) -> Path:
+    """A path of a recipe, which may hold `~` and `$VARIABLES`."""
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 @contextmanager
@@ -60,7 +65,8 @@ def opened(document: Document, folder: Path, keep: bool = True) -> Iterator[Path
             finally:
                 shutil.rmtree(folder / PART, ignore_errors=True)
             try:
-                _recover(folder)
+                with _unwritable(document, folder, f"; all of it is in {WHOLE} there"):
+                    _recover(folder)
             except KeyboardInterrupt:  # A few moves are left of a whole run.
                 _recover(folder)
                 raise
@@ -101,11 +107,20 @@ def locked(document: Document, folder: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _unwritable(document: Document, folder: Path) -> Iterator[None]:
+def _unwritable(document: Document, folder: Path, kept: str = "") -> Iterator[None]:
+    """Say which folder cannot be written to, and what stands in the way.
+
+    Args:
+        document: The recipe's.
+        folder: The output folder.
+        kept: What is left of a run that ends so.
+    """
     try:
         yield
     except OSError as error:
-        problem = f"cannot write to {folder}: {error.strerror}"
+        at = error.filename2 or error.filename
+        where = f" ({at})" if at and Path(at) != folder else ""
+        problem = f"cannot write to {folder}: {error.strerror}{where}{kept}"
         raise document.error(("output",), problem, FileError) from error
     except UnicodeEncodeError as error:
         problem = f"{str(folder)!a} is no name in this locale; name another folder"
@@ -140,6 +155,42 @@ def _recover(folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(whole / name, target)
     shutil.rmtree(whole)
+
+
+def in_the_way(folder: Path, exports: Iterable[str]) -> tuple[str, str] | None:
+    """What of a folder a run could not replace, or should not, for it is not a run's.
+
+    Args:
+        folder: The output folder.
+        exports: The paths of the run's exports.
+
+    Returns:
+        The path of the export or the name of the run's own file, and what is wrong;
+        None: nothing.
+    """
+    earlier = {*_files(folder / REPORT), *(OWN if _is_report(folder / REPORT) else ())}
+    for name in (*exports, *OWN):
+        weights = f"{name.removesuffix('.xml')}.bin" if name.endswith(".xml") else name
+        for each in dict.fromkeys((name, weights)):
+            path = folder / each
+            for above in path.relative_to(folder).parents:
+                if (folder / above).exists() and not (folder / above).is_dir():
+                    return name, f"{folder / above} is a file; name another file"
+            if path.is_dir():
+                return name, f"{path} is a folder; name another file"
+            if os.path.lexists(path) and Path(each).as_posix() not in earlier:
+                problem = f"{path} is there, and no earlier run wrote it"
+                return name, f"{problem}; move it, or name another folder in output"
+    return None
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is the report of a run."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(found, dict) and {"recipe", "rows"} <= found.keys()
+    except (OSError, RecursionError, ValueError):
+        return False
 
 
 def _files(report: Path) -> list[str]:

@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 from cora_plugin.adapters.errors import DataError, FileError, Key, dotted
 from cora_plugin.document import Document
 from cora_plugin.integrations.doing import in_a_line
+from cora_plugin.recipe.folder import expanded
 from cora_plugin.recipe.models import called, imported, package
 from cora_plugin.recipe.schema import ImageSection, Preprocessing, Recipe
 
@@ -200,11 +200,32 @@ def files(recipe: Recipe, name: str) -> Files | None:
     package(document, key, "torchvision")
     if source == "folder":
         return _image_folder(document, name, where, section.classes)
-    pattern = os.path.expanduser(os.path.expandvars(where))
-    found = sorted(p for p in glob.glob(pattern, recursive=True) if _is_file(p))
+    found = _matching(str(expanded(where)))
     if not found:
-        raise document.error(key, f"no file matches {where}", DataError)
+        kind = ", with an image's ending" if _leaves_ending(where) else ""
+        raise document.error(key, f"no file matches {where}{kind}", DataError)
     return Files(found, None, None)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that a glob matches; of images alone where it leaves the ending open.
+
+    Brackets that match nothing as a set of characters are those of a name.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    literal = pattern.replace("[", "[[]")
+    for each in dict.fromkeys((pattern, literal)):
+        found = sorted(filter(os.path.isfile, glob.glob(each, recursive=True)))
+        if _leaves_ending(pattern):
+            found = [name for name in found if name.lower().endswith(IMG_EXTENSIONS)]
+        if found:
+            return found
+    return []
+
+
+def _leaves_ending(pattern: str) -> bool:
+    return pattern.endswith("*")
 
 
 def make(recipe: Recipe, name: str, listed: Files | None) -> Images:
@@ -279,7 +300,7 @@ def _image_folder(
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     key: Key = (name, "folder")
-    root = Path(os.path.expandvars(folder)).expanduser()
+    root = expanded(folder)
     if not root.is_dir():
         raise document.error(key, f"{folder} is not a folder", DataError)
     # Hidden ones are other programs', such as .ipynb_checkpoints.
@@ -304,23 +325,22 @@ def _image_folder(
         and not any(part.startswith(".") for part in path.relative_to(entry).parts)
     ]
     if not found:
-        problem = f"{folder} has no sub-folder with images in it"
+        problem = (
+            f"{folder} has no sub-folder with images in it, one a class; images "
+            f"without labels go by glob, as {folder}/*.jpg"
+        )
         raise document.error(key, problem, DataError)
     return Files([path for path, _ in found], [label for _, label in found], len(names))
 
 
 def _lines(document: Document, name: str, path: str) -> list[str]:
     try:
-        text = Path(os.path.expandvars(path)).expanduser().read_text(encoding="utf-8")
+        text = expanded(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{path} cannot be read"
         raise document.error((name, "classes"), problem, FileError) from error
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line]
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(path)
 
 
 def preprocessing(recipe: Recipe, model: nn.Module) -> Preprocessing:

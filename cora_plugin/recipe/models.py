@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from cora_plugin.adapters.errors import (
     dotted,
 )
 from cora_plugin.document import Document
+from cora_plugin.recipe.folder import expanded
 from cora_plugin.recipe.plain import plain_norms, static_padding
 from cora_plugin.recipe.schema import Recipe
 from cora_plugin.typed import unknown
@@ -131,7 +131,7 @@ def check_model(recipe: Recipe) -> None:
         names = package(document, key, "torchvision").models.list_models()
         if section.torchvision not in names:
             raise document.error(key, unknown("model", section.torchvision, names))
-    if section.checkpoint and not _path(section.checkpoint).is_file():
+    if section.checkpoint and not expanded(section.checkpoint).is_file():
         raise document.error(
             ("model", "checkpoint"), f"no file {section.checkpoint}", FileError
         )
@@ -194,7 +194,7 @@ def plain_layers(model: nn.Module, example: Tensor) -> nn.Module:
 def _give(document: Document, model: nn.Module, checkpoint: str) -> None:
     """Load a checkpoint's weights, of exactly the model's names and shapes."""
     key: Key = ("model", "checkpoint")
-    path = _path(checkpoint)
+    path = expanded(checkpoint)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -240,7 +240,3 @@ def _first_difference(
             )
     extra = next((name for name in given if name not in wanted), None)
     return None if extra is None else f"{extra} is not in the model"
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expandvars(text)).expanduser()

@@ -19,13 +19,14 @@ from cora_plugin.adapters.errors import (
     CoRaError,
     DataError,
     FileError,
+    Key,
     ToolkitError,
 )
 from cora_plugin.integrations.doing import doing, in_a_line
 from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
 from cora_plugin.qat import QATReport, finetune
-from cora_plugin.recipe.folder import opened, written
+from cora_plugin.recipe.folder import in_the_way, opened, written
 from cora_plugin.recipe.images import (
     Files,
     Item,
@@ -69,12 +70,8 @@ def check(recipe: Recipe) -> None:
     """
     with own_modules():
         plan = _plan(recipe)
-    folder = Path(recipe.output)
-    with opened(recipe.document, folder, keep=False):
-        for index, export in enumerate(plan.chosen.exports):
-            if (folder / export.path).is_dir():
-                problem = f"{folder / export.path} is a folder; name another file"
-                raise recipe.document.error(("exports", index, "path"), problem)
+    with opened(recipe.document, Path(recipe.output), keep=False):
+        _check_folder(recipe, plan)
 
 
 def run(recipe: Recipe, console: Console | None = None) -> Results:
@@ -99,6 +96,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         opened(recipe.document, Path(recipe.output)) as folder,
     ):
         plan = _plan(recipe)
+        _check_folder(recipe, plan)
         toolkit, options = plan.chosen.toolkit, plan.chosen.options
         net = load_model(recipe)
         recipe, data, test = _images(recipe, plan, net)
@@ -249,6 +247,22 @@ def _plan(recipe: Recipe) -> _Plan:
         judging = None if test is None else make(recipe, "test", test)
         drawn(recipe, make(recipe, "data", data), judging)  # Are there enough?
     return _Plan(tool, data, test)
+
+
+def _check_folder(recipe: Recipe, plan: _Plan) -> None:
+    """Refuse to work for what could not be put into the output folder.
+
+    Raises:
+        ConfigError: Something else is in the place of a file of the run.
+    """
+    paths = [export.path for export in plan.chosen.exports]
+    found = in_the_way(Path(recipe.output), paths)
+    if found is not None:
+        name, problem = found
+        key: Key = ("output",)
+        if name in paths:
+            key = ("exports", paths.index(name), "path")
+        raise recipe.document.error(key, problem)
 
 
 def _check_device(recipe: Recipe) -> None:

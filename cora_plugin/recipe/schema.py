@@ -11,7 +11,7 @@ from cora_plugin.config import CoRaConfig, QATConfig
 from cora_plugin.config.declared import read, setting, settings
 from cora_plugin.document import Document
 from cora_plugin.integrations.points import toolkits
-from cora_plugin.recipe.folder import inside
+from cora_plugin.recipe.folder import expanded, inside
 
 MODELS = ("timm", "torchvision", "factory")
 IMAGES = ("folder", "glob", "factory")
@@ -184,7 +184,7 @@ class Recipe:
             cora=_cora(document),
             qat=_qat(document),
             exports=_exports(document),
-            output=output,
+            output=str(expanded(output)),
             device=_device(document),
             document=document,
         )

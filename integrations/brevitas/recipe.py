@@ -71,9 +71,20 @@ def quantize_ptq(
 
     Raises:
         DataError: The loader is none or empty, or the model does not run with it.
-        ConfigError: `act_range` is unknown, or a key of `layer_bits` fits no layer.
+        ModelError: The model is no module.
+        ConfigError: An option is out of its bounds or unknown, or a key of `layer_bits`
+            fits no layer.
         ToolkitError: Brevitas cannot quantize the model; its own error is behind.
     """
+    BrevitasOptions(
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        depthwise_bits=depthwise_bits,
+        first_last_bits=first_last_bits,
+        equalize_iters=equalize_iters,
+        layer_bits=layer_bits,
+        act_range=act_range,  # type: ignore[arg-type]  # It is checked there.
+    )
     found = estimator(
         act_range, act_bits, ACTIVATION_RANGES, few="mse", many="percentile"
     )

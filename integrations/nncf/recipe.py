@@ -23,13 +23,13 @@ from cora_plugin.config import AnyConfig
 from cora_plugin.integrations.computed import stored_weights
 from cora_plugin.integrations.data import CalibrationData
 from cora_plugin.integrations.doing import doing
-from cora_plugin.integrations.nncf.bits import FEW, allow_bits, check_bits
+from cora_plugin.integrations.nncf.bits import FEW, allow_bits
 from cora_plugin.integrations.nncf.extension import load_extension
 from cora_plugin.integrations.nncf.layers import refuse_sequential
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
 from cora_plugin.integrations.ranges import estimator
-from cora_plugin.outputs import device_of, moved
+from cora_plugin.outputs import device_of, dtype_of, moved
 
 ACTIVATION_RANGES = {
     "default": RangeEstimatorParameters(),
@@ -98,8 +98,16 @@ def quantize_ptq(
         CoRaError: Something that the caller can change is wrong; a `ToolkitError` where
             NNCF fails, its own error behind.
     """
-    check_bits("weight_bits", weight_bits)
-    check_bits("act_bits", act_bits)
+    NNCFOptions(
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        depthwise_bits=depthwise_bits,
+        first_last_bits=first_last_bits,
+        layer_bits=layer_bits,
+        weight_quantile=weight_quantile,
+        act_range=act_range,  # type: ignore[arg-type]  # It is checked there.
+        smooth_quant=smooth_quant,
+    )
     found = estimator(act_range, act_bits, ACTIVATION_RANGES, few="mse", many="default")
     data = CalibrationData(model, calib_loader)
     refuse_sequential(model)
@@ -127,7 +135,7 @@ def quantize_ptq(
         parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(
             convolution=smooth_quant, matmul=smooth_quant
         )
-    dataset = nncf.Dataset(data, lambda batch: moved(batch, device))
+    dataset = nncf.Dataset(data, lambda batch: moved(batch, device, dtype_of(model)))
     what = f"quantizing the model (W{weight_bits}A{act_bits})"
     with allow_bits(weight_bits, act_bits), doing(TITLE, what):
         quantized: nn.Module = nncf.quantize(

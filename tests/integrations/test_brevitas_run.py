@@ -270,10 +270,23 @@ def test_a_failed_export_leaves_the_others_and_is_told(tmp_path, capsys, monkeyp
 def test_an_error_before_the_exports_leaves_what_was_there(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    (out / "report.json").write_text("old")
+    old = json.dumps({"recipe": {}, "rows": []})
+    (out / "report.json").write_text(old)
     assert run(written(tmp_path / "recipe.yaml"), "cora.ranks={nowhere: 1}") == 2
     assert os.listdir(out) == ["report.json"]
-    assert (out / "report.json").read_text() == "old"
+    assert (out / "report.json").read_text() == old
+
+
+def test_a_run_does_not_replace_its_own_recipe(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path / "recipe.yaml", output=".")
+    before = path.read_text()
+    for more in ([], ["--check"]):
+        assert main(["run", "recipe.yaml", *more]) == 2
+        error = capsys.readouterr().err
+        assert "recipe.yaml:11: output: recipe.yaml is there, and no earlier" in error
+    assert path.read_text() == before
+    assert os.listdir(tmp_path) == ["recipe.yaml"]
 
 
 def test_adapters_that_were_taken_back_leave_the_rest_of_a_run(

@@ -7,6 +7,7 @@ from small_recipe import Untraceable
 from untouched import untouched
 
 from cora_plugin import CoRaError, DataError, ToolkitError
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.integrations.data import CalibrationData
 
 WRONG = {
@@ -19,6 +20,10 @@ WRONG = {
     "bytes": (
         [torch.zeros(8, 3, 8, 8, dtype=torch.uint8)],
         "does not run with item 0, a tensor of shape [8, 3, 8, 8] and torch.uint8",
+    ),
+    "no image": (
+        [torch.zeros(0, 3, 8, 8)],
+        "item 0 is a tensor of shape [0, 3, 8, 8] and torch.float32, without a single",
     ),
     "nan": ([torch.full((8, 3, 8, 8), float("nan"))], "item 0 holds NaN"),
     "no images": ([("a.png", 3)], "item 0 is a tuple of (str, int)"),
@@ -57,6 +62,71 @@ def test_swapped_arguments_are_told(host):
     swap = "is a Net, a model; model and data are in each other's place"
     assert swap in said(host.quantized, data(), net())
     assert "model and data are in each other's place" in said(host.apply, data(), model)
+
+
+NO_MODELS = {
+    "nothing": (None, "the model is a NoneType; pass a torch.nn.Module"),
+    "a name": ("resnet18", "the model is a str; pass a torch.nn.Module"),
+    "a class": (Untraceable, "the model is the class Untraceable; call it to make one"),
+}
+
+
+@pytest.mark.parametrize("case", NO_MODELS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_is_no_model_is_told(host, case):
+    model, expected = NO_MODELS[case]
+    with pytest.raises(ModelError) as error:
+        host.quantized(model, data())
+    assert str(error.value).startswith(expected)
+
+
+OUT_OF_BOUNDS = {
+    "weight_bits": (99, 1, -1, True, 4.5, "4", None),
+    "act_bits": (0, 16),
+    "depthwise_bits": (77,),
+    "first_last_bits": (1,),
+    "layer_bits": ({"*": 99}, {"*": "4"}, 5),
+    "act_range": ("best",),
+}
+
+
+@pytest.mark.parametrize("option", OUT_OF_BOUNDS)
+def test_options_have_the_bounds_of_recipes_on_both(option):
+    """One declaration serves keyword arguments and files."""
+    for value in OUT_OF_BOUNDS[option]:
+        said = []
+        for host in HOSTS:
+            model = net()
+            with untouched(model), pytest.raises(ConfigError) as error:
+                host.functions.quantize_ptq(model, data(), **{option: value})
+            said.append(str(error.value))
+            assert said[-1].startswith(option)
+        assert said[0] == said[1] or option in ("act_range", "first_last_bits")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_images_of_another_float_type_are_cast_to_the_models(host):
+    batches = [images.double() for images in data()]
+    same, other = (host.quantized(net(), each) for each in (data(), batches))
+    report = host.apply(other, batches, {"budget": 0.5})
+    host.apply(same, data(), {"budget": 0.5})
+    outputs = [model(data()[0]) for model in (same, other)]
+    assert torch.equal(*(getattr(y, "value", y) for y in outputs))
+    assert report.layers
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_loader_that_fails_is_no_failure_of_the_toolkit(host):
+    class Failing:
+        def __iter__(self):
+            yield data()[0]
+            raise RuntimeError("the disk is gone\nreally")
+
+    with pytest.raises(DataError) as error:
+        host.quantized(net(), Failing())
+    expected = "calibration data: item 1 cannot be made: RuntimeError: the disk is gone"
+    assert str(error.value) == expected
+    assert isinstance(error.value.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -127,6 +127,9 @@ def test_a_factory_makes_tensors_or_pictures(tmp_path):
         ({"glob": "nowhere/*.png"}, ":4: data.glob: no file matches nowhere/*.png"),
         ({"folder": "nowhere"}, ":4: data.folder: nowhere is not a folder"),
         ({"folder": "."}, ":4: data.folder: . has no sub-folder with images"),
+        ({"folder": "."}, "images without labels go by glob, as ./*.jpg"),
+        ({"glob": "*.*"}, "no file matches *.*, with an image's ending"),
+        ({"folder": ".", "classes": "a\0b"}, "data.classes: 'a\\x00b' holds a NUL"),
         ({"factory": "nowhere:data"}, ":4: data.factory: nowhere:data cannot be impor"),
         ({"factory": "small_recipe:net"}, "made a Net; it should make something with"),
         (
@@ -139,6 +142,22 @@ def test_a_factory_makes_tensors_or_pictures(tmp_path):
 def test_images_that_cannot_be_had(data, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert message in failure(tmp_path, data)
+
+
+def test_a_glob_that_leaves_the_ending_open_takes_images_alone(tmp_path):
+    for folder in ("plain", "b[1]"):
+        photos(tmp_path / folder, 3, classes=1)
+        (tmp_path / folder / "class0" / "notes.txt").write_text("of the user")
+        for ending in ("*.*", "*", "*.png"):
+            pattern = f"{tmp_path}/{folder}/*/{ending}"
+            found = files(recipe(tmp_path, {"glob": pattern}), "data")
+            assert [path[-7:] for path in found.paths] == [
+                "000.png",
+                "001.png",
+                "002.png",
+            ]
+    named = f"{tmp_path}/plain/class0/*.txt"
+    assert len(files(recipe(tmp_path, {"glob": named}), "data")) == 1
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path):
