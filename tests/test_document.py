@@ -165,7 +165,7 @@ def test_encodings_and_tabs_are_told_with_the_way_out(tmp_path):
     path.write_bytes("a: 1".encode("utf-16"))
     with pytest.raises(CoRaError, match="byte 0 is not UTF-8; save it as text in UTF"):
         Document.read(path)
-    with pytest.raises(CoRaError, match=":2: not YAML: .* indent with blanks"):
+    with pytest.raises(CoRaError, match=r":2: not YAML: .* indent with blanks"):
         read(tmp_path, "a:\n\tb: 1\n")
     path.write_bytes(b"\xef\xbb\xbfa:\r\n  b: 1\r\n")  # As Windows' editors save it.
     assert Document.read(path).values == {"a": {"b": 1}}

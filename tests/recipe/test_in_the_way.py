@@ -1,4 +1,4 @@
-"""What stands in an output folder and is no run's is neither lost nor found too late."""
+"""What stands in an output folder and is no run's is not lost, nor found too late."""
 
 import json
 import os
