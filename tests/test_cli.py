@@ -161,6 +161,11 @@ def test_init_writes_a_recipe_that_is_ready(plain, tmp_path, monkeypatch, capsys
     assert main(["init", *given]) == 2
     assert "recipe.yaml: is there already" in capsys.readouterr().err
     assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == before
+    assert main(["init", "no/where.yaml", *given]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        "cora-plugin: no/where.yaml: cannot be written: No such file or directory\n"
+    )
 
 
 def test_run_takes_the_flags_without_a_file(plain, tmp_path, monkeypatch, capsys):
@@ -175,6 +180,8 @@ def test_run_takes_the_flags_without_a_file(plain, tmp_path, monkeypatch, capsys
     assert len(report["rows"]) == 2
     assert {"date", "host", "versions"} <= report.keys()
     assert (tmp_path / "run.log").exists()
+    assert main(["run", *FLAGS, *sets, *output[:-1], "no/where.log"]) == 2
+    assert "--log no/where.log: cannot be written: No" in capsys.readouterr().err
 
 
 def test_what_toolkits_print_goes_where_it_is_wanted(tmp_path):

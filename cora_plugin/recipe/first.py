@@ -46,7 +46,11 @@ def _images(folder: str, factory: bool) -> dict[str, Any]:
     root = expanded(folder)
     if not root.is_dir():
         raise DataError(f"--images {folder}: is not a folder")
-    entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    try:
+        entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        problem = f"--images {folder}: cannot be read: {error.strerror}"
+        raise DataError(problem) from error
     if any(entry.is_file() for entry in entries):
         found: dict[str, Any] = {"glob": f"{folder.rstrip('/')}/*.*"}
     elif entries:
@@ -69,7 +73,7 @@ def write_first(path: Path, recipe: Mapping[str, Any]) -> None:
     """Write a recipe with a line on how to run it.
 
     Raises:
-        FileError: There is a file already.
+        FileError: There is a file already, or there can be none.
     """
     text = HEAD.format(name=path) + yaml.safe_dump(
         dict(recipe), sort_keys=False, allow_unicode=True, default_flow_style=None
@@ -79,3 +83,5 @@ def write_first(path: Path, recipe: Mapping[str, Any]) -> None:
             file.write(text)
     except FileExistsError as error:
         raise FileError(f"{path}: is there already; name another file") from error
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror}") from error

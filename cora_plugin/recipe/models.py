@@ -170,6 +170,8 @@ def load_model(recipe: Recipe) -> nn.Module:
         except Exception as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             problem = f"{name} cannot be made: {why}"
+            if pretrained and not isinstance(error, TypeError):  # Of wrong args.
+                problem += "; to download nothing, name weights in model.checkpoint"
             raise document.error(key, problem, ModelError) from error
     if section.checkpoint:
         _give(document, model, section.checkpoint)
