@@ -26,12 +26,15 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
         )
     if target.is_dir():
         raise IsADirectoryError(f"cannot write {target}: it is a folder; name a file")
-    _sweep(target)
-    handle, temporary = tempfile.mkstemp(
-        dir=target.parent,
-        prefix=f"{_mark(target)}{os.getpid()}-",
-        suffix=target.suffix,
-    )
+    try:
+        _sweep(target)
+        handle, temporary = tempfile.mkstemp(
+            dir=target.parent,
+            prefix=f"{_mark(target)}{os.getpid()}-",
+            suffix=target.suffix,
+        )
+    except OSError as error:  # It names the temporary file.
+        raise type(error)(f"cannot write {target}: {error.strerror}") from error
     os.close(handle)
     try:
         yield temporary

@@ -70,6 +70,15 @@ def test_an_error_of_the_system_names_the_file(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_a_folder_that_takes_no_files_is_told_by_the_files_name(tmp_path):
+    path = tmp_path / f"{'a' * 240}.onnx"  # A longer name has no room.
+    with (
+        pytest.raises(OSError, match=r"^cannot write .*/a{240}\.onnx: File name too"),
+        whole_file(path),
+    ):
+        pytest.fail("the block ran")
+
+
 def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
     path = tmp_path / "model.onnx"
     code = f"""
