@@ -45,14 +45,15 @@ def imported(document: Document, key: Key, name: str) -> Any:
         ConfigError: There is no such module, or nothing callable of that name in it.
     """
     module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
+    identifiers = all(part.isidentifier() for part in module.split("."))
+    if not (identifiers and colon and attribute):
         raise document.error(key, f"{name!r}; name it as package.module:function")
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    # Whatever the module may raise.
-    except Exception as error:
+    # Whatever the module may raise, and where it ends the process.
+    except (Exception, SystemExit) as error:
         kind = "" if isinstance(error, ImportError | AttributeError) else _kind(error)
         problem = f"{name} cannot be imported: {kind}{_line(error)}"
         raise document.error(key, problem) from error
@@ -78,17 +79,17 @@ def called(
         return factory(**args)
     except CoRaError:
         raise
-    # Whatever it may raise.
-    except Exception as error:
+    # Whatever it may raise, and where it ends the process.
+    except (Exception, SystemExit) as error:
         problem = f"{name} failed: {_kind(error)}{_line(error)}"
         raise document.error(key, problem, of) from error
 
 
-def _kind(error: Exception) -> str:
+def _kind(error: BaseException) -> str:
     return f"{type(error).__name__}: "
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from cora_plugin.adapters.errors import CoRaError, DataError
+from cora_plugin.adapters.errors import CoRaError, DataError, ModelError
 from cora_plugin.adapters.operation import first_nonfinite
 from cora_plugin.integrations.doing import in_a_line
 from cora_plugin.outputs import device_of
@@ -40,9 +40,10 @@ def plainly(net: nn.Module, images: Tensor) -> Tensor:
 
     Raises:
         DataError: It does not run with the images.
+        ModelError: It gives something else than one tensor.
     """
     try:
-        outputs: Tensor = net(images.to(device_of(net)))
+        outputs: Any = net(images.to(device_of(net)))
     except CoRaError:
         raise
     except Exception as error:
@@ -51,7 +52,22 @@ def plainly(net: nn.Module, images: Tensor) -> Tensor:
             f"{images.dtype}: {in_a_line(error)}; see that they are preprocessed as "
             "it expects them"
         ) from error
-    return outputs.to(images.device)
+    if not (
+        isinstance(outputs, Tensor)
+        and outputs.ndim > 1
+        and len(outputs) == len(images)
+        and outputs.is_floating_point()
+    ):
+        made = f"a {type(outputs).__name__}"
+        if isinstance(outputs, Tensor):
+            made = f"{list(outputs.shape)} of {outputs.dtype}"
+        raise ModelError(
+            f"model: for {len(images)} images it gives {made}; a recipe takes models "
+            "that give one tensor [N, …] of floats, so return that one, or use "
+            "quantize_ptq and apply_cora"
+        )
+    answer: Tensor = outputs.to(images.device)
+    return answer
 
 
 def outputs_of(

@@ -102,6 +102,41 @@ def refuse_sequential(model: Any) -> None:
         )
 
 
+class Chain(nn.Module):
+    """The layers of an `nn.Sequential` under their names, one after another.
+
+    NNCF adds a module to a model, which a Sequential would call as one of its layers.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self._layer_names = list(layers._modules)
+        for name in self._layer_names:
+            self.add_module(name, getattr(layers, name))
+        self.training = layers.training
+
+    def forward(self, x: Any) -> Any:
+        """Call each layer with what the one before it gave."""
+        for name in self._layer_names:
+            x = getattr(self, name)(x)
+        return x
+
+
+def chained(model: nn.Module) -> nn.Module:
+    """The model, or the same layers in a `Chain` where it is a bare `nn.Sequential`.
+
+    Raises:
+        ModelError: It is a Sequential with a way of its own to call its layers.
+    """
+    if (
+        isinstance(model, nn.Sequential)
+        and type(model).forward is nn.Sequential.forward
+    ):
+        return Chain(model)
+    refuse_sequential(model)
+    return model
+
+
 @torch.no_grad()
 def read_layers(
     model: nn.Module, example_input: Any, reference: Reference | None = None

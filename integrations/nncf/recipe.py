@@ -25,7 +25,7 @@ from cora_plugin.integrations.data import CalibrationData
 from cora_plugin.integrations.doing import doing
 from cora_plugin.integrations.nncf.bits import FEW, allow_bits
 from cora_plugin.integrations.nncf.extension import load_extension
-from cora_plugin.integrations.nncf.layers import refuse_sequential
+from cora_plugin.integrations.nncf.layers import chained
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
 from cora_plugin.integrations.ranges import estimator
@@ -72,7 +72,8 @@ def quantize_ptq(
     embeddings and norms at 8 bits.
 
     Args:
-        model: The float model, untouched; weights that it computes (weight_norm and the
+        model: The float model, untouched; a bare `nn.Sequential` becomes a module
+            with the same names of layers, for NNCF cannot read one; weights that it computes (weight_norm and the
             like) are stored first.
         calib_loader: Yields images [N, …], `(images, targets)`, or what else the model
             takes; walked several times.
@@ -110,7 +111,7 @@ def quantize_ptq(
     )
     found = estimator(act_range, act_bits, ACTIVATION_RANGES, few="mse", many="default")
     data = CalibrationData(model, calib_loader)
-    refuse_sequential(model)
+    model = chained(model)
     device = device_of(model)
     load_extension(device)
     parameters = CoRaQuantizationParameters(

@@ -834,8 +834,32 @@ class TestExtension:
         assert not lock.exists()
 
 
-def test_recipe_refuses_a_bare_sequential(batches):
-    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+def test_recipe_takes_a_bare_sequential(batches):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x)
+
+    with untouched(net):
+        quantized = quantize_ptq(net, batches)
+    expected = quantize_ptq(Wrapped().eval(), batches)
+    images = next(iter(batches))[0]
+    assert torch.equal(quantized(images), expected(images))
+    report = apply_cora(quantized, batches, {"budget": 0.9}, reference=net)
+    assert {row.name for row in report.layers} == {"0", "2"}
+
+
+def test_recipe_refuses_a_sequential_of_another_kind(batches):
+    class Other(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    net = Other(nn.Conv2d(3, 4, 1))
     with untouched(net), pytest.raises(CoRaError, match=r"bare nn\.Sequential"):
         quantize_ptq(net, batches)
 

@@ -26,3 +26,26 @@ def test_wrong_images(factory, tmp_path, tmp_path_factory, monkeypatch, capsys):
     assert WRONG[factory] in error
     assert error.count("\n") == 1 and "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("mapping", "a dict"),
+        ("pair", "a tuple"),
+        ("flat", "[24] of torch.float32"),
+        ("one", "[1, 3] of torch.float32"),
+        ("classes", "[24] of torch.int64"),
+    ],
+)
+def test_outputs_that_a_recipe_cannot_judge(
+    kind, made, tmp_path, tmp_path_factory, monkeypatch, capsys
+):
+    site = tmp_path_factory.mktemp("site")
+    install(site, monkeypatch, "plain-quantizer", {"plain": "plain_toolkit:TOOLKIT"})
+    model = {"factory": "small_recipe:Several", "args": {"kind": kind}}
+    path = written(tmp_path / "recipe.yaml", toolkit="plain", ptq={}, model=model)
+    assert main(["run", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"model: for 24 images it gives {made}; a recipe takes models" in error
+    assert error.count("\n") == 1

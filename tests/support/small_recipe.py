@@ -46,6 +46,20 @@ class Untraceable(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class Several(nn.Module):
+    """A net with an output that is not one tensor [N, …]."""
+
+    def __init__(self, kind: str = "mapping") -> None:
+        super().__init__()
+        self.kind = kind
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> object:
+        y = self.head(x.mean((2, 3)))
+        kinds = {"mapping": {"y": y}, "pair": (y, x), "flat": y[:, 0], "one": y[:1]}
+        return {**kinds, "classes": y.argmax(1)}[self.kind]
+
+
 def images(count: int = 64, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Smooth images [count, 3, SIDE, SIDE] and their strongest colour."""
     random = torch.Generator().manual_seed(seed)
