@@ -110,7 +110,9 @@ class Chain(nn.Module):
 
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
-        self._layer_names = list(layers._modules)
+        # One layer may be there twice.
+        every = layers.named_modules(remove_duplicate=False)
+        self._layer_names = [name for name, _ in every if name and "." not in name]
         for name in self._layer_names:
             self.add_module(name, getattr(layers, name))
         self.training = layers.training

@@ -72,9 +72,9 @@ def quantize_ptq(
     embeddings and norms at 8 bits.
 
     Args:
-        model: The float model, untouched; a bare `nn.Sequential` becomes a module
-            with the same names of layers, for NNCF cannot read one; weights that it computes (weight_norm and the
-            like) are stored first.
+        model: The float model, untouched; weights that it computes (weight_norm and the
+            like) are stored first, and a bare `nn.Sequential`, which NNCF cannot read,
+            becomes a module whose layers have the same names.
         calib_loader: Yields images [N, …], `(images, targets)`, or what else the model
             takes; walked several times.
         weight_bits: Weight bit width, 2 to 8.

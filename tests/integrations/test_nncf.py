@@ -835,7 +835,8 @@ class TestExtension:
 
 
 def test_recipe_takes_a_bare_sequential(batches):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    relu = nn.ReLU()  # It is there twice.
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), relu, nn.Conv2d(4, 4, 3), relu).eval()
 
     class Wrapped(nn.Module):
         def __init__(self):

@@ -339,7 +339,7 @@ def test_seeds_have_bounds(seed, tmp_path):
     ("factory", "message"),
     [
         ("small_recipe:images", "failed: TypeError: images() got an unexpected"),
-        ("..small:images", "cannot be imported: TypeError: the 'package' argument"),
+        ("..small:images", "'..small:images'; name it as package.module:function"),
         ("math:floor", "failed: TypeError"),
     ],
 )
