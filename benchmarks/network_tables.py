@@ -13,6 +13,7 @@ from cora_plugin.compare.rows import FIGURES, GAIN, NONE
 
 LITE0 = "accuracy-lite0-W4A8-brevitas", "accuracy-lite0-W4A8-nncf"
 BUDGET = "budget-lite0-W4A8-brevitas"
+BUDGET_NNCF = "budget-lite0-W4A8-nncf"
 
 BRINGS = (
     ("Brevitas PTQ", BUDGET, "ptq", NONE),
@@ -40,6 +41,7 @@ BRINGS = (
         "ptq+bc",
         NONE,
     ),
+    ("**NNCF PTQ + CoRa, same size**", BUDGET_NNCF, "ptq+bc", "together", "1.0 ptq"),
     (
         "NNCF PTQ, sensitive layers at 8 bits, bias correction",
         LITE0[1],
@@ -47,6 +49,7 @@ BRINGS = (
         RAISED,
     ),
     ("**NNCF PTQ + CoRa**, adapters alone", LITE0[1], "ptq+bc", "default"),
+    ("**NNCF PTQ + CoRa**", BUDGET_NNCF, "ptq+bc", "together", "1.05 ptq"),
 )
 """Rows of the README's table: label, file, recipe, method, a budget other than 5 %."""
 
