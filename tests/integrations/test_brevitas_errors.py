@@ -82,9 +82,15 @@ def test_a_bad_item_is_refused_by_its_number(model, batches, bad, match):
     refuse(model, items, 0.1, f"calibration data: {match}")
 
 
-@pytest.mark.parametrize("loader", [[], [torch.zeros(0, 3, 16, 16)]])
-def test_an_empty_loader_is_refused(model, loader):
-    refuse(model, loader, 0.1, "calibration data: 0 images are too few")
+@pytest.mark.parametrize(
+    ("loader", "match"),
+    [
+        ([], "calibration data: 0 images are too few"),
+        ([torch.zeros(0, 3, 16, 16)], "item 0 is .* without a single image"),
+    ],
+)
+def test_an_empty_loader_is_refused(model, loader, match):
+    refuse(model, loader, 0.1, match)
 
 
 def test_too_few_images_are_refused(model, batches):
