@@ -44,9 +44,9 @@ def training(*names: str) -> str:
         rows = json.loads((FOLDER / "qat" / f"{name}.json").read_text("utf-8"))
         for plain in (row for row in rows if row["method"] == "ptq"):
             adapted = plain["adapters"]
-            cells = [f"{plain['weights']}, {NAMES[plain['toolkit']]}"]
-            cells[0] += ", adapters" if adapted else ""
-            cells.append(f"{plain['top1']:.1%}")
+            title = f"{plain['weights']}, {NAMES[plain['toolkit']]}"
+            title += ", adapters" if adapted else ""
+            cells = [title, f"{plain['top1']:.1%}"]
             for method in ("lr", "trs"):
                 of_method = method, adapted
                 found = [r for r in rows if (r["method"], r["adapters"]) == of_method]

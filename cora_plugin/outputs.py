@@ -29,7 +29,7 @@ def run(
     Raises:
         ModelError: The model returns no tensor.
     """
-    arguments = moved(batch, device_of(model), dtype_of(model))
+    arguments = suited(model, batch)
     if isinstance(arguments, Tensor):
         answer = model(arguments)
     elif isinstance(arguments, Mapping):
@@ -39,10 +39,10 @@ def run(
     return named(answer, unpack)
 
 
-def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """The dtype of a model's floats; None where it has none."""
+def suited(model: nn.Module, batch: Any) -> Any:
+    """A model's arguments on its device, with floats of its dtype if it has any."""
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return None if like is None else like.dtype
+    return moved(batch, device_of(model), None if like is None else like.dtype)
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

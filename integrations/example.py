@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError, DataError
 from cora_plugin.batches import samples, tensors
-from cora_plugin.outputs import Batch, device_of, moved, named
+from cora_plugin.outputs import Batch, named, suited
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,9 @@ class Example:
         Raises:
             DataError: The model does not run with them.
         """
-        like = next((p for p in model.parameters() if p.is_floating_point()), None)
-        dtype = None if like is None else like.dtype
         try:
             args, names = _placed(model.forward, batch)
-            args = moved(args, device_of(model), dtype)
+            args = suited(model, args)
             outputs = named(model(*args), unpack)
         except Exception as error:
             if isinstance(error, CoRaError):

@@ -144,8 +144,8 @@ def _recover(folder: Path) -> None:
     if not whole.exists():
         return
     if (whole / REPORT).exists():
-        new = _files(whole / REPORT)
-        for name in set(_files(folder / REPORT)) - set(new):
+        new = _files(_report(whole))
+        for name in set(_files(_report(folder))) - set(new):
             _forget(folder, name)
         # The report comes last: as long as the earlier one stands, so do the hidden
         # files, and all of this can be done again.
@@ -168,10 +168,12 @@ def in_the_way(folder: Path, exports: Iterable[str]) -> tuple[str, str] | None:
         The path of the export or the name of the run's own file, and what is wrong;
         None: nothing.
     """
-    earlier = {*_files(folder / REPORT), *(OWN if _is_report(folder / REPORT) else ())}
+    report = _report(folder)
+    earlier = {*_files(report)}
+    if isinstance(report, dict) and {"recipe", "rows"} <= report.keys():  # A run's.
+        earlier |= {*OWN}
     for name in (*exports, *OWN):
-        weights = f"{name.removesuffix('.xml')}.bin" if name.endswith(".xml") else name
-        for each in dict.fromkeys((name, weights)):
+        for each in _with_weights(name):
             path = folder / each
             for above in path.relative_to(folder).parents:
                 if (folder / above).exists() and not (folder / above).is_dir():
@@ -184,22 +186,20 @@ def in_the_way(folder: Path, exports: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def _is_report(path: Path) -> bool:
-    """Whether a file is the report of a run."""
+def _report(folder: Path) -> Any:
+    """What the report in a folder holds; None where none can be read."""
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(found, dict) and {"recipe", "rows"} <= found.keys()
+        return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError):
-        return False
+        return None
 
 
-def _files(report: Path) -> list[str]:
+def _files(report: Any) -> list[str]:
     """The files of a run, by its report; none where that is no run's."""
     try:
-        found: Any = json.loads(report.read_text(encoding="utf-8"))
-        names = found.get(FILES) or [each["path"] for each in found["exports"]]
+        names = report.get(FILES) or [each["path"] for each in report["exports"]]
         return [n for n in names if isinstance(n, str) and inside(n)]
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError):
         return []
 
 
@@ -248,8 +248,13 @@ def conflict(path: str, others: Collection[str]) -> str | None:
 def _claimed(path: str) -> set[str]:
     """What an export writes, as file systems compare it: OpenVINO's weights, too."""
     plain = Path(path.replace("\\", "/")).as_posix().casefold()
-    weights = plain.removesuffix(".xml") + ".bin"
-    return {plain, weights} if plain.endswith(".xml") else {plain}
+    return {*_with_weights(plain)}
+
+
+def _with_weights(path: str) -> tuple[str, ...]:
+    """An export's path, and that of the weights beside an OpenVINO IR."""
+    bare = path.removesuffix(".xml")
+    return (path,) if bare == path else (path, f"{bare}.bin")
 
 
 def _overlap(one: str, other: str) -> bool:

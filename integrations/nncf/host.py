@@ -45,7 +45,7 @@ from cora_plugin.integrations.restored import restored
 from cora_plugin.integrations.scopes import evaluation, replaced, without_gradients
 from cora_plugin.integrations.training import Training
 from cora_plugin.layer import Correction, QuantizedLayer
-from cora_plugin.outputs import Batch, Outputs, device_of, dtype_of, moved, run
+from cora_plugin.outputs import Batch, Outputs, run, suited
 
 WEIGHT_PORT = 1
 """The weight's place among the arguments of every operation that carries adapters."""
@@ -84,7 +84,7 @@ class NNCFHost:
         if not carrying:
             refuse_carriers(adapted(model))
         self.model = model
-        self._example = moved(example_input, device_of(model), dtype_of(model))
+        self._example = suited(model, example_input)
         self._reference = reference
         self._changed_biases: dict[str, Tensor] = {}
         self._standing = trained_correction(model) if carrying else Correction()

@@ -29,7 +29,7 @@ from cora_plugin.integrations.nncf.layers import chained
 from cora_plugin.integrations.nncf.options import NNCFOptions
 from cora_plugin.integrations.nncf.register import CoRaQuantizationParameters
 from cora_plugin.integrations.ranges import estimator
-from cora_plugin.outputs import device_of, dtype_of, moved
+from cora_plugin.outputs import device_of, suited
 
 ACTIVATION_RANGES = {
     "default": RangeEstimatorParameters(),
@@ -136,7 +136,7 @@ def quantize_ptq(
         parameters.smooth_quant_alphas = AdvancedSmoothQuantParameters(
             convolution=smooth_quant, matmul=smooth_quant
         )
-    dataset = nncf.Dataset(data, lambda batch: moved(batch, device, dtype_of(model)))
+    dataset = nncf.Dataset(data, lambda batch: suited(model, batch))
     what = f"quantizing the model (W{weight_bits}A{act_bits})"
     with allow_bits(weight_bits, act_bits), doing(TITLE, what):
         quantized: nn.Module = nncf.quantize(
