@@ -5,22 +5,25 @@ python benchmarks/budget.py --model lite0 --toolkit brevitas --times 1.0,1.05
 Budgets are multiples of what plain PTQ stores. Rows: PTQ, with bias correction, too;
 `bits`: widths of the menu alone; `adapters`: at the toolkit's widths, and `8 bits`, the
 most sensitive layers in their place; `series`: a whole term for every layer, whatever
-the budget; `together`: widths and adapters. Peers of a size of their own come last, as
-`--peers` names them: other recipes, and `one up`, a bit more for every weight.
+the budget; `together`: widths and adapters. Peers of a size of their own come first, as
+`--peers` names them: other recipes, and `one up`, a bit more for every weight. A seed
+draws calibration images.
 """
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
+from typing import Any
 
 from accuracy import NAMES
 from data import load
 from rich.console import Console
 from toolkits import ptq_options, run_flags, weights, write_json
 
-from cora_plugin.compare.experiment import Arm, variants
+from cora_plugin.compare.experiment import Arm, Variant, variants
 from cora_plugin.compare.rows import Row, table
-from cora_plugin.integrations.toolkit import load_toolkit
+from cora_plugin.compare.task import Task
+from cora_plugin.integrations.toolkit import Toolkit, load_toolkit
 from cora_plugin.progress import quiet
 
 METHODS = ("bits", "adapters", "series", "together")
@@ -38,41 +41,50 @@ def main() -> None:
     parser.add_argument("--recipe", default="ptq", help="one of the toolkit's")
     parser.add_argument("--seeds", default="0", help="of calibration, with commas")
     parser.add_argument("--peers", default=ONE_UP, help="with commas")
+    parser.add_argument("--device", default="cpu", help="such as cuda")
     flags = parser.parse_args()
-    with quiet():
-        task = load(flags.model)
     toolkit = load_toolkit(flags.toolkit)
-    options = ptq_options(toolkit, flags, **toolkit.recipes[flags.recipe])
     rows: list[Row] = []
     console = Console()
+    for seed in map(int, flags.seeds.split(",")):
+        with quiet():
+            task = load(flags.model, seed)
+            task.net.to(flags.device)
+        for variant in _variants(toolkit, task, flags, seed):
+            with quiet():
+                outputs = toolkit.outputs(variant.model, task.test)
+            about = {"toolkit": toolkit.name, "weights": weights(flags)}
+            details = {"seed": seed}
+            rows.append(task.judge(outputs, **about, **variant.about, details=details))
+            console.print(
+                f"{variant.recipe}, {variant.method} {variant.budget}: "
+                f"{variant.equivalent_bits:.3f} bits, KL {rows[-1].kl:.4f}",
+                highlight=False,
+            )
+            write_json(flags.json, [row.to_dict() for row in rows])
+    console.print(table(rows, NAMES, f"{flags.model} {weights(flags)}"))
+
+
+def _variants(
+    toolkit: Toolkit[Any], task: Task, flags: Any, seed: int
+) -> Iterator[Variant]:
+    """What is compared: what has a size of its own, then by the budgets."""
+    options = ptq_options(toolkit, flags, **toolkit.recipes[flags.recipe])
     arms = [
         arm
-        for seed in flags.seeds.split(",")
         for number, times in enumerate(flags.times.split(","))
         for method in filter(None, flags.methods.split(","))
         # Of one size, whatever the budget.
         if method != "series" or not number
-        for arm in _arms(method, float(times), flags.menu, int(seed))
+        for arm in _arms(method, float(times), flags.menu, seed)
     ]
-    found = [variants(toolkit, task, options, arms, flags.recipe)]
     for peer in filter(None, flags.peers.split(",")):
         if peer == ONE_UP:
             given = replace(options, weight_bits=options.weight_bits + 1)
         else:
             given = ptq_options(toolkit, flags, **toolkit.recipes[peer])
-        found.append(variants(toolkit, task, given, (), peer))
-    for variant in chain.from_iterable(found):
-        with quiet():
-            outputs = toolkit.outputs(variant.model, task.test)
-        about = {"toolkit": toolkit.name, "weights": weights(flags), **variant.about}
-        rows.append(task.judge(outputs, **about))
-        console.print(
-            f"{variant.recipe}, {variant.method} {variant.budget}: "
-            f"{variant.equivalent_bits:.3f} bits, KL {rows[-1].kl:.4f}",
-            highlight=False,
-        )
-        write_json(flags.json, [row.to_dict() for row in rows])
-    console.print(table(rows, NAMES, f"{task.name} {weights(flags)}"))
+        yield from variants(toolkit, task, given, (), peer)
+    yield from variants(toolkit, task, options, arms, flags.recipe)
 
 
 def _arms(method: str, times: float, menu: str, seed: int) -> list[Arm]:

@@ -59,6 +59,16 @@ def training(*names: str) -> str:
     return markdown(["ResNet-20 on Fashion", "before", *heads], lines)
 
 
+RATES = ("value", "first_lr", "other_lr")
+
+
+def best_rates(rows: list[Row], setting: Row) -> Row:
+    """The rates that a setting trained best by, of those tried; {}: none was."""
+    found = [row for row in rows if setting.items() <= row.items()]
+    trained = [row for row in found if "seed" in row]
+    return {name: _best(trained)[1][0][name] for name in RATES} if trained else {}
+
+
 def _best(rows: list[Row]) -> tuple[str, list[Row]]:
     """What trained best, by images that neither train nor test, and its rows."""
     of_value: dict[str, list[Row]] = defaultdict(list)
@@ -75,7 +85,9 @@ def _tuned(row: Row) -> str:
 
 
 def _held_out(rows: list[Row]) -> float:
-    return statistics.mean(row.get("held_out_top1") or 0.0 for row in rows)
+    """Of the first seed, which tunes: the others were run for the best value alone."""
+    first = min(rows, key=lambda row: row.get("seed", 0))
+    return first.get("held_out_top1") or 0.0
 
 
 def _spread(rows: list[Row]) -> str:
