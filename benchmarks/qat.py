@@ -287,7 +287,7 @@ def _flags() -> Any:
     parser.add_argument("--values", type=_numbers, help="of one method, to tune over")
     parser.add_argument("--first-lr", type=float, default=1e-3, help="trs begins there")
     parser.add_argument("--other-lr", type=float, default=1e-3, help="trs: all else")
-    parser.add_argument("--rate-momentum", type=float, default=0.99)
+    parser.add_argument("--rate-momentum", type=float, help="default: by the steps")
     parser.add_argument("--measurements", type=int, default=4, help="held out, a row")
     parser.add_argument("--labels", type=float, default=0.0)
     parser.add_argument("--adapters", choices=("no", "yes", "both"), default="no")

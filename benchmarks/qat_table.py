@@ -1,6 +1,6 @@
 """Tables and pictures of what benchmarks/qat.py measured.
 
-python benchmarks/qat_table.py benchmarks/qat/*.json --picture qat.png
+python benchmarks/qat_table.py benchmarks/qat/*.json --weights W2A4 --picture qat.svg
 """
 
 import argparse
@@ -15,6 +15,7 @@ from figures import FOLDER, NAMES, markdown
 Row = dict[str, Any]
 
 ABOUT = ("model", "toolkit", "weights", "optimizer", "method", "adapters", "epochs")
+WAYS = {"lr": "learning rate", "trs": "transition rate"}
 COLUMNS = (*ABOUT, "images", "best value", "top-1", "oscillating", "counting")
 
 
@@ -39,24 +40,40 @@ def training(*names: str) -> str:
     Args:
         names: Files of the folder `qat`, without `.json`.
     """
+    rows = [
+        row
+        for name in names
+        for row in json.loads((FOLDER / "qat" / f"{name}.json").read_text("utf-8"))
+    ]
     lines = []
-    for name in names:
-        rows = json.loads((FOLDER / "qat" / f"{name}.json").read_text("utf-8"))
-        for plain in (row for row in rows if row["method"] == "ptq"):
-            adapted = plain["adapters"]
+    for plain in sorted((r for r in rows if r["method"] == "ptq"), key=_network):
+        of_network = [
+            row
+            for row in rows
+            if row["method"] != "ptq" and _network(row) == _network(plain)
+        ]
+        ways = sorted({(row["epochs"], row["optimizer"]) for row in of_network})
+        for epochs, optimizer in ways or [(1, "adamw")]:
             title = f"{plain['weights']}, {NAMES[plain['toolkit']]}"
-            title += ", adapters" if adapted else ""
+            title += ", adapters" if plain["adapters"] else ""
+            title += "" if optimizer == "adamw" else ", SGD"
+            title += "" if epochs == 1 else f", {epochs} epochs"
             cells = [title, f"{plain['top1']:.1%}"]
+            way = {"epochs": epochs, "optimizer": optimizer}
             for method in ("lr", "trs"):
-                of_method = method, adapted
-                found = [r for r in rows if (r["method"], r["adapters"]) == of_method]
+                wanted = {**way, "method": method}
+                found = [row for row in of_network if wanted.items() <= row.items()]
                 value, best = _best(found) if found else ("", [])
                 top1 = f"{_spread(best)} % ({value})" if found else ""
                 cells += [top1, _share(best, "oscillating")]
             lines.append(cells)
-    ways = ("learning rate", "transition rate")
-    heads = [each for way in ways for each in (way, "oscillating")]
+    heads = [each for way in WAYS.values() for each in (way, "oscillating")]
     return markdown(["ResNet-20 on Fashion", "before", *heads], lines)
+
+
+def _network(row: Row) -> tuple[Any, ...]:
+    """Which quantized network a row is of; they sort from coarse to fine."""
+    return row["weights"], row["toolkit"], row["adapters"]
 
 
 RATES = ("value", "first_lr", "other_lr")
@@ -102,17 +119,25 @@ def _share(rows: list[Row], name: str) -> str:
     return f"{statistics.mean(found):.1%}" if found else ""
 
 
+def _drawn(rows: list[Row]) -> list[Row]:
+    """The first row of each setting's best value."""
+    settings: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if "curve" in row:
+            settings[tuple(row[name] for name in ABOUT)].append(row)
+    return [_best(of_setting)[1][0] for of_setting in settings.values()]
+
+
 def picture(rows: list[Row], path: Path) -> None:
-    """Draw running rate, learning rate and held-out top-1 by step."""
+    """Draw rates, learning rates and held-out top-1 by step, of the best values."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 9), layout="constrained")
     rates, size, right = figure.subplots(3, 1, sharex=True)
-    for row in rows:
-        if "curve" not in row:
-            continue
+    for row in _drawn(rows):
         steps, targets, running, lr = zip(*row["curve"], strict=True)
-        label = f"{row['method']} {row['value']:g}, seed {row['seed']}"
+        label = f"{row['weights']}, {NAMES[row['toolkit']]}, {WAYS[row['method']]} "
+        label += f"{row['value']:g}"
         style = {"ls": "--" if row["method"] == "lr" else "-", "label": label}
         (line,) = rates.plot(steps, running, **style)
         if row["method"] == "trs":
@@ -134,9 +159,15 @@ def main() -> None:
     """Print the table of some files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--weights", help="these alone")
     parser.add_argument("--picture", type=Path)
     flags = parser.parse_args()
-    rows = [row for file in flags.files for row in json.loads(file.read_text())]
+    rows = [
+        row
+        for file in flags.files
+        for row in json.loads(file.read_text())
+        if flags.weights in (None, row["weights"])
+    ]
     print(table(rows))
     if flags.picture is not None:
         picture(rows, flags.picture)

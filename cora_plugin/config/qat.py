@@ -59,12 +59,16 @@ class QATConfig:
         "cosine", "how the target falls"
     )
     warmup: int = setting(0, "steps in which the target rises", least=0)
-    rate_momentum: float = setting(
-        0.99, "momentum of the running rate", least=0, below=1
+    rate_momentum: float | None = setting(
+        None,
+        "momentum of the running rate; null: 0.99, less in fewer than 10,000 steps",
+        least=0,
+        below=1,
     )
     eta: float | None = setting(
         None,
-        "how strongly the learning rate follows the rate; null: as the first one",
+        "how strongly the learning rate follows the rate (the paper: the first one); "
+        "null: as strongly as it may without swinging about the target",
         above=0,
     )
     window: int = setting(

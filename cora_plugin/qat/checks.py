@@ -9,7 +9,11 @@ from cora_plugin.host import Latent
 
 
 def check_settings(
-    target: float, steps: int, warmup: int, momentum: float, eta: float | None
+    target: float,
+    steps: int,
+    warmup: int,
+    momentum: float | None,
+    eta: float | None,
 ) -> None:
     """Refuse settings of a scheduler that are out of range.
 
@@ -20,7 +24,12 @@ def check_settings(
         ("target", target, 0 < target < 1, "a share of weights, above 0 and below 1"),
         ("steps", steps, steps >= 1, "the number of all steps, 1 or more"),
         ("warmup", warmup, 0 <= warmup < steps, f"0 or more, fewer than {steps} steps"),
-        ("momentum", momentum, 0 <= momentum < 1, "0 or more and less than 1"),
+        (
+            "momentum",
+            momentum,
+            momentum is None or 0 <= momentum < 1,
+            "0 or more and less than 1",
+        ),
         ("eta", eta, eta is None or 0 < eta < float("inf"), "more than 0"),
     )
     for name, value, right, use in problems:

@@ -23,11 +23,16 @@ class Controller:
 
     Attributes:
         momentum: `m` of the running rate.
-        eta: How far the step size moves, a unit of difference in rates.
+        first: The first step size.
+        eta: `η`, how far the step size moves, a unit of difference in rates. None: as
+            far as it may without swinging about the target, by the rate `K` that a step
+            size `U` brings now; a step at most doubles it, and it stays below `LARGEST`
+            times the first.
     """
 
     momentum: float
-    eta: float
+    first: float
+    eta: float | None = None
 
     def step(self, state: State, observed: float, target: float) -> State:
         """The state after a step in which a share of all weights changed their codes.
@@ -40,4 +45,34 @@ class Controller:
             target: `R`, the target rate now.
         """
         rate = self.momentum * state.rate + (1 - self.momentum) * observed
-        return State(rate, max(0.0, state.lr + self.eta * (target - rate)))
+        if self.eta is not None:
+            return State(rate, max(0.0, state.lr + self.eta * (target - rate)))
+        moved = state.lr + self._damped(state.lr, rate, target) * (target - rate)
+        return State(rate, min(moved, LARGEST * self.first))
+
+    def _damped(self, lr: float, rate: float, target: float) -> float:
+        """The largest `η` at which the rate does not swing about its target.
+
+        A rate in proportion to the step size, k = a U, makes of eqs. 10 and 11 a second
+        order system, s² + (1 − m) s + (1 − m) η a = 0, which is critically damped at
+        η a = (1 − m) / 4.
+        """
+        gain = (1 - self.momentum) / 4
+        least = gain * target  # Below it the step size would more than double.
+        return gain * lr / max(rate, least) if rate or target else 0.0
+
+
+LARGEST = 100.0
+
+
+def momentum_for(steps: int) -> float:
+    """The momentum of the running rate: 0.99 (the paper's), less in short trainings.
+
+    The target falls to zero in so many steps; what is averaged should be a small share
+    of them.
+    """
+    return min(0.99, max(0.5, 1 - AVERAGED / steps))
+
+
+AVERAGED = 100
+"""All steps over those that the running rate averages, at least."""

@@ -14,7 +14,7 @@ from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.host import Latent, TrainableHost
 from cora_plugin.processes import add_up
 from cora_plugin.qat.checks import check_settings, finite, places_of
-from cora_plugin.qat.controller import Controller, State
+from cora_plugin.qat.controller import Controller, State, momentum_for
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.record import LayerRecord, StepRecord, Transitional
 from cora_plugin.qat.schedule import Schedule, schedule_of, target_at
@@ -60,8 +60,9 @@ class TransitionRateScheduler:
         schedule: `cosine`, `linear`, `step`, or a function from the share of training
             that is done, 0 to 1, to a factor of the target.
         warmup: Steps in which the target rises linearly.
-        momentum: Of the running rate.
-        eta: How strongly the learning rate follows; None: the first learning rate.
+        momentum: Of the running rate; None: 0.99, less in fewer than 10,000 steps.
+        eta: How strongly the learning rate follows (the paper: as the first learning
+            rate); None: as strongly as it may without swinging about the target.
         enabled: Whether to control: else nothing of the training changes, scales of
             weights are trained as the toolkit has it, and rates are only measured.
         window: A weight oscillates that goes back within so many steps; 0: not watched.
@@ -83,7 +84,7 @@ class TransitionRateScheduler:
         steps: int,
         schedule: str | Schedule = "cosine",
         warmup: int = 0,
-        momentum: float = 0.99,
+        momentum: float | None = None,
         eta: float | None = None,
         enabled: bool = True,
         window: int = 0,
@@ -114,7 +115,9 @@ class TransitionRateScheduler:
             )
         first = rates.pop()
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self._controller = Controller(momentum, first if eta is None else eta)
+        if momentum is None:
+            momentum = momentum_for(steps)
+        self._controller = Controller(momentum, first, eta)
         self._state = State(0.0, first)
         self._transitions = Transitions(latents, window)
         self.last_epoch = 0
@@ -315,10 +318,11 @@ class TransitionRateScheduler:
         if self._below == PATIENCE and self.enabled:
             log.warning(
                 "the transition rate is %.2g, less than half of its target %.2g for %d "
-                "steps now: it cannot be reached; lower target, or raise eta (%.2g) or "
-                "the first learning rate",
+                "steps now: it cannot be reached; lower target, or raise the first "
+                "learning rate (%.2g)%s",
                 self._state.rate,
                 target,
                 PATIENCE,
-                self._controller.eta,
+                self._controller.first,
+                "" if self._controller.eta is None else ", or eta",
             )

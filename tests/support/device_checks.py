@@ -33,4 +33,6 @@ def agree(one, other):
     pairs = zip(one.layers, other.layers, strict=True)
     assert all(abs(a.rank - b.rank) <= 1 for a, b in pairs), (found(one), found(other))
     assert other.before.kl == pytest.approx(one.before.kl, rel=0.05, abs=1e-6)
-    assert other.after.kl == pytest.approx(one.after.kl, rel=0.25, abs=1e-6)
+    # What is left of it hangs on single activations that round to another code.
+    left = 0.01 * one.before.kl
+    assert other.after.kl == pytest.approx(one.after.kl, rel=0.25, abs=left)
