@@ -68,7 +68,7 @@ class QATConfig:
     eta: float | None = setting(
         None,
         "how strongly the learning rate follows the rate (the paper: the first one); "
-        "null: as strongly as it may without swinging about the target",
+        "null: by the rate that it brings",
         above=0,
     )
     window: int = setting(

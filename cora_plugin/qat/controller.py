@@ -24,10 +24,9 @@ class Controller:
     Attributes:
         momentum: `m` of the running rate.
         first: The first step size.
-        eta: `η`, how far the step size moves, a unit of difference in rates. None: as
-            far as it may without swinging about the target, by the rate `K` that a step
-            size `U` brings now; a step at most doubles it, and it stays below `LARGEST`
-            times the first.
+        eta: `η`, how far the step size moves, a unit of difference in rates. None: by
+            the rate `K` that a step size `U` brings now; a step at most doubles it, and
+            it stays below `LARGEST` times the first.
     """
 
     momentum: float
@@ -51,13 +50,13 @@ class Controller:
         return State(rate, min(moved, LARGEST * self.first))
 
     def _damped(self, lr: float, rate: float, target: float) -> float:
-        """The largest `η` at which the rate does not swing about its target.
+        """The `η` that brings the rate to its target fast, and hardly beyond it.
 
         A rate in proportion to the step size, k = a U, makes of eqs. 10 and 11 a second
-        order system, s² + (1 − m) s + (1 − m) η a = 0, which is critically damped at
-        η a = (1 − m) / 4.
+        order system, s² + (1 − m) s + (1 − m) η a = 0. Its damping is 1 / √2, with 4 %
+        of overshoot, at η a = (1 − m) / 2.
         """
-        gain = (1 - self.momentum) / 4
+        gain = (1 - self.momentum) / 2
         least = gain * target  # Below it the step size would more than double.
         return gain * lr / max(rate, least) if rate or target else 0.0
 

@@ -35,8 +35,8 @@ def test_fixed_point_is_the_target():
 
 @pytest.mark.parametrize("slope", [0.001, 1.0, 1000.0])
 @pytest.mark.parametrize("momentum", [0.5, 0.9, 0.99])
-def test_by_itself_it_nears_the_target_without_swinging(slope, momentum):
-    """Critically damped, whatever rate a step size brings: a step of the target."""
+def test_by_itself_it_nears_the_target_and_hardly_swings(slope, momentum):
+    """4 % beyond a step of the target, whatever rate a step size brings."""
     target = 0.004
     controller = Controller(momentum, target / slope)
     state = State(target, target / slope)  # settled
@@ -44,9 +44,8 @@ def test_by_itself_it_nears_the_target_without_swinging(slope, momentum):
     for _ in range(round(12 / (1 - momentum))):
         state = controller.step(state, slope * state.lr, 1.1 * target)
         rates.append(state.rate)
-    assert rates == sorted(rates)
-    assert rates[-1] <= 1.1 * target
-    assert state.rate == pytest.approx(1.1 * target, rel=1e-2)
+    assert max(rates) < (1.1 + 0.1 * 0.06) * target
+    assert state.rate == pytest.approx(1.1 * target, rel=1e-3)
 
 
 def test_by_itself_it_follows_a_falling_target_within_a_tenth():

@@ -318,20 +318,14 @@ class Trains:
         assert scheduler.rate > 0
 
     def test_rate_follows_the_target_on_fashion(self):
-        """Within a third, over the second half of a constant target."""
+        """Within a fifth, over the second half of a constant target."""
         net = resnet()
         data = fashion_batches(40, 4)
         base = self.toolkit.quantize(net, data[:4], self.fashion_options)
         groups = param_groups(base.model, rest={"lr": 1e-4})
         optimizer = torch.optim.Adam(groups, 3e-4)
         scheduler = TransitionRateScheduler(
-            optimizer,
-            base.model,
-            0.01,
-            steps=40,
-            schedule=lambda _: 1.0,
-            momentum=0.0,
-            eta=0.1,
+            optimizer, base.model, 0.01, steps=40, schedule=lambda _: 1.0
         )
         with scheduler:
             for x, _ in data:
@@ -344,7 +338,7 @@ class Trains:
                 scheduler.step()
             rates = [each.rate for each in scheduler.transitions().steps[20:]]
         mean = sum(rates) / len(rates)
-        assert mean == pytest.approx(0.01, rel=0.33), rates
+        assert mean == pytest.approx(0.01, rel=0.2), rates
 
     def test_quantizers_that_are_switched_off(self, base):
         self.switch_off(base.model)
