@@ -62,7 +62,7 @@ class TransitionRateScheduler:
         warmup: Steps in which the target rises linearly.
         momentum: Of the running rate; None: 0.99, less in fewer than 10,000 steps.
         eta: How strongly the learning rate follows (the paper: as the first learning
-            rate); None: by the rate that a learning rate brings, as `Controller` has it.
+            rate); None: by the rate that it brings, as `Controller` has it.
         enabled: Whether to control: else nothing of the training changes, scales of
             weights are trained as the toolkit has it, and rates are only measured.
         window: A weight oscillates that goes back within so many steps; 0: not watched.
