@@ -130,6 +130,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         what = f"{toolkit.title} PTQ"
         stage = partial(_stage, recipe, toolkit.title)
         with stage("quantizing"):
+            toolkit.prepare(console)
             quantize = toolkit.quantize
             base, seconds = timed(console, what, quantize, net, batches, options)
         plain = base
