@@ -274,10 +274,16 @@ def _run(options: argparse.Namespace, rest: list[str]) -> Sequence[CoRaError]:
             ray=options.ray,
         )
     elif options.command == "init":
-        from cora_plugin.recipe import Recipe, document, first_recipe, write_first
+        from cora_plugin.recipe import (
+            Recipe,
+            check_names,
+            document,
+            first_recipe,
+            write_first,
+        )
 
         first = first_recipe(_model_flags(options))
-        Recipe.of(document(first))  # Refuses what could not be read again.
+        check_names(Recipe.of(document(first)))  # Refuses what `run` would refuse.
         write_first(options.recipe, first)
         print(f"{options.recipe}: written; cora-plugin run {options.recipe} runs it")
     else:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
+from rich.console import Console
 from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
@@ -22,6 +23,7 @@ from cora_plugin.host import Host, TrainableHost
 from cora_plugin.integrations.points import entry_point
 from cora_plugin.integrations.points import install_line as install_line
 from cora_plugin.integrations.points import toolkits as toolkits
+from cora_plugin.progress import timed
 from cora_plugin.report import Report
 from cora_plugin.typed import check
 from cora_plugin.width_plan import WidthPlan
@@ -194,6 +196,17 @@ class Toolkit(ABC, Generic[O]):
         `quantize` does it where it is still due.
         """
         return ()
+
+    def prepare(self, console: Console | None = None) -> None:
+        """Do what `first_use` has, so that no quantization's seconds count it.
+
+        Args:
+            console: Is told of it.
+        """
+        for notice, work in self.first_use():
+            if console is not None:
+                console.print(notice)
+            timed(console, "preparing the toolkit", work)
 
     @abstractmethod
     def quantize(

@@ -148,6 +148,25 @@ def plain(tmp_path_factory, monkeypatch):
 FLAGS = ["--factory", "small_recipe:net", "--images", "photos", "--toolkit", "plain"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--timm", "resnet81"], "model.timm: unknown model 'resnet81'; did you mean"),
+        (["--torchvision", "resnet81"], "model.torchvision: unknown model 'resnet81'"),
+        (["--factory", "small_recipe:nett"], "has no attribute 'nett'"),
+        ([*FLAGS[:2], "--formats", "weight"], "unknown format 'weight'"),
+    ],
+)
+def test_init_refuses_names_that_run_would_refuse(
+    plain, tmp_path, monkeypatch, capsys, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    photos(tmp_path / "photos", 12)
+    assert main(["init", *FLAGS[2:], *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
 def test_init_writes_a_recipe_that_is_ready(plain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "photos", 12)

@@ -233,6 +233,7 @@ def given(request, tmp_path):
         ("seed", "true", "True is not a whole number"),
         ("adapter_bits", "9", "9 is out of range; use one of 2, 3, 4, 5, 6, 7, 8, 32"),
         ("metric", "qera", f"'qera' is unknown; use one of {', '.join(METRICS)}"),
+        ("budget", "5", "5 is 500% of the weights' number; pass '5%', or '500%' if"),
         ("budget", "5 bytes", "unit 'bytes' is unknown; use one of params, bits, macs"),
         ("butterworth.lr", "0", "0 is out of range; use more than 0"),
         ("refine.scope", "both", "'both' is unknown; use one of model, layer"),

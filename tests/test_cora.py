@@ -202,7 +202,10 @@ def test_a_failure_half_way_leaves_no_adapters():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 50}, r"more than there is to buy; every residual whole costs \d"),
+        (
+            {"budget": "5000%"},
+            r"more than there is to buy; every residual whole costs \d",
+        ),
         ({"budget": 1e-6}, "buys no adapter; the cheapest costs"),
         ({"budget": 0.01, "ranks": {"4": 16}}, "pinned ranks alone cost"),
         ({"ranks": {"4": 17}}, "4: rank 17 exceeds its full rank 16"),

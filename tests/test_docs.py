@@ -2,12 +2,14 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from plain_host import PlainHost
 from small_net import batches, distance, net
 
+from cora_plugin.cli import parser
 from cora_plugin.search import STRATEGIES
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,23 @@ def test_a_method_of_ones_own(monkeypatch):
     exec(compile(example, "example", "exec"), names)
     assert 0 < names["report"].budget_used <= names["report"].budget_allowed
     assert distance(host, batches(1, seed=9)[0]) < before
+
+
+def commands():
+    """Every command in a block of a page, but those of Brevitas' own flags."""
+    pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *DOCS.rglob("*.md")]
+    for path in sorted(pages):
+        for block in re.findall(r"(?s)```\n(.*?)```", path.read_text("utf-8")):
+            for line in re.findall(r"(?m)^(?:.* && )?cora-plugin (.*)$", block):
+                if not line.startswith("brevitas-ptq"):
+                    yield line
+
+
+@pytest.mark.parametrize("line", [*dict.fromkeys(commands())])
+def test_every_command_can_be_read(line):
+    flags = parser().parse_args(shlex.split(line, comments=True))
+    recipe = getattr(flags, "recipe", None)
+    assert recipe in (None, Path("recipe.yaml")) or (ROOT / recipe).exists()
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda p: p.name)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -137,6 +138,18 @@ def test_what_cannot_be_judged_is_refused(plain, sections, message, tmp_path, ca
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_due_once_on_a_machine_is_in_no_seconds(
+    plain, monkeypatch, tmp_path, capsys
+):
+    done = []
+    work = ("it is slow, once", lambda: (time.sleep(3), done.append(1)))
+    monkeypatch.setattr(type(plain), "first_use", lambda self: (work,))
+    assert main(["run", str(recipe(tmp_path))]) == 0
+    assert "it is slow, once" in capsys.readouterr().out and done == [1]
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert rows[1]["seconds"] < 3
 
 
 def test_figures_that_are_not_finite_are_null_with_the_reason(

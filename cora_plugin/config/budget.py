@@ -84,6 +84,12 @@ class Budget:
                 f"{value!r} is not an amount with a unit; pass for example "
                 "'0.05 params', '0.2 bits' or '0.05 kl'",
             ) from None
+        if amount > 1 and parts == [number] and not percent:
+            raise ConfigError(
+                KEY,
+                f"{number} is {amount:.0%} of the weights' number; pass '{number}%', "
+                f"or '{100 * amount:g}%' if so much is meant",
+            )
         return cls(amount, *([" ".join(parts[1:])] if parts[1:] else []))
 
     def __str__(self) -> str:

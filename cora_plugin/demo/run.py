@@ -81,9 +81,7 @@ def run_demo(
     rows = [task.judge(task.reference, label="float", **float_bits)]
     lines, reports = [], {}
     for toolkit in tools:
-        for notice, work in toolkit.first_use():
-            console.print(notice)
-            timed(console, "preparing the toolkit", work)
+        toolkit.prepare(console)
         options = toolkit.options(weight_bits=weight_bits, act_bits=act_bits)
         title = f"{toolkit.title} W{weight_bits}A{act_bits}"
         arms = _arms(config, methods, menu)

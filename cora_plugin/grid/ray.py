@@ -40,6 +40,9 @@ KNOCK = 10.0
 TEXTS = (".yaml", ".json", ".log", ".txt", ".html")
 """Files that name the folder they are in."""
 
+STOP = 10.0
+"""Seconds that cancelled cells have to end by themselves."""
+
 Files = Mapping[str, bytes]
 """What is in files, by their paths below the folder of all cells."""
 
@@ -98,8 +101,17 @@ def run_on_ray(
                 running = _running(board, [*sent.values()])
                 tell(running, len(left) + len(sent) - len(running))
         finally:
-            for each in sent:
-                ray.cancel(each, force=True)
+            _cancel([*sent])
+
+
+def _cancel(sent: Sequence[Any]) -> None:
+    """End cells on all nodes; those that answer remove what they had written there."""
+    for each in sent:
+        ray.cancel(each)
+    if sent:
+        ray.wait([*sent], num_returns=len(sent), timeout=STOP)
+    for each in sent:
+        ray.cancel(each, force=True)
 
 
 class _Board:

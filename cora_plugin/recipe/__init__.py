@@ -5,7 +5,15 @@
 """
 
 from cora_plugin.recipe.first import document, first_recipe, write_first
-from cora_plugin.recipe.run import check, run
+from cora_plugin.recipe.run import check, check_names, run
 from cora_plugin.recipe.schema import Recipe
 
-__all__ = ["Recipe", "check", "document", "first_recipe", "run", "write_first"]
+__all__ = [
+    "Recipe",
+    "check",
+    "check_names",
+    "document",
+    "first_recipe",
+    "run",
+    "write_first",
+]

@@ -74,6 +74,21 @@ def check(recipe: Recipe) -> None:
         _check_folder(recipe, plan)
 
 
+def check_names(recipe: Recipe) -> Chosen:
+    """Find out whether toolkit, options, formats and model are known.
+
+    Raises:
+        CoRaError: One is not; the message says its line.
+        ModuleNotFoundError: A package is not installed.
+    """
+    with own_modules():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = chosen(recipe)
+        check_model(recipe)
+    return found
+
+
 def run(recipe: Recipe, console: Console | None = None) -> Results:
     """Do what a recipe says; print a table, fill its output folder.
 
@@ -115,6 +130,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         what = f"{toolkit.title} PTQ"
         stage = partial(_stage, recipe, toolkit.title)
         with stage("quantizing"):
+            toolkit.prepare(console)
             quantize = toolkit.quantize
             base, seconds = timed(console, what, quantize, net, batches, options)
         plain = base
@@ -231,10 +247,7 @@ def _trained(
 
 
 def _plan(recipe: Recipe) -> _Plan:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tool = chosen(recipe)
-    check_model(recipe)
+    tool = check_names(recipe)
     _check_device(recipe)
     data = files(recipe, "data")
     if data is not None and recipe.model.factory:

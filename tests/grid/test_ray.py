@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import tempfile
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,12 @@ from small_recipe import written
 
 from cora_plugin import CoRaError
 from cora_plugin.cli import main
+from cora_plugin.document import Document
 from cora_plugin.grid import compare
+from cora_plugin.grid.cells import cells
+from cora_plugin.grid.folder import Folder
+from cora_plugin.grid.schedule import Limits
+from cora_plugin.grid.section import CompareSection
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")
 
@@ -28,6 +34,11 @@ FACTORIES = """
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(600)
         return net()
+
+    def asleep(folder):
+        "A net that takes longer than anyone waits."
+        Path(folder, str(os.getpid())).touch()
+        time.sleep(600)
 """
 
 
@@ -42,13 +53,18 @@ def results(tmp_path):
     return json.loads((tmp_path / "out" / "comparison.json").read_text())
 
 
-def lost(tmp_path, times):
-    """A model whose worker is killed so many times."""
+def factory(tmp_path, name, **args):
+    """A model of `FACTORIES`, whose processes write their numbers to a folder."""
     module = tmp_path / "installed" / "lossy.py"
     module.write_text(textwrap.dedent(FACTORIES))
     (tmp_path / "pids").mkdir()
-    args = {"folder": str(tmp_path / "pids"), "times": times}
-    return {"factory": "lossy:lost", "args": args}
+    args |= {"folder": str(tmp_path / "pids")}
+    return {"factory": f"lossy:{name}", "args": args}
+
+
+def lost(tmp_path, times):
+    """A model whose worker is killed so many times."""
+    return factory(tmp_path, "lost", times=times)
 
 
 def alive(pid):
@@ -101,6 +117,29 @@ def test_a_cell_that_is_lost_each_time_is_a_reason(cluster, tmp_path, capsys):
     (failed,) = results(tmp_path)["failed"]
     assert "its worker on Ray was lost, and so in all 1 retries" in failed["reason"]
     assert len(list((tmp_path / "pids").iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_leaves_neither_processes_nor_files_on_a_node(cluster, plain, tmp_path):
+    from cora_plugin.grid.ray import run_on_ray
+
+    lists = {"weight_bits": [3, 4, 5], "methods": ["none"]}
+    path = recipe(tmp_path, lists, model=factory(tmp_path, "asleep"))
+    document, folder = Document.read(path), Folder(tmp_path / "out")
+    section = CompareSection.read(document)
+    waiting = cells(document, section, {"plain": plain}, folder.cells)
+    before = set(Path(tempfile.gettempdir()).glob("cora-cell-*"))
+
+    def interrupt(running, left):
+        if len(list((tmp_path / "pids").iterdir())) == 2:
+            raise KeyboardInterrupt
+
+    more = {"address": "", "config": section.ray}
+    with folder.opened(document), pytest.raises(KeyboardInterrupt):
+        run_on_ray(waiting, folder, 3, Limits(10), print, interrupt, **more)
+    assert not any(alive(int(each.name)) for each in (tmp_path / "pids").iterdir())
+    assert set(Path(tempfile.gettempdir()).glob("cora-cell-*")) <= before
+    assert all(folder.outcome(cell) is None for cell in waiting)
 
 
 @needs_ray

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import sharing
 from toolkit_processes import Shares
 
@@ -28,17 +29,24 @@ float_model, images = net(), torch.cat(batches())
 """
 
 
-def test_the_page_of_processes_runs(tmp_path):
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": [
+        "accelerate.commands.accelerate_cli",
+        *("launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+    ],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_page_of_processes_runs(launcher, tmp_path):
     page = Path(__file__).parents[2] / "docs" / "processes.md"
     (script,) = re.findall(r"(?s)```python\n(.*?)```", page.read_text())
     (tmp_path / "adapt.py").write_text(script)
     (tmp_path / "yours.py").write_text(YOURS)
     support = str(Path(sharing.__file__).parent)
     ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "adapt.py"),
-        ],
+        [sys.executable, "-m", *LAUNCHERS[launcher], "adapt.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": support},
         capture_output=True,
