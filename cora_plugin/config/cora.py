@@ -18,8 +18,13 @@ Search = Literal["uniform", "spectral", "butterworth", "series"]
 Correction = Literal["off", "own", "cascade"]
 
 METRICS = get_args(Metric)
+"""What `metric` may be."""
+
 SEARCHES = get_args(Search)
+"""What `search` may be."""
+
 CORRECTIONS = get_args(Correction)
+"""What `bias_correction` may be."""
 
 
 def _complete(given: Given) -> Given:
