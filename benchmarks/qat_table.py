@@ -159,14 +159,14 @@ def main() -> None:
     """Print the table of some files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--weights", help="these alone")
+    parser.add_argument("--weights", help="these alone, with commas")
     parser.add_argument("--picture", type=Path)
     flags = parser.parse_args()
     rows = [
         row
         for file in flags.files
         for row in json.loads(file.read_text())
-        if flags.weights in (None, row["weights"])
+        if flags.weights is None or row["weights"] in flags.weights.split(",")
     ]
     print(table(rows))
     if flags.picture is not None:
