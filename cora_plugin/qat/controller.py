@@ -62,6 +62,7 @@ class Controller:
 
 
 LARGEST = 100.0
+"""Of the first step size: where codes no longer change the more, it would grow on."""
 
 
 def momentum_for(steps: int) -> float:

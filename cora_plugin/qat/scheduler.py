@@ -118,9 +118,11 @@ class TransitionRateScheduler:
         if momentum is None:
             momentum = momentum_for(steps)
         self._controller = Controller(momentum, first, eta)
-        self._state = State(0.0, first)
         self._transitions = Transitions(latents, window)
         self.last_epoch = 0
+        # From 0 an average would need many steps, in which learning rates shoot up.
+        begun = self.target if enabled and eta is None else 0.0
+        self._state = State(begun, first)
         self._stepped = False
         self._skipped = self._nonfinite = self._below = 0
         self._records: list[StepRecord] = []

@@ -71,6 +71,17 @@ def test_rate_follows_the_target(name):
     assert sum(rates) / len(rates) == pytest.approx(0.01, rel=0.25)
 
 
+def test_in_a_long_training_the_learning_rate_does_not_shoot_up_first():
+    """An average of a hundred steps, and steps whose rate is the target."""
+    model = net()
+    _, scheduler = scheduled(model, target=0.01, steps=100_000)
+    assert scheduler.rate == pytest.approx(0.01)
+    first = state = scheduler._state
+    for _ in range(200):
+        state = scheduler._controller.step(state, 0.01 * state.lr / first.lr, 0.01)
+        assert state.lr == pytest.approx(first.lr, rel=1e-3)
+
+
 def test_other_groups_are_left_to_another_scheduler():
     model = net()
     optimizer, scheduler = scheduled(model)
