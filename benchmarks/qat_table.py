@@ -137,7 +137,7 @@ def picture(rows: list[Row], path: Path) -> None:
     for row in _drawn(rows):
         steps, targets, running, lr = zip(*row["curve"], strict=True)
         label = f"{row['weights']}, {NAMES[row['toolkit']]}, {WAYS[row['method']]} "
-        label += f"{row['value']:g}"
+        label += f"{row['value']:g}" + (", adapters" if row["adapters"] else "")
         style = {"ls": "--" if row["method"] == "lr" else "-", "label": label}
         (line,) = rates.plot(steps, running, **style)
         if row["method"] == "trs":

@@ -21,6 +21,7 @@ OUTSIDE = {
     "benchmarks/README.md": "benchmarks/README.md",
     "benchmarks/searches.md": "benchmarks/searches.md",
     "benchmarks/searches.svg": "benchmarks/searches.svg",
+    "benchmarks/qat.svg": "benchmarks/qat.svg",
 }
 """Files of the repository by their path, and where the site has them."""
 
