@@ -358,6 +358,21 @@ def _reporting(layer: Any, name: str, observer: Observer) -> Any:
     return inner_forward_impl
 
 
+def set_widths(model: nn.Module, widths: Mapping[str, int]) -> None:
+    """Give layers weight quantizers of other bit widths, in place.
+
+    Args:
+        model: The quantized model, its activations not calibrated yet.
+        widths: Bits by layer name.
+
+    Raises:
+        ModelError: A quantizer has no bit width that could be another.
+    """
+    for name, bits in widths.items():
+        layer: Any = model.get_submodule(name)
+        layer.weight_quant = _quantizer(name, layer, bits)
+
+
 def _quantized(name: str, layer: Any, bits: int | None) -> Any:
     """The layer's weight as its quantizer rounds it, perhaps at another bit width.
 
@@ -366,14 +381,28 @@ def _quantized(name: str, layer: Any, bits: int | None) -> Any:
     """
     if bits is None:
         return type(layer).quant_weight(layer)
+    try:
+        return _quantizer(name, layer, bits)(layer.weight)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _inflexible(name, bits, error) from error
+
+
+def _quantizer(name: str, layer: Any, bits: int) -> Any:
+    """A quantizer like that of the layer's weight, at another bit width."""
     if bits < 1:
         raise ModelError(f"{name}: {bits} bits are none; use 1 or more")
     proxy = layer.weight_quant
     try:
         other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
-        return other.to(layer.weight.device).eval()(layer.weight)
+        return other.to(layer.weight.device).eval()
     except Exception as error:
-        raise ModelError(
-            f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
-            "widths can be planned where weights are quantized to integers"
-        ) from error
+        raise _inflexible(name, bits, error) from error
+
+
+def _inflexible(name: str, bits: int, error: Exception) -> ModelError:
+    return ModelError(
+        f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
+        "widths can be planned where weights are quantized to integers"
+    )

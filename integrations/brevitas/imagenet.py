@@ -4,6 +4,7 @@ The script has no hook for a plugin. So a copy of its main function runs, with h
 of ours where adapters have to come in; Brevitas itself is not changed.
 """
 
+import copy
 import functools
 import random
 import warnings
@@ -24,14 +25,17 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import ConfigError, CoRaError, DataError, FileError
 from cora_plugin.config import CoRaConfig
 from cora_plugin.integrations.brevitas import private
-from cora_plugin.integrations.brevitas.algorithm import apply_cora
+from cora_plugin.integrations.brevitas.algorithm import apply_cora, plan_bits
 from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
-from cora_plugin.integrations.brevitas.layers import snapshot
+from cora_plugin.integrations.brevitas.host import set_widths
+from cora_plugin.integrations.brevitas.layers import snapshot, unpack
 from cora_plugin.integrations.brevitas.recipe import TITLE
 from cora_plugin.integrations.brevitas.rounding import check_blocks
 from cora_plugin.integrations.doing import doing
+from cora_plugin.outputs import run
 from cora_plugin.report import Report
+from cora_plugin.width_plan import WidthPlan
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,13 @@ def ptq_imagenet(
         CoRaError: Something that the caller can change is wrong.
         OSError: A file cannot be written.
     """
-    if config is not None and config.widths:
+    planned = config is not None and config.widths
+    if planned and options.act_scale_computation_type != "static":
         raise ConfigError(
             ("menu",),
-            "Brevitas' script quantizes every layer at the bit widths of its flags; "
-            "use cora-plugin run, or plan_bits with quantize_model of your own",
+            "bit widths are planned when activations have been calibrated, which "
+            f"--act-scale-computation-type={options.act_scale_computation_type} does "
+            "not; use static, or no menu",
             "--cora",
         )
     with stock_script() as script:
@@ -140,6 +146,7 @@ class _Step:
         self._config = config
         self._loader: Any = None
         self._weights: dict[str, Tensor] = {}
+        self._plan: WidthPlan | None = None
 
     def generate_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the first, which is for calibration."""
@@ -174,6 +181,19 @@ class _Step:
             ) from error
         self._weights = snapshot(model)
         return model
+
+    def calibrate(self, loader: Any, model: nn.Module) -> None:
+        """Calibrate at the bit widths that a menu asks to be planned."""
+        if self._config is not None and self._config.widths:
+            trial = copy.deepcopy(model)
+            self._script.calibrate(loader, trial)
+            print("Planning bit widths:")
+            self._plan = plan_bits(loader, trial, self._config)
+            set_widths(model, self._plan.layer_bits)
+            images, _ = next(iter(loader))
+            with torch.no_grad():
+                run(model, images, unpack)  # initialises their scales
+        self._script.calibrate(loader, model)
 
     def apply_learned_round(
         self, model: nn.Module, calibration_loader: Any, args: Namespace
@@ -210,7 +230,8 @@ class _Step:
     def _adapt(self, model: nn.Module, add: Callable[..., Report] = apply_cora) -> None:
         if self._config is not None and self.report is None:
             print("Adding CoRa's adapters:")
-            self.report = add(self._loader, model, self._config, self._weights)
+            given = self._config, self._weights, self._plan
+            self.report = add(self._loader, model, *given)
         self._loader, self._weights = None, {}
 
     def _named(self, path: str) -> str:

@@ -435,6 +435,7 @@ def rounds_in_its_own_way(model: nn.Module) -> bool:
 SCRIPT_HELPERS = (
     "apply_bias_correction",
     "apply_learned_round",
+    "calibrate",
     "export_onnx_qcdq",
     "export_torch_qcdq",
     "generate_dataloader",

@@ -26,7 +26,7 @@ from PIL import Image
 
 from cora_plugin import CoRaError, ToolkitError
 from cora_plugin.cli import main
-from cora_plugin.config import CoRaConfig, RefineConfig
+from cora_plugin.config import RefineConfig
 from cora_plugin.document import Document
 from cora_plugin.integrations.brevitas import (
     apply_cora,
@@ -330,11 +330,23 @@ def test_an_impossible_value_is_refused_without_the_whole_list(arguments, capsys
     assert "invalid choice: 'none'" in error and "--cora-damping" not in error
 
 
-def test_a_menu_is_refused_before_the_script_runs(folders):
-    with pytest.raises(CoRaError, match="use cora-plugin run"):
-        options = parser().parse_args(["--calibration-dir", str(folders)])
-        config = CoRaConfig.of({"budget": "1.0 ptq", "menu": [4, 8]})
-        ptq_imagenet(options, config, folders / "report.json")
+def test_widths_are_planned_before_the_script_calibrates(arguments, tmp_path):
+    """As small as the script's own widths make it, and GPTQ rounds at the planned."""
+    settings = ["--cora-budget=1.0 ptq", "--cora-menu=3/4/6", "--cora-held-out=0.34"]
+    assert main(["brevitas-ptq", *arguments, "--cora", "--gptq", *settings]) == 0
+    report = json.loads((tmp_path / "out" / "cora_report.json").read_text())
+    plan = report["plan"]
+    assert plan["layer_bits"]  # Else there would be nothing to round anew.
+    widths = {row["name"]: row["weight_bits"] for row in report["layers"]}
+    assert plan["layer_bits"].items() <= widths.items()
+    assert report["equivalent_bits"] <= plan["allowed"] * (1 + 1e-9)
+
+
+def test_a_menu_where_nothing_is_calibrated_is_refused(arguments, capsys):
+    flags = ["--cora-budget=1.0 ptq", "--cora-menu=4/8"]
+    dynamic = "--act-scale-computation-type=dynamic"
+    assert main(["brevitas-ptq", *arguments, "--cora", *flags, dynamic]) == 2
+    assert "use static, or no menu" in capsys.readouterr().err
 
 
 def test_a_failing_step_of_the_script_is_named():
