@@ -442,7 +442,7 @@ def test_the_script_calls_its_helpers_by_name(private):
             assert ours.__globals__[name] == (name, getattr(_Step, name))
             assert callable(getattr(script, name))
         # And so are its own steps, whose failures say which they are.
-        assert ours.__globals__["calibrate"] == ("calibrate", script.calibrate)
+        assert ours.__globals__["apply_gptq"] == ("apply_gptq", script.apply_gptq)
         assert ours.__globals__["torch"] is torch
         options = script.create_args_parser().parse_args([])
         for name in ("export_dir", "calibration_dir", "calibration_samples", "workers"):
