@@ -40,7 +40,7 @@ KNOCK = 10.0
 TEXTS = (".yaml", ".json", ".log", ".txt", ".html")
 """Files that name the folder they are in."""
 
-STOP = 10.0
+STOP = 30.0
 """Seconds that cancelled cells have to end by themselves."""
 
 Files = Mapping[str, bytes]
