@@ -5,7 +5,7 @@ python benchmarks/budget.py --model lite0 --toolkit brevitas --times 1.0,1.05
 Budgets are multiples of what plain PTQ stores. Rows: PTQ, with bias correction, too;
 `bits`: widths of the menu alone; `adapters`: at the toolkit's widths, and `8 bits`, the
 most sensitive layers in their place; `series`: a whole term for every layer, whatever
-the budget; `together`: widths and adapters. Peers of a size of their own come first, as
+the budget; `together`: widths and adapters. Peers of a size of their own come last, as
 `--peers` names them: other recipes, and `one up`, a bit more for every weight. A seed
 draws calibration images.
 """
@@ -68,7 +68,7 @@ def main() -> None:
 def _variants(
     toolkit: Toolkit[Any], task: Task, flags: Any, seed: int
 ) -> Iterator[Variant]:
-    """What is compared: what has a size of its own, then by the budgets."""
+    """What is compared, by the budgets, then what has a size of its own."""
     options = ptq_options(toolkit, flags, **toolkit.recipes[flags.recipe])
     arms = [
         arm
@@ -78,13 +78,13 @@ def _variants(
         if method != "series" or not number
         for arm in _arms(method, float(times), flags.menu, seed)
     ]
+    yield from variants(toolkit, task, options, arms, flags.recipe)
     for peer in filter(None, flags.peers.split(",")):
         if peer == ONE_UP:
             given = replace(options, weight_bits=options.weight_bits + 1)
         else:
             given = ptq_options(toolkit, flags, **toolkit.recipes[peer])
         yield from variants(toolkit, task, given, (), peer)
-    yield from variants(toolkit, task, options, arms, flags.recipe)
 
 
 def _arms(method: str, times: float, menu: str, seed: int) -> list[Arm]:
