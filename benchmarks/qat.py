@@ -52,7 +52,7 @@ CURVES = ("curve", "measured")
 CURVE = 10
 """Steps between two points of a row's curve."""
 
-GPU = "cuda" if torch.cuda.is_available() else None
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 Row = dict[str, Any]
 
@@ -282,7 +282,7 @@ def _flags() -> Any:
     parser.add_argument("--first-last-bits", type=int, default=8)
     parser.add_argument("--optimizers", type=_names, default=["adamw"], help="and sgd")
     parser.add_argument("--methods", type=_names, default=["ptq", "lr", "trs"])
-    parser.add_argument("--device", default=GPU or "cpu")
+    parser.add_argument("--device", default=DEVICE)
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     parser.add_argument("--values", type=_numbers, help="of one method, to tune over")
     parser.add_argument("--first-lr", type=float, default=1e-3, help="trs begins there")

@@ -370,7 +370,8 @@ def set_widths(model: nn.Module, widths: Mapping[str, int]) -> None:
     """
     for name, bits in widths.items():
         layer: Any = model.get_submodule(name)
-        layer.weight_quant = _quantizer(name, layer, bits)
+        with _at_width(name, bits):
+            layer.weight_quant = _quantizer(layer, bits)
 
 
 def _quantized(name: str, layer: Any, bits: int | None) -> Any:
@@ -381,28 +382,26 @@ def _quantized(name: str, layer: Any, bits: int | None) -> Any:
     """
     if bits is None:
         return type(layer).quant_weight(layer)
-    try:
-        return _quantizer(name, layer, bits)(layer.weight)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise _inflexible(name, bits, error) from error
+    with _at_width(name, bits):
+        return _quantizer(layer, bits)(layer.weight)
 
 
-def _quantizer(name: str, layer: Any, bits: int) -> Any:
+def _quantizer(layer: Any, bits: int) -> Any:
     """A quantizer like that of the layer's weight, at another bit width."""
+    proxy = layer.weight_quant
+    other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
+    return other.to(layer.weight.device).eval()
+
+
+@contextmanager
+def _at_width(name: str, bits: int) -> Iterator[None]:
+    """Say of a failure which layer could not have which bit width."""
     if bits < 1:
         raise ModelError(f"{name}: {bits} bits are none; use 1 or more")
-    proxy = layer.weight_quant
     try:
-        other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
-        return other.to(layer.weight.device).eval()
+        yield
     except Exception as error:
-        raise _inflexible(name, bits, error) from error
-
-
-def _inflexible(name: str, bits: int, error: Exception) -> ModelError:
-    return ModelError(
-        f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
-        "widths can be planned where weights are quantized to integers"
-    )
+        raise ModelError(
+            f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
+            "widths can be planned where weights are quantized to integers"
+        ) from error
