@@ -8,6 +8,7 @@ without seconds.
 
 import json
 import re
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,12 @@ def cell(row: Mapping[str, Any], heading: str) -> str:
 def bold(text: str, when: bool = True) -> str:
     """Bold text, where it is to be."""
     return f"**{text}**" if when else text
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean, and a standard deviation where there are several values."""
+    mean = f"{statistics.mean(values):.4f}"
+    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
 def text(template: str) -> str:

@@ -4,9 +4,10 @@ Two are arranged from runs of accuracy.py: `peers` has GPTQ beside layers of 8 b
 `rounding` GPFQ and Qronos.
 """
 
+from statistics import mean
 from typing import Any
 
-from figures import NAMES, bold, cell, find, markdown, need, read
+from figures import NAMES, bold, cell, find, markdown, need, read, spread
 
 from cora_plugin.compare.experiment import RAISED
 from cora_plugin.compare.rows import FIGURES, GAIN, NONE
@@ -121,7 +122,10 @@ def _together(name: str) -> Any:
 
 
 def budgets(*names: str) -> str:
-    """Bit widths and adapters in one budget, beside their parts: KL (bits)."""
+    """Bit widths and adapters in one budget, beside their parts: KL (bits).
+
+    Mean ± standard deviation, where there are several seeds.
+    """
     ways = (
         ("PTQ", "ptq", NONE),
         ("PTQ + bias correction", "ptq+bc", NONE),
@@ -136,20 +140,29 @@ def budgets(*names: str) -> str:
         network, weights, toolkit, *menu = name.split("-")
         title = f"{NAMES[network]}, {weights}, {NAMES[toolkit]}"
         title += "".join(f", widths {each.replace('_', ' and ')}" for each in menu)
-        for budget in ("1.0 ptq", "1.05 ptq"):
-            if find(f"budget-{name}", "together", budget) is None:
-                continue
-            cells = []
-            for _, recipe, method in ways:
-                wanted = budget if method != NONE else ""
-                row = find(f"budget-{name}", method, wanted, recipe)
-                # What has a size of its own stands once.
-                shown = row is not None and (method != NONE or bool(title))
-                kl = f"{row['kl']:.4f} ({row['equivalent_bits']:.2f})" if shown else ""
-                cells.append(kl)
+        rows = read(f"budget-{name}")
+        asked = {row["budget"] for row in rows if row["method"] == "together"}
+        for budget in sorted(asked, key=lambda each: float(each.split()[0])):
+            # What has a size of its own stands once.
+            cells = [
+                _budgeted(rows, recipe, method, "" if method == NONE else budget)
+                for _, recipe, method in ways
+                if method != NONE or title
+            ]
+            cells = [""] * (len(ways) - len(cells)) + cells
             lines.append([title, budget.replace(" ptq", " ×"), *cells])
             title = ""
     return markdown(["network", "of PTQ's bits", *(way for way, _, _ in ways)], lines)
+
+
+def _budgeted(rows: list[Any], *key: str) -> str:
+    """KL and bits of the rows of a recipe, a method and a budget, over their seeds."""
+    named = ("recipe", "method", "budget")
+    found = [row for row in rows if tuple(row[name] for name in named) == key]
+    if not found:
+        return ""
+    bits = mean(row["equivalent_bits"] for row in found)
+    return f"{spread([row['kl'] for row in found])} ({bits:.2f})"
 
 
 def rounding(name: str) -> str:

@@ -218,6 +218,7 @@ class _Bench:
             "held_out_top1": report.top1[1],
             "near": report.transitions.near,
             "oscillating": report.transitions.oscillating,
+            "window": report.transitions.window,
             "seconds": report.seconds,
             "overhead": report.overhead,
             "steps": len(steps),

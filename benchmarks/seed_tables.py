@@ -1,9 +1,8 @@
 """The table of search.py's runs with several calibration seeds."""
 
-from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 
-from figures import FOLDER, NAMES, bold, markdown, read
+from figures import FOLDER, NAMES, bold, markdown, read, spread
 
 from cora_plugin.compare.experiment import RAISED
 from cora_plugin.compare.rows import NONE, SHORT
@@ -34,16 +33,10 @@ def seeds() -> str:
             [
                 f"{NAMES[network]}, {bits}, {NAMES[toolkit]}",
                 str(len(ours)),
-                *(bold(_spread(kl[heading]), heading == best) for heading in WAYS),
+                *(bold(spread(kl[heading]), heading == best) for heading in WAYS),
                 f"{mean(row['equivalent_bits'] for row in ours):.2f}",
                 f"{mean(row['top1'] for row in ours):.1%}",
             ]
         )
     heads = ["KL, 5 % of parameters", "seeds", *WAYS, "bits", "top-1 of the default"]
     return markdown(heads, lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    """A mean, and a standard deviation where there are several values."""
-    text = f"{mean(values):.4f}"
-    return f"{text} ± {stdev(values):.4f}" if len(values) > 1 else text

@@ -71,8 +71,11 @@ class QATConfig:
         "null: by the rate that it brings",
         above=0,
     )
-    window: int = setting(
-        100, "a weight oscillates that goes back within so many steps", least=0
+    window: int | None = setting(
+        None,
+        "a weight oscillates that goes back within so many steps; null: 100, at most a "
+        "tenth of all; 0: not watched",
+        least=0,
     )
     labels: float = setting(
         0.0,

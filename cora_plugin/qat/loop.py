@@ -69,7 +69,7 @@ class Loop:
             momentum=config.rate_momentum,
             eta=config.eta,
             enabled=config.method == "trs",
-            window=config.window,
+            window=_window(config.window, self._steps),
         )
         self._others = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
@@ -297,6 +297,11 @@ def _length(loader: Any) -> int:
     if not count:
         raise DataError("training data: the loader is empty; pass a few batches")
     return count
+
+
+def _window(given: int | None, steps: int) -> int:
+    """Steps that tell what oscillates at the end, not what once did."""
+    return max(1, min(100, steps // 10)) if given is None else given
 
 
 def _fallen(steps: int, step: int) -> float:

@@ -57,23 +57,18 @@ class Transitional:
         layers: By latent weight.
         skipped: Calls of the scheduler without a step of the optimizer before them.
         nonfinite: Steps that were skipped for gradients that are not finite.
+        window: Weights that went back within so many steps oscillate; 0: not watched.
     """
 
     steps: tuple[StepRecord, ...]
     layers: tuple[LayerRecord, ...]
     skipped: int
     nonfinite: int
+    window: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Transitional":
-        """What `to_dict` gave."""
-        steps = tuple(StepRecord(**each) for each in values["steps"])
-        layers = tuple(LayerRecord(**each) for each in values["layers"])
-        return cls(steps, layers, values["skipped"], values["nonfinite"])
 
     @property
     def near(self) -> float | None:

@@ -86,7 +86,9 @@ class QATReport:
             )
         shares = {
             "near a transition point": self.transitions.near,
-            "oscillating": self.transitions.oscillating,
+            f"went back within {self.transitions.window} steps": (
+                self.transitions.oscillating
+            ),
         }
         known = [f"{v:.1%} {k}" for k, v in shares.items() if v is not None]
         if known:

@@ -237,7 +237,11 @@ class TransitionRateScheduler:
                 )
             )
         return Transitional(
-            tuple(self._records), tuple(layers), self._skipped, self._nonfinite
+            tuple(self._records),
+            tuple(layers),
+            self._skipped,
+            self._nonfinite,
+            counted.window,
         )
 
     def close(self) -> None:

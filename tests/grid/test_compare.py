@@ -258,10 +258,14 @@ def test_every_key_is_explained():
 
 
 @pytest.mark.skipif(find_spec("brevitas") is None, reason="needs brevitas")
-def test_the_ready_comparison_can_be_expanded():
-    path = Path(__file__).parents[2] / "docs" / "recipes" / "compare-lite0.yaml"
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("compare-lite0", 2 * 2 * (2 + 3 * 2)), ("compare-peers", 2 * 11)],
+)
+def test_the_ready_comparisons_can_be_expanded(name, number):
+    path = Path(__file__).parents[2] / "docs" / "recipes" / f"{name}.yaml"
     brevitas = load_toolkit("brevitas")
     found = expanded(path, brevitas=brevitas, nncf="not installed")
-    assert len(found) == 2 * 2 * (2 + 3 * 2)
+    assert len(found) == number
     for cell in found:
         Recipe.of(Document("cell", dict(cell.values)))

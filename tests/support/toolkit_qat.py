@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -130,6 +129,7 @@ class Trains:
         assert report.kept
         assert report.after.value < 0.8 * report.before.value
         assert len(report.transitions.steps) == len(report.losses) == 24
+        assert report.transitions.window == 2  # a tenth
         assert len(report.measured) == 2
         assert sum(e.transitions for e in report.transitions.layers) > 0
         assert not base.model.training
@@ -371,7 +371,7 @@ class Trains:
 
     def test_the_report_is_plain(self, base, float_net, unseen):
         report = self.tune(base.model, float_net, unseen, epochs=1, checkpoint=None)
-        assert json.loads(json.dumps(asdict(report.transitions)))
+        assert json.loads(json.dumps(report.transitions.to_dict()))
 
 
 def _endless():
