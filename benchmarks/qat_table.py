@@ -15,6 +15,7 @@ from figures import FOLDER, NAMES, markdown
 Row = dict[str, Any]
 
 ABOUT = ("model", "toolkit", "weights", "optimizer", "method", "adapters", "epochs")
+NETWORKS = {"fashion": "ResNet-20", "mobilenet": "MobileNetV2"}
 WAYS = {"lr": "learning rate", "trs": "transition rate"}
 COLUMNS = (*ABOUT, "images", "best value", "top-1", "oscillating", "counting")
 
@@ -68,7 +69,8 @@ def training(*names: str) -> str:
                 cells += [top1, _share(best, "oscillating")]
             lines.append(cells)
     heads = [each for way in WAYS.values() for each in (way, "oscillating")]
-    return markdown(["ResNet-20 on Fashion", "before", *heads], lines)
+    networks = {f"{NETWORKS[row['model']]} on Fashion" for row in rows}
+    return markdown([", ".join(sorted(networks)), "before", *heads], lines)
 
 
 def _network(row: Row) -> tuple[Any, ...]:
