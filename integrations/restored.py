@@ -37,14 +37,14 @@ class restored:  # noqa: N801, a context manager, in the manner of torch.no_grad
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._saved: _Saved | None = None
+        self._saved: Saved | None = None
 
     def __enter__(self) -> None:
         """Record what the model is like."""
         if id(self._model) in _guarded:
             return
         try:
-            self._saved = _Saved(self._model)
+            self._saved = Saved(self._model)
             _guarded.add(id(self._model))
         except BaseException:  # No exit follows, which would take it out again.
             _guarded.discard(id(self._model))
@@ -73,8 +73,12 @@ class restored:  # noqa: N801, a context manager, in the manner of torch.no_grad
             raise interrupt from None  # Clean-up failed after it.
 
 
-class _Saved:
-    """What a model and torch's modes are like."""
+class Saved:
+    """What a model and torch's modes are like, at any moment.
+
+    Args:
+        model: The model, whose tensors are copied.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = [

@@ -41,6 +41,9 @@ def latent(
 class Training:
     """Within it some parameters want gradients and others do not: the latent weights.
 
+    Weights that want none already stay as they are, for their layers are frozen; where
+    none does, the whole model was loaded to be run, and all are trained.
+
     Not a generator, whose end would come with the garbage collector, too, in the middle
     of whatever runs then.
 
@@ -52,9 +55,10 @@ class Training:
     def __init__(
         self, latents: Sequence[Latent], still: Iterable[nn.Parameter]
     ) -> None:
-        self._latents = distinct(latents)
+        moving = [each for each in latents if each.weight.requires_grad] or latents
+        self._latents = distinct(moving)
         self._wanted = dict.fromkeys(still, False)
-        self._wanted |= {each.weight: True for each in latents}
+        self._wanted |= {each.weight: True for each in moving}
         self._before: dict[nn.Parameter, bool] = {}
 
     def __enter__(self) -> Sequence[Latent]:

@@ -6,6 +6,7 @@ import torch
 
 from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.host import Latent
+from cora_plugin.training import Group
 
 
 def check_settings(
@@ -68,6 +69,32 @@ def places_of(
             "param_groups(model)"
         )
     return places
+
+
+def first_rate(groups: Sequence[Group], controlled: bool) -> float:
+    """The first learning rate of the groups that hold latent weights.
+
+    Raises:
+        ConfigError: It is to be controlled, and is not one, or 0.
+    """
+    if not controlled:
+        return float(groups[0]["lr"])
+    # Another scheduler's warm-up may have begun, often at 0.
+    rates = {float({"initial_lr": g["lr"], **g}["initial_lr"]) for g in groups}
+    if len(rates) > 1:
+        raise ConfigError(
+            ("optimizer",),
+            f"latent weights have learning rates {sorted(rates)}; the scheduler "
+            "has one for the whole model: give their groups the same",
+        )
+    first = rates.pop()
+    if not first:
+        raise ConfigError(
+            ("optimizer",),
+            "the learning rate of latent weights is 0, from which none follows; give "
+            "their group the one to begin with",
+        )
+    return first
 
 
 def finite(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,6 +1,7 @@
 """Trains a quantized model on, for those who have no loop of their own."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from cora_plugin.config import CoRaConfig, QATConfig
 from cora_plugin.config.objective import AUTO, NAMES
 from cora_plugin.guard import Step
 from cora_plugin.host import TrainableHost
+from cora_plugin.integrations.restored import Saved
 from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.layer import Correction
 from cora_plugin.objective import Choice, decide
@@ -22,7 +24,7 @@ from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.loop import Loop
 from cora_plugin.qat.norms import measure, norms_of
 from cora_plugin.qat.report import QATReport
-from cora_plugin.qat.state import load_state, on_device, state_of
+from cora_plugin.qat.state import load_state, on_device, settle
 
 RESOLVED_IMAGES = 512
 """Training images that adapters are solved again with, at most."""
@@ -103,15 +105,16 @@ class _Tuner:
 
     def run(self) -> QATReport:
         host, config = self._host, self._config
+        saved = Saved(self._model)
         before = self._held_out(host)
         made_for = {
             "distance before": float(f"{before.distance.value:.3g}"),
             "adapters": sorted(host.correction.adapters),
         }
-        initial, standing = state_of(self._model), host.correction
-        settings = host.settings
+        restore = partial(self._restore, saved, host.correction, host.settings)
         args = self._loader, self._reference, self._held_out, self._objective
         try:
+            settle(self._model)
             loop = Loop(host, *args, config, made_for)
             with loop.scheduler:
                 loop.run()
@@ -120,10 +123,10 @@ class _Tuner:
             pairs = after.losses - before.losses
             verdict = Step.of("qat", before.distance, after.distance, pairs)
         except BaseException:
-            self._restore(initial, standing, settings)
+            restore()
             raise
         if not verdict.kept:
-            self._restore(initial, standing, settings)
+            restore()
             after = before
         return QATReport(
             settings=vars(config).copy(),
@@ -191,24 +194,23 @@ class _Tuner:
             self._adapters += f", not solved again: {error}"
             return after
         other = hosted(self._model, self._example)
-        again = self._held_out(other)
+        again, solved = self._held_out(other), other.correction
         what = f"{after.distance} → {again.distance}"
-        if again.loss < after.loss:
-            other.note(report.config)
-            self._host = other
-            self._adapters = f"{_names(other.correction)}, solved again: {what}"
-            return again
         other.correct(Correction())
+        if again.loss < after.loss:
+            host.renew(solved)
+            host.note(report.config)
+            self._adapters = f"{_names(solved)}, solved again: {what}"
+            return again
         host.renew(kept)
         self._adapters += f", as they were, for solved again they are worse: {what}"
         return after
 
-    def _restore(self, initial: Any, standing: Correction, settings: Any) -> None:
+    def _restore(self, saved: Saved, standing: Correction, settings: Any) -> None:
         self._host.correct(Correction())
-        load_state(self._model, initial)
-        self._model.eval()
+        saved.restore()
         self._host.renew(standing)
-        load_state(self._model, initial)  # Adapters again, to the last bit.
+        saved.restore()  # Adapters again, to the last bit.
         self._host.note(settings)
 
     def _images(self) -> Iterator[Any]:

@@ -24,9 +24,9 @@ def param_groups(
     >>> optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
 
     Each group has its `name`; empty ones are left out. Adapters want gradients from now
-    on; leave their group out where they are not to be trained. So are parameters that
-    want none left out, but for latent weights and the scales of weights, which the
-    scheduler decides on.
+    on; leave their group out where they are not to be trained. Parameters that want
+    none are frozen and left out, but for scales of weights, which the scheduler decides
+    on, and for latent weights where none of them wants any.
 
     Args:
         model: The quantized model, or its host.
@@ -50,6 +50,8 @@ def param_groups(
             parameter.requires_grad_(True)
         if parameter.requires_grad or role in ("latents", "weight_scales"):
             by_name[role].append(parameter)
+    wanted = [each for each in by_name["latents"] if each.requires_grad]
+    by_name["latents"] = wanted or by_name["latents"]
     return [
         {"name": name, "params": parameters, **settings.get(name, {})}
         for name, parameters in by_name.items()

@@ -65,7 +65,7 @@ class Loop:
             config.target,
             steps=self._steps,
             schedule=config.schedule,
-            warmup=min(config.warmup, self._steps - 1),
+            warmup=config.warmup,
             momentum=config.rate_momentum,
             eta=config.eta,
             enabled=config.method == "trs",

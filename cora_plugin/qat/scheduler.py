@@ -4,16 +4,16 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.host import Latent, TrainableHost
 from cora_plugin.processes import add_up
-from cora_plugin.qat.checks import check_settings, finite, places_of
+from cora_plugin.qat.checks import check_settings, finite, first_rate, places_of
 from cora_plugin.qat.controller import Controller, State, momentum_for
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.record import LayerRecord, StepRecord, Transitional
@@ -22,11 +22,12 @@ from cora_plugin.qat.transitions import Transitions
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 1000
-"""A target that is not reached in so many steps is reported."""
+PATIENCE = 20, 1000
+"""A target that is not reached in a fifth of all steps, within these, is reported."""
 
 SAMPLED = 50
-"""Steps between measurements of what is near transition points, and oscillates."""
+"""Steps between measurements of what is near transition points, and oscillates; in a
+short training a twentieth of all."""
 
 
 class TransitionRateScheduler:
@@ -53,7 +54,8 @@ class TransitionRateScheduler:
 
     Args:
         optimizer: Has each latent weight in a group without other parameters, as
-            `param_groups` makes them. The learning rate of that group is the first one.
+            `param_groups` makes them. The learning rate of that group is the first one,
+            or its `initial_lr`, if another scheduler has begun to change it.
         model: The quantized model, its host, or latent weights.
         target: The first target rate, the share of all weights that change in a step.
         steps: All steps of the optimizer; the schedule ends there.
@@ -94,6 +96,9 @@ class TransitionRateScheduler:
         self.optimizer = optimizer
         self.enabled = enabled
         self._target, self._steps, self._warmup = target, steps, warmup
+        shortest, longest = PATIENCE
+        self._patience = min(longest, max(shortest, steps // 5))
+        self._sampled = max(1, min(SAMPLED, steps // 20))
         self._stack = ExitStack()
         latents: Sequence[Latent]
         if isinstance(model, Sequence):
@@ -104,16 +109,11 @@ class TransitionRateScheduler:
         with ExitStack() as failing:
             failing.callback(self.close)
             self._places = places_of(optimizer, latents, enabled)
+            first = first_rate(self._groups, enabled)
             failing.pop_all()
-        rates = {float(group["lr"]) for group in self._groups}
-        if len(rates) > 1 and enabled:
-            self.close()
-            raise ConfigError(
-                ("optimizer",),
-                f"latent weights have learning rates {sorted(rates)}; the scheduler "
-                "has one for the whole model: give their groups the same",
-            )
-        first = rates.pop()
+        for group in self._groups if enabled else ():
+            if isinstance(group["lr"], Tensor):  # All groups may hold the same one.
+                group["lr"] = group["lr"].clone()
         self.base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         if momentum is None:
             momentum = momentum_for(steps)
@@ -197,6 +197,7 @@ class TransitionRateScheduler:
             "last_epoch": self.last_epoch,
             "rate": self._state.rate,
             "lr": self._state.lr,
+            "first": self._controller.first,
             "skipped": self._skipped,
             "nonfinite": self._nonfinite,
             "below": self._below,
@@ -210,6 +211,7 @@ class TransitionRateScheduler:
         """Go on from a state; load the model's and the optimizer's, too."""
         self.last_epoch = state["last_epoch"]
         self._state = State(state["rate"], state["lr"])
+        self._controller = replace(self._controller, first=state["first"])
         self._skipped, self._nonfinite = state["skipped"], state["nonfinite"]
         self._below = state["below"]
         self._totals = list(state["totals"])
@@ -302,7 +304,7 @@ class TransitionRateScheduler:
 
     def _note(self, target: float, rate: float) -> None:
         shares: dict[str, float] = {}
-        if self._transitions.window and self._transitions.steps % SAMPLED == 0:
+        if self._transitions.window and self._transitions.steps % self._sampled == 0:
             weights = sum(self._transitions.sizes)
             near = self._transitions.near()
             if near is not None:
@@ -321,14 +323,14 @@ class TransitionRateScheduler:
 
     def _report_unreached(self, target: float) -> None:
         self._below = self._below + 1 if self._state.rate < target / 2 else 0
-        if self._below == PATIENCE and self.enabled:
+        if self._below == self._patience and self.enabled:
             log.warning(
                 "the transition rate is %.2g, less than half of its target %.2g for %d "
                 "steps now: it cannot be reached; lower target, or raise the first "
                 "learning rate (%.2g)%s",
                 self._state.rate,
                 target,
-                PATIENCE,
+                self._patience,
                 self._controller.first,
                 "" if self._controller.eta is None else ", or eta",
             )

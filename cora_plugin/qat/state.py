@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from cora_plugin.adapters.errors import ModelError
 from cora_plugin.outputs import device_of
 
 
@@ -16,6 +17,31 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
         for name, value in model.state_dict().items()
         if isinstance(value, Tensor)
     }
+
+
+def settle(model: nn.Module) -> None:
+    """Have a model's parameters be what its state says, to be trained and restored.
+
+    Brevitas measures the ranges of activations in the first passes of a training: its
+    state has what was measured so far, which becomes the parameter when it is loaded.
+
+    Raises:
+        ModelError: Nothing was measured yet.
+    """
+    state = model.state_dict(keep_vars=True)
+    stored = {id(value) for value in state.values()}
+    for name, parameter in model.named_parameters():
+        # Of another name there in NNCF.
+        if name not in state and id(parameter) not in stored:
+            raise ModelError(
+                f"{name}: has no value yet; calibrate the model first, as its toolkit "
+                "has it"
+            )
+    held = {*map(id, model.parameters()), *map(id, model.buffers())}
+    for name, value in state.items():
+        if isinstance(value, Tensor) and id(value) not in held:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner.load_state_dict(owner.state_dict())
 
 
 @torch.no_grad()

@@ -177,7 +177,7 @@ def load_model(recipe: Recipe) -> nn.Module:
     if section.checkpoint:
         _give(document, model, section.checkpoint)
     whole: nn.Module = model
-    return whole.eval().requires_grad_(False)
+    return whole.eval()
 
 
 def plain_layers(model: nn.Module, example: Tensor) -> nn.Module:

@@ -6,14 +6,16 @@ import brevitas.nn as qnn
 import pytest
 import torch
 from brevitas.quant import Int8WeightPerTensorFloat, SignedBinaryWeightPerTensorConst
-from toolkit_qat import Trains
+from toolkit_qat import Interrupting, Trains
 from torch import nn
 from torch.nn.utils import prune
 
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.integrations.brevitas import load_cora, quantize_ptq, remove_cora
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
-from cora_plugin.qat import TransitionRateScheduler, hosted, param_groups
+from cora_plugin.qat import TransitionRateScheduler, finetune, hosted, param_groups
+from cora_plugin.testing import images
+from cora_plugin.testing.checks import assert_same_state
 
 
 class TestBrevitas(Trains):
@@ -125,3 +127,91 @@ def test_pruned_weights_are_named():
     prune.random_unstructured(layer, "weight", 0.5)
     with pytest.raises(ModelError, match="0: its weight is computed"):
         hosted(nn.Sequential(layer)).training()
+
+
+class Own(nn.Module):
+    """Layers as Brevitas' tutorials have them: scales are statistics."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.first = qnn.QuantConv2d(3, 8, 3, weight_bit_width=4, **settings)
+        self.act = qnn.QuantReLU(bit_width=4)
+        self.last = qnn.QuantLinear(8, 4, True, weight_bit_width=4, **settings)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(x)).mean((2, 3)))
+
+
+def own(**settings):
+    """One whose activations' ranges Brevitas goes on to measure for 300 steps."""
+    torch.manual_seed(0)
+    model = Own(**settings).train()
+    with torch.no_grad():
+        for x in images(64, 1).split(16):
+            model(x)
+    return model.eval()
+
+
+def float_of(model):
+    conv, linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+    conv.load_state_dict(model.first.state_dict(), strict=False)
+    linear.load_state_dict(model.last.state_dict(), strict=False)
+    net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+    linear.bias.data += torch.linspace(-1, 1, 4)  # Something to learn.
+    return net.eval()
+
+
+def tuned(model, loader=None, **settings):
+    return finetune(
+        model,
+        images(128, 2).split(16) if loader is None else loader,
+        reference=float_of(own()),
+        held_out=images(64, 3).split(16),
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("method", ["trs", "lr"])
+def test_a_model_whose_ranges_are_measured_is_left_unchanged(method):
+    model, x = own(), images(16, 4)
+    before, outputs = copy.deepcopy(model.state_dict()), model(x)
+    settings = {"optimizer": "sgd", "lr": 1e3, "other_lr": 1e3}
+    assert not tuned(model, method=method, **settings).kept
+    assert_same_state(model, before)
+    assert torch.equal(model(x), outputs)
+    Own().load_state_dict(model.state_dict())  # No scale is a parameter of it.
+
+
+@pytest.mark.parametrize("method", ["trs", "lr"])
+def test_a_model_whose_ranges_are_measured_is_resumed(method, tmp_path):
+    """They are parameters as soon as it is trained."""
+    settings = {"method": method, "lr": 1e-3, "epochs": 2}
+    whole, model, again = own(), own(), own()
+    expected = tuned(whole, **settings)
+    assert expected.kept
+    loader = Interrupting(images(128, 2).split(16), 1 + 8 + 5)
+    settings["checkpoint"] = tmp_path / "qat.pt"
+    with pytest.raises(KeyboardInterrupt):
+        tuned(model, loader, **settings)
+    report = tuned(again, **settings)
+    assert list(report.losses) == list(expected.losses)
+    assert_same_state(again, whole.state_dict())
+    scale = "act.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value"
+    assert again.get_parameter(scale) != own().state_dict()[scale]
+
+
+def test_ranges_that_were_never_measured_are_refused():
+    with pytest.raises(ModelError, match=r"act\..*: has no value yet; calibrate"):
+        tuned(Own())
+
+
+def test_scales_that_began_as_statistics_are_stored_with_the_weights():
+    """A model whose scales are parameters reads what such a training wrote."""
+    model = own()
+    tuned(model)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Own().load_state_dict(model.state_dict())
+    again = Own(weight_scaling_impl_type="parameter_from_stats").eval()
+    again.load_state_dict(model.state_dict())
+    x = images(16, 4)
+    assert torch.equal(again(x), model(x))

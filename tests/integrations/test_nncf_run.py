@@ -13,6 +13,8 @@ from small_recipe import images, photos, written
 from cora_plugin.cli import main
 from cora_plugin.integrations.nncf.toolkit import TOOLKIT
 from cora_plugin.integrations.toolkit import declared
+from cora_plugin.recipe import Recipe
+from cora_plugin.recipe import run as run_recipe
 
 RECIPES = Path(__file__).parents[2] / "docs" / "recipes"
 
@@ -108,3 +110,20 @@ def test_every_option_is_explained():
 
 def test_every_ready_recipe_is_run():
     assert {p.name for p in RECIPES.glob("nncf-*.yaml")} == set(SHORT)
+
+
+def test_training_moves_biases_and_norms_too(tmp_path):
+    """NNCF's model has the float model's own parameters, as they were loaded."""
+    path = written(
+        tmp_path / "recipe.yaml",
+        toolkit="nncf",
+        data={"factory": "small_recipe:images", "images": 40, "batch_size": 8},
+        ptq={"weight_bits": 2},
+        cora=False,
+        qat={"epochs": 5, "lr": 1e-3},
+    )
+    results = run_recipe(Recipe.read(path))
+    assert results.qat.kept
+    before = dict(results.float_model.named_parameters())
+    after = dict(results.model.named_parameters())
+    assert all(not after[name].equal(value) for name, value in before.items())

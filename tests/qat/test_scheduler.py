@@ -205,13 +205,63 @@ def test_gradients_that_are_not_finite_skip_the_step(caplog):
     assert scheduler.last_epoch == 4
 
 
-def test_a_target_out_of_reach_is_reported_once(caplog, monkeypatch):
-    monkeypatch.setattr("cora_plugin.qat.scheduler.PATIENCE", 50)
+def test_a_target_out_of_reach_is_reported_once_within_the_training(caplog):
     model = net()
     optimizer, scheduler = scheduled(model, target=0.9, eta=1e-9, schedule=lambda _: 1)
     with caplog.at_level(logging.WARNING, "cora_plugin"):
         train(model, optimizer, scheduler, 100)
-    assert caplog.text.count("for 50 steps now: it cannot be reached") == 1
+    assert caplog.text.count("for 20 steps now: it cannot be reached") == 1
+
+
+@pytest.mark.parametrize(("steps", "measured"), [(5, 5), (60, 20), (200, 20)])
+def test_short_trainings_have_shares_by_step_as_well(steps, measured):
+    model = net()
+    optimizer, scheduler = scheduled(model, steps=steps, window=3)
+    train(model, optimizer, scheduler, steps)
+    found = [e for e in scheduler.transitions().steps if e.oscillating is not None]
+    assert len(found) == measured
+    assert all(each.near is not None for each in found)
+
+
+def test_another_schedulers_warmup_is_not_the_first_learning_rate():
+    """It begins at 0, as those of transformers do."""
+    model = net()
+    optimizer = OPTIMIZERS["sgd"](groups(model))
+    other = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    scheduler = TransitionRateScheduler(optimizer, latents(model), 0.02, steps=100)
+    assert scheduler.lr == 0.05
+    train(model, optimizer, scheduler, 5, other)
+    assert sum(each.rate for each in scheduler.transitions().steps) > 0
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.025)
+
+
+def test_a_first_learning_rate_of_zero_is_refused():
+    model = net()
+    optimizer = torch.optim.SGD(groups(model), 0.0)
+    with pytest.raises(ConfigError, match="learning rate of latent weights is 0"):
+        TransitionRateScheduler(optimizer, latents(model), steps=10)
+    TransitionRateScheduler(optimizer, latents(model), steps=10, enabled=False)
+
+
+def test_a_learning_rate_in_a_tensor_is_not_that_of_other_groups():
+    model = net()
+    optimizer = torch.optim.Adam(groups(model), torch.tensor(1e-3), foreach=False)
+    scheduler = TransitionRateScheduler(optimizer, latents(model), 0.02, steps=100)
+    train(model, optimizer, scheduler, 3)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(scheduler.lr)
+    assert float(optimizer.param_groups[1]["lr"]) == pytest.approx(1e-3)
+
+
+def test_the_first_learning_rate_is_resumed_after_an_optimizer_that_was():
+    """What bounds the learning rate, and is named in warnings."""
+    model = net()
+    optimizer, scheduler = scheduled(model)
+    train(model, optimizer, scheduler, 30)
+    other = OPTIMIZERS["sgd"](groups(model))
+    other.load_state_dict(optimizer.state_dict())
+    resumed = TransitionRateScheduler(other, latents(model), 0.02, steps=100)
+    resumed.load_state_dict(scheduler.state_dict())
+    assert resumed._controller == scheduler._controller
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -0.1, float("nan")])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cora_plugin.config import QATConfig
+from cora_plugin.config.declared import described
 from cora_plugin.recipe.schema import (
     DataSection,
     ModelSection,
@@ -32,3 +34,9 @@ def test_every_ready_recipe_is_read_and_listed(path):
     assert Recipe.read(path).output != "cora-run"
     assert f"[`{path.name}`]({path.name})" in DOCS
     assert path.read_text().startswith("# ")  # It says what it is for.
+
+
+def test_the_table_of_training_is_what_its_settings_say():
+    for path, default, text in described(QATConfig):
+        shown = "null" if default is None else default
+        assert f"| `{'.'.join(path)}` | {shown} | {text} |" in DOCS, path

@@ -36,7 +36,7 @@ def failure(tmp_path, **model):
 
 def assert_same(model, other):
     assert not model.training
-    assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())  # To be trained on.
     for name, value in other.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
 

@@ -10,8 +10,9 @@ from fashion import resnet
 from torch import nn
 from torch.nn import functional
 
-from cora_plugin.adapters.errors import DataError, FileError, ModelError
+from cora_plugin.adapters.errors import ConfigError, DataError, FileError, ModelError
 from cora_plugin.host import TrainableHost
+from cora_plugin.layer import Correction
 from cora_plugin.qat import TransitionRateScheduler, finetune, hosted, param_groups
 from cora_plugin.testing import images
 from cora_plugin.testing.checks import assert_same_state
@@ -123,6 +124,33 @@ class Trains:
             assert {n for n in before if before[n] and not now[n]} == scales
         after = {n: p.requires_grad for n, p in base.model.named_parameters()}
         assert after == before
+
+    def test_frozen_layers_stay_as_they_are(self, base, float_net, unseen):
+        """Those whose weights want no gradients."""
+        base.model.stem.weight.requires_grad_(False)
+        before = base.model.stem.weight.clone()
+        with hosted(base.model).training() as latents:
+            assert len(latents) == 6
+            assert not base.model.stem.weight.requires_grad
+        report = self.tune(base.model, float_net, unseen, epochs=1)
+        assert report.kept
+        assert torch.equal(base.model.stem.weight, before)
+        assert len(report.transitions.layers) == 6
+
+    def test_a_model_that_was_loaded_to_be_run_trains_whole(self, base):
+        for parameter in base.model.parameters():
+            parameter.requires_grad_(False)
+        (group,) = (g for g in param_groups(base.model) if g["name"] == "latents")
+        assert len(group["params"]) == 7
+        with hosted(base.model).training() as latents:
+            assert all(each.weight.requires_grad for each in latents)
+        assert not base.model.stem.weight.requires_grad
+
+    def test_a_warmup_longer_than_the_training_is_refused(
+        self, base, float_net, unseen
+    ):
+        with pytest.raises(ConfigError, match=r"warmup: .* fewer than 12 steps"):
+            self.tune(base.model, float_net, unseen, epochs=1, warmup=12)
 
     def test_nearer_to_float_than_before(self, base, float_net, unseen, tmp_path):
         report = self.tune(base.model, float_net, unseen)
@@ -292,6 +320,28 @@ class Trains:
         path = tmp_path / "adapters.safetensors"
         self.toolkit.exports["adapters"].write(adapted.model, unseen[:1], path)
         self.load(path, self.bare(adapted.model), batches)
+
+    @pytest.mark.parametrize("harm", [False, True])
+    def test_a_host_that_was_passed_knows_what_stands_afterwards(
+        self, harm, adapted, other_net, unseen, batches
+    ):
+        host = hosted(adapted.model, batches[0][0])
+        settings = {"other_lr": 3e-3, "adapters": "resolve"}
+        if harm:
+            settings |= {"optimizer": "sgd", "lr": 0.5, "other_lr": 0.5}
+        before = [parameter.requires_grad for parameter in host.model.parameters()]
+        report = self.tune(host, other_net, unseen, **settings)
+        assert report.kept != harm
+        if harm:
+            after = [parameter.requires_grad for parameter in host.model.parameters()]
+            assert after == before
+        outputs = self.toolkit.outputs(host.model, unseen)
+        standing = host.correction
+        assert standing.adapters
+        host.correct(Correction())
+        assert not torch.equal(self.toolkit.outputs(host.model, unseen), outputs)
+        host.correct(standing)
+        assert torch.equal(self.toolkit.outputs(host.model, unseen), outputs)
 
     def test_switched_off_it_trains_bit_for_bit(self, quantized):
         """Rates are measured, and nothing else is different."""
