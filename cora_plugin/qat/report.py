@@ -74,7 +74,7 @@ class QATReport:
             f"{self.seconds:.0f} s ({self.overhead:.1%} of them counting transitions)"
             + (", stopped early" if self.stopped else ""),
             f"{self.before} → {self.after}"
-            + ("" if self.kept else " (training was taken back, for it did not help)"),
+            + self._outcome(),
         ]
         if None not in self.top1:
             lines.append(f"top-1 {self.top1[0]:.2%} → {self.top1[1]:.2%} held out")
@@ -100,6 +100,13 @@ class QATReport:
         lines += [f"batch norms: {self.norms}", f"adapters: {self.adapters}"]
         lines += self.notes
         return "\n".join(lines)
+
+    def _outcome(self) -> str:
+        if not self.kept:
+            return " (training was taken back, for it did not help)"
+        if self.after.value > self.before.value:
+            return " (kept, for the loss that was trained is lower, labels included)"
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""

@@ -40,7 +40,7 @@ def test_a_loop_of_ones_own(names):
 
 
 @pytest.mark.skipif(not find_spec("lightning"), reason="needs lightning")
-def test_lightning_callback(names):
+def test_lightning_callback(names, tmp_path):
     import lightning
 
     from cora_plugin.qat import TransitionRateScheduler, param_groups
@@ -59,20 +59,28 @@ def test_lightning_callback(names):
         def configure_optimizers(self):
             return torch.optim.AdamW(param_groups(self.model), 1e-3)
 
-    callback = names["TransitionRates"](0.02, steps=2)
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accumulate_grad_batches=2,
-        callbacks=[callback],
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     loader = torch.utils.data.DataLoader(names["loader"], batch_size=None)
-    trainer.fit(Module(names["model"]), loader)
-    found = callback.scheduler.transitions()
+
+    def fit(epochs, checkpoint=None):
+        callback = names["TransitionRates"](0.02, steps=4)
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            accumulate_grad_batches=2,
+            callbacks=[callback],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(Module(names["model"]), loader, ckpt_path=checkpoint)
+        return trainer, callback.scheduler.transitions()
+
+    trainer, found = fit(1)
     assert len(found.steps) == 2
     assert found.skipped == 2
     assert found.steps[-1].running > 0
+    trainer.save_checkpoint(tmp_path / "lightning.ckpt")
+    _, resumed = fit(2, tmp_path / "lightning.ckpt")
+    assert resumed.steps[:2] == found.steps
+    assert len(resumed.steps) == 4
