@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from rich.console import Console
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError
+from cora_plugin.adapters.errors import BudgetError, CoRaError
 from cora_plugin.config import CoRaConfig
 from cora_plugin.config.declared import Bounds
 from cora_plugin.host import Host, TrainableHost
@@ -268,9 +268,12 @@ class Toolkit(ABC, Generic[O]):
     ) -> tuple[Quantized[O], Report]:
         """Adapters, and where the config has a menu, bit widths chosen with them.
 
+        A plan is made of weights that are rounded plainly. Where the options round them
+        otherwise, the model at the widths that it has is judged beside the planned one,
+        by the same held-out images, and the nearer to float is returned.
+
         Args:
-            quantized: What `quantize` made, or a copy; changed in place where there is
-                no menu.
+            quantized: What `quantize` made, or a copy, which may be changed in place.
             config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
 
         Returns:
@@ -285,7 +288,28 @@ class Toolkit(ABC, Generic[O]):
             start = self.quantize(quantized.net, quantized.loader, plain)
         plan = self.plan(start, settings, keep=True)
         again = self.quantize_planned(quantized, plan)
-        return again, self.adapt(again, settings, plan)
+        report = self.adapt(again, settings, plan)
+        if start is quantized:
+            return again, report
+        return self._nearer(quantized, settings, again, report)
+
+    def _nearer(
+        self,
+        given: Quantized[O],
+        settings: CoRaConfig,
+        planned: Quantized[O],
+        report: Report,
+    ) -> tuple[Quantized[O], Report]:
+        """The planned model, or the given one with adapters in the same budget."""
+        try:
+            other = self.adapt(given, replace(settings, menu=None))
+        except BudgetError:  # It stores more than the whole budget.
+            return planned, report
+        pair = f"{report.after} with planned bit widths, {other.after} with its own"
+        note = f"rounded as the recipe has it, held-out images end at {pair}"
+        if report.after.value <= other.after.value:
+            return planned, replace(report, notes=(*report.notes, note))
+        return given, replace(other, notes=(*other.notes, f"{note}, which are kept"))
 
     def quantize_planned(
         self, quantized: Quantized[O], plan: WidthPlan

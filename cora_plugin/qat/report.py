@@ -73,8 +73,7 @@ class QATReport:
             f"{self.settings['method']}: {len(steps)} steps, {self.epochs:.3g} epochs, "
             f"{self.seconds:.0f} s ({self.overhead:.1%} of them counting transitions)"
             + (", stopped early" if self.stopped else ""),
-            f"{self.before} → {self.after}"
-            + self._outcome(),
+            f"{self.before} → {self.after}" + self._outcome(),
         ]
         if None not in self.top1:
             lines.append(f"top-1 {self.top1[0]:.2%} → {self.top1[1]:.2%} held out")

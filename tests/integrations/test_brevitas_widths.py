@@ -1,5 +1,6 @@
 """Bit widths planned for Brevitas."""
 
+import pytest
 from toolkit_widths import MENU, Expands, PlansWidths
 
 from cora_plugin.integrations.brevitas import apply_cora, expand_weights, plan_bits
@@ -26,11 +27,30 @@ class TestSeries(Expands):
         return expand_weights(model, config)
 
 
+@pytest.mark.parametrize(
+    ("rounding", "budget"), [("gptq", "1.1 ptq"), ("qronos", "1.0 ptq")]
+)
+def test_never_further_than_at_the_widths_that_the_model_has(
+    rounding, budget, float_net, batches
+):
+    options = TOOLKIT.options(weight_bits=4, first_last_bits=4, **{rounding: True})
+    base = TOOLKIT.quantize(float_net, batches, options)
+    alone = TOOLKIT.adapt(base.copied(), {"budget": budget})
+    adapted, report = TOOLKIT.adapted(base, {"budget": budget, "menu": MENU})
+    assert report.after.value <= alone.after.value
+    assert report.equivalent_bits <= alone.equivalent_bits_before * float(budget[:3])
+    (note,) = (e for e in report.notes if e.startswith("rounded as the recipe has it"))
+    kept = adapted.model is base.model
+    assert kept == (report.plan is None) == note.endswith("which are kept")
+
+
 def test_widths_are_planned_before_gptq_and_it_rounds_at_them(float_net, batches):
     options = TOOLKIT.options(weight_bits=4, gptq=True)
     base = TOOLKIT.quantize(float_net, batches, options)
-    adapted, report = TOOLKIT.adapted(base, {"budget": "1.05 ptq", "menu": MENU})
+    # The given model stores more than that, and is not judged.
+    adapted, report = TOOLKIT.adapted(base, {"budget": "0.9 ptq", "menu": MENU})
     assert adapted.options.gptq and adapted.options.layer_bits
+    assert report.plan is not None
     assert report.after.value < report.before.value
 
 
