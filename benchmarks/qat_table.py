@@ -118,7 +118,7 @@ def _spread(rows: list[Row]) -> str:
 
 def _share(rows: list[Row], name: str) -> str:
     found = [row[name] for row in rows if row.get(name) is not None]
-    return f"{statistics.mean(found):.1%}" if found else ""
+    return f"{statistics.mean(found):.2%}" if found else ""
 
 
 def _drawn(rows: list[Row]) -> list[Row]:
