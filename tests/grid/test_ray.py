@@ -78,10 +78,16 @@ def alive(pid):
 
 
 @pytest.fixture
-def cluster(plain, monkeypatch):
-    """A cluster of this machine with room for two cells; its workers see `plain`."""
+def cluster(plain, monkeypatch, tmp_path):
+    """A cluster of this machine with room for two cells; its workers see `plain`.
+
+    What they write aside is in `tmp_path / "node"`, apart from other clusters' here.
+    """
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # Sockets: a short path.
+    (tmp_path / "node").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "node"))
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
@@ -129,10 +135,11 @@ def test_ctrl_c_leaves_neither_processes_nor_files_on_a_node(cluster, plain, tmp
     document, folder = Document.read(path), Folder(tmp_path / "out")
     section = CompareSection.read(document)
     waiting = cells(document, section, {"plain": plain}, folder.cells)
-    before = set(Path(tempfile.gettempdir()).glob("cora-cell-*"))
+    node = tmp_path / "node"
 
     def interrupt(running, left):
         if len(list((tmp_path / "pids").iterdir())) == 2:
+            assert len(list(node.glob("cora-cell-*"))) == 2
             raise KeyboardInterrupt
 
     more = {"address": "", "config": section.ray}
@@ -142,7 +149,7 @@ def test_ctrl_c_leaves_neither_processes_nor_files_on_a_node(cluster, plain, tmp
     while any(alive(int(each.name)) for each in (tmp_path / "pids").iterdir()):
         assert time.monotonic() < began + 30
         time.sleep(0.1)
-    assert set(Path(tempfile.gettempdir()).glob("cora-cell-*")) <= before
+    assert not list(node.glob("cora-cell-*"))
     assert all(folder.outcome(cell) is None for cell in waiting)
 
 
