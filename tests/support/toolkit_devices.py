@@ -54,7 +54,7 @@ class OnDevices:
     def test_widths_are_planned_alike_on_another_device(
         self, float_net, batches, unseen
     ):
-        config = {"budget": "1.0 ptq", "menu": (3, 4, 6)}
+        config = {"budget": "1.0 ptq", "menu": (2, 3, 4, 6, 8)}
         base = self.quantized(float_net, batches)
         here, expected = self.toolkit.adapted(base, config)
         with other_device():
