@@ -152,9 +152,9 @@ class Run:
         if config.widths and plan is None:
             raise ConfigError(
                 ("menu",),
-                "bit widths are chosen before the toolkit quantizes: call plan_bits on "
-                "the quantized model, quantize anew at its layer_bits and pass plan=; "
-                "cora-plugin run does all of it",
+                "bit widths are chosen before adapters: call the host's apply_cora, "
+                "which does both, or quantize at the layer_bits of plan_bits, and pass "
+                "plan=",
             )
         self.config = config
         self._planned = plan

@@ -103,15 +103,17 @@ def not_running(index: int, item: Any, error: Exception) -> DataError:
     )
 
 
-def check_loader(loader: Any, model: Any = None) -> None:
+def check_loader(loader: Any, model: Any = None, walks: int = 1) -> None:
     """Refuse what is no loader, before a model is touched.
 
     Args:
         loader: What was given for calibration data.
         model: What was given for the model; None: it is not looked at.
+        walks: How often the data is walked.
 
     Raises:
-        DataError: It is none, or stands in the model's place.
+        DataError: It is none, or stands in the model's place, or cannot be walked so
+            often.
     """
     swapped = model is not None and not isinstance(model, nn.Module)
     if isinstance(loader, nn.Module):
@@ -129,6 +131,11 @@ def check_loader(loader: Any, model: Any = None) -> None:
         raise DataError(
             f"calibration data: a {type(loader).__name__} is no loader; pass a list of "
             "batches [N, …] or a DataLoader"
+        )
+    if walks > 1 and isinstance(loader, Iterator):
+        raise DataError(
+            "calibration data: a menu walks it twice, and an iterator can be walked "
+            "once; pass a list or a DataLoader"
         )
 
 

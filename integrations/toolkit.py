@@ -277,7 +277,7 @@ class Toolkit(ABC, Generic[O]):
             config: A `CoRaConfig` or anything that `CoRaConfig.of` reads.
 
         Returns:
-            The model with adapters: the given one, or one that was quantized anew.
+            The model with adapters: the given one, or another at other widths.
         """
         settings = CoRaConfig.of(config)
         if not settings.widths:
@@ -287,7 +287,7 @@ class Toolkit(ABC, Generic[O]):
         if plain != quantized.options:
             start = self.quantize(quantized.net, quantized.loader, plain)
         plan = self.plan(start, settings, keep=True)
-        again = self.quantize_planned(quantized, plan)
+        again = self.quantize_planned(start, plan, quantized.options)
         report = self.adapt(again, settings, plan)
         if start is quantized:
             return again, report
@@ -312,14 +312,35 @@ class Toolkit(ABC, Generic[O]):
         return given, replace(other, notes=(*other.notes, f"{note}, which are kept"))
 
     def quantize_planned(
-        self, quantized: Quantized[O], plan: WidthPlan
+        self, plain: Quantized[O], plan: WidthPlan, options: O | None = None
     ) -> Quantized[O]:
-        """The float network quantized anew, at the bit widths of a plan."""
-        options = quantized.options
+        """The float network quantized at the bit widths of a plan.
+
+        Args:
+            plain: What the plan was made of, which stays as it is.
+            plan: The plan.
+            options: How to quantize; None: as `plain`.
+        """
+        options = plain.options if options is None else options
         widths = {**(options.layer_bits or {}), **plan.layer_bits}
-        return self.quantize(
-            quantized.net, quantized.loader, replace(options, layer_bits=widths)
+        return self.at_widths(
+            plain, plan.layer_bits, replace(options, layer_bits=widths)
         )
+
+    def at_widths(
+        self, plain: Quantized[O], bits: Mapping[str, int], options: O
+    ) -> Quantized[O]:
+        """The float network quantized at other bit widths of weights.
+
+        This quantizes it anew. A toolkit that calibrates activations with float weights
+        need not: it can change the weights' quantizers in a copy of the plain model.
+
+        Args:
+            plain: The same network by `plainly_rounded` options; stays as it is.
+            bits: The widths that differ, by layer name.
+            options: How to quantize, these widths included.
+        """
+        return self.quantize(plain.net, plain.loader, options)
 
     @abstractmethod
     def host(

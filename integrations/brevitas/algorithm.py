@@ -66,12 +66,17 @@ def apply_cora(
     unpack: Callable[[Any], Any] | None = None,
     metric_fn: Callable[[Any], float] | None = None,
     teacher: nn.Module | None = None,
+    pinned: Mapping[str, int] | None = None,
 ) -> Report:
     """Give a quantized, calibrated model residual adapters, in place.
 
     The same shape as Brevitas' `apply_gptq(calib_loader, model)`. It belongs after
     calibration and after GPTQ, GPFQ, Qronos or learned rounding, and before
     `apply_bias_correction`.
+
+    With a `menu` in the config, bit widths are chosen with the adapters, and the
+    weights are quantized anew at these; they must have been rounded plainly (for GPTQ
+    and the like at planned widths see `plan_bits`), and the data is walked twice.
 
     Args:
         calib_loader: Yields images [N, …], `(images, targets)`, the model's arguments
@@ -88,20 +93,26 @@ def apply_cora(
         teacher: A float model of the same inputs and outputs, which the model is to be
             near to in place of its own float weights: what training with quantization
             began with, or a better one. `refine` trains adapters to its outputs.
+        pinned: Bit widths by layer name or glob that a menu is not to change.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
     """
-    algorithm = CoRa(config)
-    check_loader(calib_loader, model)
+    config = CoRaConfig.of(config)
+    planning = bool(config.widths) and plan is None
+    check_loader(calib_loader, model, walks=2 if planning else 1)
     metric = None if metric_fn is None else partial(metric_fn, model)
     model = bare(model)
     taught = teaching(teacher, model, layers.unpack)
     with restored(model), agreeing(), taught as teach:
-        calib_loader = _seen(model, calib_loader, unpack)
+        if planning:
+            batches = _seen(model, calib_loader, unpack)
+            host = _host(model, reference)
+            plan = plan_widths(host, batches, config, pinned, None, unpack, keep=True)
+            host.widen(plan.layer_bits)
+        batches = _seen(model, calib_loader, unpack)
         host = _host(model, reference)
-        given = plan, unpack, metric, teach
-        report = algorithm.apply(host, calib_loader, *given)
+        report = CoRa(config).apply(host, batches, plan, unpack, metric, teach)
         note_config(model, report.config)
     return report
 

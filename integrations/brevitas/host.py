@@ -225,9 +225,12 @@ class BrevitasHost:
             read = self._read[0][name]
             given = read.operation.layout(read.weight)
             if not torch.equal(held.to(given), given):
+                way_out = "use alternations=0 with this recipe"
+                if bits is not None:
+                    way_out = "plan bit widths before it, and round at layer_bits"
                 raise ModelError(
                     f"{name}: its weight was set by GPTQ or the like, which quantizing "
-                    "it anew would undo; use alternations=0 with this recipe"
+                    f"it anew would undo; {way_out}"
                 )
             try:
                 layer.weight.data = read.operation.layout(value.to(held))
@@ -237,6 +240,25 @@ class BrevitasHost:
             finally:
                 layer.weight.data = held
         return quantized
+
+    def widen(self, bits: Mapping[str, int]) -> None:
+        """Give layers weight quantizers of other bit widths, in place.
+
+        Activations keep their ranges, which Brevitas calibrates with float weights. The
+        host has read the layers as they were: go on with a new one.
+
+        Args:
+            bits: Bit widths by layer name.
+
+        Raises:
+            ModelError: A quantizer has no bit width that could be another.
+        """
+        for name, width in bits.items():
+            layer = self._module(name)
+            with _at_width(name, width), torch.no_grad():
+                quantizer = _quantizer(layer, width)
+                quantizer(layer.weight)  # initialises its scale
+            layer.weight_quant = quantizer
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""
@@ -356,22 +378,6 @@ def _reporting(layer: Any, name: str, observer: Observer) -> Any:
         return y
 
     return inner_forward_impl
-
-
-def set_widths(model: nn.Module, widths: Mapping[str, int]) -> None:
-    """Give layers weight quantizers of other bit widths, in place.
-
-    Args:
-        model: The quantized model, its activations not calibrated yet.
-        widths: Bits by layer name.
-
-    Raises:
-        ModelError: A quantizer has no bit width that could be another.
-    """
-    for name, bits in widths.items():
-        layer: Any = model.get_submodule(name)
-        with _at_width(name, bits):
-            layer.weight_quant = _quantizer(layer, bits)
 
 
 def _quantized(name: str, layer: Any, bits: int | None) -> Any:

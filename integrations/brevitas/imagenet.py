@@ -4,7 +4,6 @@ The script has no hook for a plugin. So a copy of its main function runs, with h
 of ours where adapters have to come in; Brevitas itself is not changed.
 """
 
-import copy
 import functools
 import random
 import warnings
@@ -28,12 +27,11 @@ from cora_plugin.integrations.brevitas import private
 from cora_plugin.integrations.brevitas.algorithm import apply_cora, plan_bits
 from cora_plugin.integrations.brevitas.bias import apply_cora_and_correct_biases
 from cora_plugin.integrations.brevitas.export import export_onnx_qcdq
-from cora_plugin.integrations.brevitas.host import set_widths
-from cora_plugin.integrations.brevitas.layers import snapshot, unpack
+from cora_plugin.integrations.brevitas.host import BrevitasHost
+from cora_plugin.integrations.brevitas.layers import snapshot
 from cora_plugin.integrations.brevitas.recipe import TITLE
 from cora_plugin.integrations.brevitas.rounding import check_blocks
 from cora_plugin.integrations.doing import doing
-from cora_plugin.outputs import run
 from cora_plugin.report import Report
 from cora_plugin.width_plan import WidthPlan
 
@@ -183,17 +181,12 @@ class _Step:
         return model
 
     def calibrate(self, loader: Any, model: nn.Module) -> None:
-        """Calibrate at the bit widths that a menu asks to be planned."""
-        if self._config is not None and self._config.widths:
-            trial = copy.deepcopy(model)
-            self._script.calibrate(loader, trial)
-            print("Planning bit widths:")
-            self._plan = plan_bits(loader, trial, self._config)
-            set_widths(model, self._plan.layer_bits)
-            images, _ = next(iter(loader))
-            with torch.no_grad():
-                run(model, images, unpack)  # initialises their scales
+        """Calibrate, then plan the bit widths that a menu asks for."""
         self._script.calibrate(loader, model)
+        if self._config is not None and self._config.widths:
+            print("Planning bit widths:")
+            self._plan = plan_bits(loader, model, self._config)
+            BrevitasHost(model).widen(self._plan.layer_bits)
 
     def apply_learned_round(
         self, model: nn.Module, calibration_loader: Any, args: Namespace

@@ -83,10 +83,7 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     def quantize(
         self, net: nn.Module, loader: Iterable[Any], options: BrevitasOptions
     ) -> Quantized[BrevitasOptions]:
-        """PTQ, then GPTQ or the like if it is asked for.
-
-        Blocks are modules, which tracing would leave empty.
-        """
+        """PTQ, then GPTQ or the like if it is asked for."""
         model = quantize_ptq(
             net,
             loader,
@@ -97,12 +94,9 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
             equalize_iters=options.equalize_iters,
             layer_bits=options.layer_bits,
             act_range=options.act_range,
-            traced=options.learned_round != "block",
+            traced=_traced(options),
         )
-        floats = snapshot(model)
-        with doing(TITLE, "rounding the weights"):
-            round_weights(model, loader, options)
-        return Quantized(model, net, loader, options, floats)
+        return _rounded(model, net, loader, options)
 
     def correct_biases(
         self, quantized: Quantized[BrevitasOptions]
@@ -118,6 +112,19 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
         return replace(
             options, gptq=False, gpfq=False, qronos=False, learned_round=None
         )
+
+    def at_widths(
+        self,
+        plain: Quantized[BrevitasOptions],
+        bits: Mapping[str, int],
+        options: BrevitasOptions,
+    ) -> Quantized[BrevitasOptions]:
+        """A copy with other weight quantizers, rounded as the options say."""
+        if _traced(options) != _traced(plain.options):
+            return super().at_widths(plain, bits, options)
+        model = plain.copied().model
+        BrevitasHost(model).widen(bits)
+        return _rounded(model, plain.net, plain.loader, options)
 
     def adapt(
         self,
@@ -149,6 +156,21 @@ class BrevitasToolkit(Toolkit[BrevitasOptions]):
     def outputs(self, model: nn.Module, images: Tensor) -> Tensor:
         """Outputs in Brevitas' inference mode."""
         return logits(model, images)
+
+
+def _traced(options: BrevitasOptions) -> bool:
+    """Not where blocks are rounded: they are modules, which tracing leaves empty."""
+    return options.learned_round != "block"
+
+
+def _rounded(
+    model: nn.Module, net: nn.Module, loader: Iterable[Any], options: BrevitasOptions
+) -> Quantized[BrevitasOptions]:
+    """A calibrated model, its weights rounded as the options say."""
+    floats = snapshot(model)
+    with doing(TITLE, "rounding the weights"):
+        round_weights(model, loader, options)
+    return Quantized(model, net, loader, options, floats)
 
 
 TOOLKIT = BrevitasToolkit()

@@ -95,19 +95,15 @@ def apply_cora(
     config = CoRaConfig.of(config)
     if not bias_correction:
         config = replace(config, bias_correction="off")
-    if config.widths and plan is None and isinstance(dataset, Iterator):
-        raise DataError(
-            "calibration data: a menu walks it twice, and an iterator can be walked "
-            "once; pass a list, a DataLoader or an nncf.Dataset"
-        )
+    planning = bool(config.widths) and plan is None
     metric = None if metric_fn is None else partial(metric_fn, model)
     model = bare(model)
-    _check_data(model, dataset)
+    _check_data(model, dataset, walks=2 if planning else 1)
     check_model(model)
     given = model, dataset, reference, subset_size, unpack
     with restored(model), agreeing(), teaching(teacher, model) as teach:
         host, batches, reader = _hosted(*given)
-        if config.widths and plan is None:
+        if planning:
             plan = plan_widths(host, batches, config, pinned, unpack=reader, keep=True)
             host.widen(plan.layer_bits)
             host, batches, reader = _hosted(*given)
@@ -203,14 +199,14 @@ def _hosted(
     return NNCFHost(model, example, reference), chain([first], batches), reader
 
 
-def _check_data(model: Any, dataset: Any) -> None:
+def _check_data(model: Any, dataset: Any, walks: int) -> None:
     """Refuse what is neither an NNCF dataset nor a loader.
 
     Raises:
-        DataError: It is neither, or stands in the model's place.
+        DataError: As `check_loader` has it.
     """
     if not isinstance(dataset, nncf.Dataset):
-        check_loader(dataset, model)
+        check_loader(dataset, model, walks)
 
 
 def _as_they_are(item: Any) -> Any:

@@ -1,6 +1,7 @@
 """NNCF as a `Toolkit`: its PTQ flow, with adapters at their place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -85,6 +86,18 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
         return _quantized(
             quantized.net, quantized.loader, quantized.options, bias_correction=True
         )
+
+    def at_widths(
+        self,
+        plain: Quantized[NNCFOptions],
+        bits: Mapping[str, int],
+        options: NNCFOptions,
+    ) -> Quantized[NNCFOptions]:
+        """A copy whose quantizers have other widths."""
+        copied = plain.copied()
+        example = next(iter(plain.loader))[0][:1]
+        NNCFHost(copied.model, example, plain.reference).widen(bits)
+        return replace(copied, options=options)
 
     def adapt(
         self,

@@ -1,9 +1,16 @@
 """Bit widths planned for Brevitas."""
 
 import pytest
+import torch
 from toolkit_widths import MENU, Expands, PlansWidths
 
-from cora_plugin.integrations.brevitas import apply_cora, expand_weights, plan_bits
+from cora_plugin import CoRaError
+from cora_plugin.integrations.brevitas import (
+    apply_cora,
+    expand_weights,
+    plan_bits,
+    remove_cora,
+)
 from cora_plugin.integrations.brevitas.recipe import quantize_ptq
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
 
@@ -14,6 +21,10 @@ class TestBrevitas(PlansWidths):
     toolkit = TOOLKIT
     options = TOOLKIT.options(weight_bits=4, first_last_bits=4)
     refused = 0
+
+    def applied(self, model, batches, config, **keywords):
+        """Brevitas' helpers take the data first."""
+        return apply_cora(batches, model, config, **keywords)
 
 
 class TestSeries(Expands):
@@ -44,13 +55,22 @@ def test_never_further_than_at_the_widths_that_the_model_has(
     assert kept == (report.plan is None) == note.endswith("which are kept")
 
 
-def test_widths_are_planned_before_gptq_and_it_rounds_at_them(float_net, batches):
+def test_widths_are_planned_before_gptq_and_it_rounds_at_them(
+    float_net, batches, unseen
+):
     options = TOOLKIT.options(weight_bits=4, gptq=True)
     base = TOOLKIT.quantize(float_net, batches, options)
+    with pytest.raises(CoRaError, match="plan bit widths before it"):
+        TOOLKIT.plan(base, {"budget": "0.9 ptq", "menu": MENU})
     # The given model stores more than that, and is not judged.
     adapted, report = TOOLKIT.adapted(base, {"budget": "0.9 ptq", "menu": MENU})
     assert adapted.options.gptq and adapted.options.layer_bits
     assert report.plan is not None
+    anew = TOOLKIT.quantize(float_net, batches, adapted.options).model
+    assert torch.equal(
+        TOOLKIT.outputs(remove_cora(adapted.model), unseen),
+        TOOLKIT.outputs(anew, unseen),
+    )
     assert report.after.value < report.before.value
 
 

@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cora_plugin import CoRaError
+from cora_plugin import CoRa, CoRaError
 from cora_plugin.objective import KL, measure
 from cora_plugin.testing.checks import assert_same_state
 
 MENU = (3, 4, 5, 6, 8)
+
+
+SAME_SIZE = {"budget": "1.0 ptq", "menu": MENU}
 
 
 class PlansWidths:
@@ -17,6 +20,21 @@ class PlansWidths:
 
     toolkit = None
     options = None
+
+    def applied(self, model, batches, config, **keywords):
+        """Call the toolkit's `apply_cora`."""
+        raise NotImplementedError
+
+    def bits_a_weight(self, base, batches):
+        """What plain PTQ stores."""
+        host = self.toolkit.host(base.model, batches[0][0][:1], base.reference)
+        stored = sum(layer.stored_bits for layer in host.layers)
+        return stored / sum(layer.weight.numel() for layer in host.layers)
+
+    def widths(self, model, batches):
+        """The bit width of each layer."""
+        layers = self.toolkit.host(model, batches[0][0][:1]).layers
+        return {layer.name: layer.weight_bits for layer in layers}
 
     @pytest.mark.parametrize("bits", [3, 6, 8])
     def test_a_width_is_tried_as_the_toolkit_quantizes_at_it(
@@ -50,13 +68,56 @@ class PlansWidths:
 
         config = {"budget": "1.0 ptq", "menu": MENU}
         adapted, report = self.toolkit.adapted(base, config)
-        example = batches[0][0][:1]
-        layers = self.toolkit.host(base.model, example, base.reference).layers
-        stored = sum(layer.stored_bits for layer in layers)
-        weights = sum(layer.weight.numel() for layer in layers)
-        assert report.equivalent_bits <= stored / weights * (1 + 1e-9)
+        stored = self.bits_a_weight(base, batches)
+        assert report.equivalent_bits <= stored * (1 + 1e-9)
         assert adapted.model is not base.model
         assert distance(adapted.model) < distance(base.model) / 2
+
+    def test_planned_widths_are_as_if_quantized_anew(self, float_net, batches, unseen):
+        base = self.toolkit.quantize(float_net, batches, self.options)
+        before = {k: v.clone() for k, v in base.model.state_dict().items()}
+        plan = self.toolkit.plan(base, SAME_SIZE)
+        assert plan.layer_bits
+        planned = self.toolkit.quantize_planned(base, plan)
+        assert_same_state(base.model, before)
+        assert planned.options.layer_bits == plan.layer_bits
+        anew = self.toolkit.quantize(float_net, batches, planned.options)
+        expected = self.toolkit.outputs(anew.model, unseen)
+        assert torch.equal(self.toolkit.outputs(planned.model, unseen), expected)
+
+    @pytest.mark.parametrize("pinned", [None, {"dil*": 4}])
+    def test_the_helper_plans_and_adapts_in_one_go(self, pinned, float_net, batches):
+        base = self.toolkit.quantize(float_net, batches, self.options)
+        before = self.widths(base.model, batches)
+        stored = self.bits_a_weight(base, batches)
+        report = self.applied(base.model, batches, SAME_SIZE, pinned=pinned)
+        assert report.equivalent_bits <= stored * (1 + 1e-9)
+        assert report.after.value < report.before.value
+        after = {layer.name: layer.weight_bits for layer in report.layers}
+        assert before != after
+        if pinned:
+            assert after["dilated"] == 4
+
+    def test_widths_go_back_where_adapters_fail(self, float_net, batches, monkeypatch):
+        model = self.toolkit.quantize(float_net, batches, self.options).model
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        bits = self.widths(model, batches)
+
+        def fail(*_):
+            raise RuntimeError("half-way")
+
+        monkeypatch.setattr(CoRa, "apply", fail)
+        with pytest.raises(RuntimeError, match="half-way"):
+            self.applied(model, batches, SAME_SIZE)
+        assert_same_state(model, before)
+        assert self.widths(model, batches) == bits
+
+    def test_an_iterator_is_refused_where_data_is_walked_twice(
+        self, float_net, batches
+    ):
+        model = self.toolkit.quantize(float_net, batches, self.options).model
+        with pytest.raises(CoRaError, match="walks it twice"):
+            self.applied(model, iter(batches), SAME_SIZE)
 
     def test_a_width_that_is_none(self, float_net, batches):
         base = self.toolkit.quantize(float_net, batches, self.options)
