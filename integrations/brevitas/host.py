@@ -232,10 +232,14 @@ class BrevitasHost:
                     f"{name}: its weight was set by GPTQ or the like, which quantizing "
                     f"it anew would undo; {way_out}"
                 )
+            width = (bits or {}).get(name)
+            if width == read.weight_bits and torch.equal(value, read.weight):
+                quantized[name] = read.dequantized
+                continue
             try:
                 layer.weight.data = read.operation.layout(value.to(held))
                 with torch.no_grad():
-                    made = _quantized(name, layer, (bits or {}).get(name))
+                    made = _quantized(name, layer, width)
                 quantized[name] = read.operation.layout(unpack(made).detach())
             finally:
                 layer.weight.data = held
