@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
@@ -36,6 +37,9 @@ LOOK = 1.0
 
 KNOCK = 10.0
 """Seconds that a cluster has to answer."""
+
+ASIDE = "cora-cell-"
+"""Begins the names of folders of cells on their nodes; the worker's process follows."""
 
 TEXTS = (".yaml", ".json", ".log", ".txt", ".html")
 """Files that name the folder they are in."""
@@ -152,7 +156,8 @@ def _measured(cell: Cell, limits: Limits, start: str, home: str, board: Any) -> 
         )
     os.chdir(start)
     board.begin.remote(cell.name)
-    with tempfile.TemporaryDirectory(prefix="cora-cell-") as name:
+    _clear()
+    with tempfile.TemporaryDirectory(prefix=f"{ASIDE}{os.getpid()}-") as name:
         folder = Folder(Path(name).resolve())
         folder.cells.mkdir()
         values = {**cell.values, "output": str(folder.cells / cell.name)}
@@ -166,6 +171,14 @@ def _measured(cell: Cell, limits: Limits, start: str, home: str, board: Any) -> 
                 data = data.replace(away, back) if path.suffix in TEXTS else data
                 found[path.relative_to(folder.cells).as_posix()] = data
         return found
+
+
+def _clear() -> None:
+    """Remove what killed workers have left aside on this node."""
+    for old in Path(tempfile.gettempdir()).glob(f"{ASIDE}*"):
+        pid = old.name.removeprefix(ASIDE).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _keep(sent: Any, cell: Cell, folder: Folder, config: RayConfig) -> None:

@@ -100,6 +100,8 @@ def test_a_cell_whose_worker_is_killed_is_measured_again(cluster, tmp_path, caps
     assert main(["compare", str(path), "--ray"]) == 0
     (killed,) = (int(each.name) for each in (tmp_path / "pids").iterdir())
     assert not alive(killed)
+    # The next cell on the node removes what its worker has left there.
+    assert not list((tmp_path / "node").glob("cora-cell-*"))
     found = results(tmp_path)
     assert found["failed"] == [] and found["left"] == 0
     assert [row["method"] for row in found["rows"][1:]] == ["none", "svd uniform"]
