@@ -18,6 +18,7 @@ from cora_plugin.adapters.errors import BudgetError, DataError
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import forms, total_bits
 from cora_plugin.config import AnyConfig, CoRaConfig
+from cora_plugin.config.declared import Bounds
 from cora_plugin.fitting import own_shifts
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
@@ -30,11 +31,15 @@ from cora_plugin.progress import bar
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
 from cora_plugin.statistics import Collector
+from cora_plugin.typed import check
 from cora_plugin.width_plan import Trial, WidthPlan, fingerprint
 
 NARROWEST = 4
 """Menus that begin here are tried beside those that begin below: predictions of what 2
 and 3 bits do are the least certain."""
+
+WIDTHS = Bounds(least=2, greatest=8)
+"""Widths that a pinned layer may be given in place of its own."""
 
 CURVE = tuple(0.8 + 0.05 * step for step in range(13))
 """Budgets of a plan's curve, as multiples of its own."""
@@ -56,7 +61,7 @@ def plan_widths(
         loader: Calibration batches, images [N, …] or `(images, …)`, walked once.
         config: A `CoRaConfig` or anything that it reads, with a total `budget` and the
             `menu` of widths.
-        pinned: Widths by layer name or glob that are not to be chosen.
+        pinned: The widths of some layers, by name or glob, which are not chosen.
         objective: What "near to the float model" means; None: as the config says.
         unpack: As for `CoRa.apply`.
         keep: Keep the statistics with the plan, for adapters with the same data and
@@ -92,8 +97,7 @@ def plan_widths(
                 "that uses it, or take the layer out of what the toolkit quantizes"
             )
         guard = Guard(host, held_out, objective)
-        fixed = by_layer("layer_bits", pinned or {}, [e.name for e in layers])
-        search = _Widths(settings, host, layers, statistics, {*fixed})
+        search = _Widths(settings, host, layers, statistics, _fixed(pinned, layers))
         means = collector.means()
 
         def measured(chosen: _Chosen) -> Distance:
@@ -134,6 +138,24 @@ def plan_widths(
     )
 
 
+def _fixed(
+    pinned: Mapping[str, int] | None, layers: Sequence[QuantizedLayer]
+) -> dict[str, int | None]:
+    """The widths of pinned layers, by name; None where it is the layer's own.
+
+    Raises:
+        ConfigError: A layer is not there, or a width is out of range.
+    """
+    check(pinned or {}, Mapping[str, int], ("pinned",))
+    found = by_layer("pinned", pinned or {}, [layer.name for layer in layers])
+    own = {layer.name: layer.weight_bits for layer in layers}
+    fixed = {name: None if bits == own[name] else bits for name, bits in found.items()}
+    for name, bits in fixed.items():
+        if bits is not None:
+            WIDTHS.check(("pinned", name), bits)
+    return fixed
+
+
 def _menus(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], bool, bool]]:
     """The menus to try, each with adapters or without; that of the host is empty.
 
@@ -171,7 +193,7 @@ class _Widths:
         host: Host,
         layers: Sequence[QuantizedLayer],
         statistics: Mapping[str, Any],
-        fixed: set[str],
+        fixed: Mapping[str, int | None],
     ) -> None:
         self._config = config
         self._layers = layers
@@ -187,14 +209,19 @@ class _Widths:
             for name, found in self._forms.items()
         }
         self.weights = sum(layer.weight.numel() for layer in layers)
-        floats = {layer.name: layer.weight for layer in layers}
         self._at: dict[int | None, Residuals] = {
             None: Residuals(config, layers, statistics)
         }
-        for width in config.widths:
+        others = {width for width in fixed.values() if width is not None}
+        for width in sorted({*config.widths, *others}):
+            floats = {
+                e.name: e.weight for e in layers if fixed.get(e.name, width) == width
+            }
             made = host.quantize(floats, dict.fromkeys(floats, width))
             wide = [
                 replace(e, dequantized=made[e.name], weight_bits=float(width))
+                if e.name in made
+                else e
                 for e in layers
             ]
             self._at[width] = Residuals(config, wide, statistics)
@@ -288,7 +315,7 @@ class _Widths:
         name = self._layers[index].name
         widths: tuple[int | None, ...] = menu or (None,)
         if name in self._fixed:
-            widths = (None,)
+            widths = (self._fixed[name],)
         points = []
         for width in widths:
             layer = self._at[width].layers[index]

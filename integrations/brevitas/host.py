@@ -25,6 +25,7 @@ from cora_plugin.integrations.brevitas.insert import (
 from cora_plugin.integrations.brevitas.layers import (
     SUPPORTED,
     Reference,
+    bits_of,
     kind_of,
     read_layers,
     unpack,
@@ -232,10 +233,13 @@ class BrevitasHost:
                     f"{name}: its weight was set by GPTQ or the like, which quantizing "
                     f"it anew would undo; {way_out}"
                 )
+            width = (bits or {}).get(name)
+            if width == read.weight_bits:
+                width = None  # Its own quantizer, whose scale may have been trained.
             try:
                 layer.weight.data = read.operation.layout(value.to(held))
                 with torch.no_grad():
-                    made = _quantized(name, layer, (bits or {}).get(name))
+                    made = _quantized(name, layer, width)
                 quantized[name] = read.operation.layout(unpack(made).detach())
             finally:
                 layer.weight.data = held
@@ -256,9 +260,7 @@ class BrevitasHost:
         for name, width in bits.items():
             layer = self._module(name)
             with _at_width(name, width), torch.no_grad():
-                quantizer = _quantizer(layer, width)
-                quantizer(layer.weight)  # initialises its scale
-            layer.weight_quant = quantizer
+                layer.weight_quant, _ = _requantized(layer, width)
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""
@@ -389,14 +391,22 @@ def _quantized(name: str, layer: Any, bits: int | None) -> Any:
     if bits is None:
         return type(layer).quant_weight(layer)
     with _at_width(name, bits):
-        return _quantizer(layer, bits)(layer.weight)
+        return _requantized(layer, bits)[1]
 
 
-def _quantizer(layer: Any, bits: int) -> Any:
-    """A quantizer like that of the layer's weight, at another bit width."""
+def _requantized(layer: Any, bits: int) -> tuple[Any, Any]:
+    """A quantizer like that of the layer's weight at another width, and what it makes.
+
+    Raises:
+        ValueError: It has no bit width that could be another.
+    """
     proxy = layer.weight_quant
     other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
-    return other.to(layer.weight.device).eval()
+    other = other.to(layer.weight.device).eval()
+    made = other(layer.weight)
+    if bits_of(made) != bits:
+        raise ValueError(f"it stays at {bits_of(made):g}")
+    return other, made
 
 
 @contextmanager
@@ -409,5 +419,6 @@ def _at_width(name: str, bits: int) -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
-            "widths can be planned where weights are quantized to integers"
+            "widths can be planned where weights are quantized to integers, so pin "
+            "this layer at its own, or leave the menu out"
         ) from error
