@@ -34,6 +34,7 @@ from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
     injector,
     is_pruned,
+    learns_rounding,
     needs_scale,
     quantization_status_manager,
     with_value,
@@ -225,13 +226,14 @@ class BrevitasHost:
             held = layer.weight.detach()
             read = self._read[0][name]
             given = read.operation.layout(read.weight)
-            if not torch.equal(held.to(given), given):
+            learned = bits is not None and learns_rounding(layer.weight_quant)
+            if learned or not torch.equal(held.to(given), given):
                 way_out = "use alternations=0 with this recipe"
                 if bits is not None:
                     way_out = "plan bit widths before it, and round at layer_bits"
                 raise ModelError(
-                    f"{name}: its weight was set by GPTQ or the like, which quantizing "
-                    f"it anew would undo; {way_out}"
+                    f"{name}: its weight was rounded by GPTQ, learned round or the "
+                    f"like, which quantizing it anew would undo; {way_out}"
                 )
             width = (bits or {}).get(name)
             if width == read.weight_bits:
