@@ -80,13 +80,16 @@ def expand(
     Raises:
         CoRaError: An argument is out of range, or the tensor is not finite.
     """
-    if not 2 <= bits <= 8 or terms < 1 or (ends and ends[0] >= ends[1]):
+    counted = isinstance(bits, int) and isinstance(terms, int)
+    ordered = ends is None or ends[0] < ends[1]
+    if not (counted and 2 <= bits <= 8 and terms >= 1 and ordered):
         raise CoRaError(
             f"expand: bits={bits}, terms={terms}, ends={ends}; pass 2 to 8 bits, one "
             "term or more, and a lower end before a higher one"
         )
-    if not bool(torch.isfinite(tensor).all()):
-        raise CoRaError("expand: the tensor is not finite")
+    if not tensor.ndim or not bool(torch.isfinite(tensor).all()):
+        what = "is not finite" if tensor.ndim else "has no dimension; pass [c, …]"
+        raise CoRaError(f"expand: the tensor {what}")
     values, levels = exact(tensor), 2**bits
     inside = values if ends is None else values.clamp(*ends)
     rows = inside.flatten(1) if channels else inside.reshape(1, -1)

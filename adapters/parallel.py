@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.expansion import Series, expand
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 """What is expanded; layers of these types themselves, not of subclasses."""
 
 Map = Callable[[Callable[[nn.Module], Tensor], Iterable[nn.Module]], Iterable[Tensor]]

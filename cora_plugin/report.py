@@ -299,6 +299,8 @@ class Report(Judged, Stored, Spent, Effort):
         for trial in self.plan["trials"]:
             menu = "/".join(map(str, trial["menu"])) or "the toolkit's widths"
             adapters = "with adapters" if trial["adapters"] else "without adapters"
+            if trial.get("regressed"):
+                adapters += " and their regression"
             lines.append(
                 f"tried {menu} {adapters}: {unit} {trial['value']:.4g} on held-out "
                 f"images, {trial['bits']:.3f} bits a weight"

@@ -19,7 +19,8 @@ class Trial:
 
     `menu` has the widths it chose from, none for those of the host; with `rounding` it
     counted what rounding adapters costs. `bits` counts all that is stored, a weight;
-    `predicted` is the error that the search saw in it.
+    `predicted` is the error that the search saw in it. Where it is `regressed`, the
+    distance is that behind the regression of its adapters.
     """
 
     menu: tuple[int, ...]
@@ -28,6 +29,7 @@ class Trial:
     bits: float
     predicted: float
     distance: Distance
+    regressed: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class WidthPlan:
                 "bits": each.bits,
                 "predicted": each.predicted,
                 "value": each.distance.value,
+                "regressed": each.regressed,
             }
             for each in self.trials
         ]

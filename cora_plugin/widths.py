@@ -6,6 +6,8 @@ options are points of stored bits and error, and one greedy search goes over all
 
 The prediction is of second order: it misleads where errors are large. So plans from
 several menus of widths, with adapters and without, are tried on the held-out images.
+What the regression behind it gains differs from kind to kind of plan, and is nothing
+without adapters: where that can decide, the best of each kind are tried behind it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +20,8 @@ from cora_plugin.adapters.errors import BudgetError, DataError
 from cora_plugin.algorithm import checked_layers, ordinary_tensors
 from cora_plugin.budget import forms, total_bits
 from cora_plugin.config import AnyConfig, CoRaConfig
-from cora_plugin.fitting import own_shifts
+from cora_plugin.config.declared import Bounds
+from cora_plugin.fitting import Regression, Walk, own_shifts
 from cora_plugin.guard import Guard
 from cora_plugin.host import Host
 from cora_plugin.items import Reader, check_loader
@@ -30,11 +33,19 @@ from cora_plugin.progress import bar
 from cora_plugin.residuals import Residuals
 from cora_plugin.search import Candidate, Option, Treatment, spectral
 from cora_plugin.statistics import Collector
+from cora_plugin.typed import check
 from cora_plugin.width_plan import Trial, WidthPlan, fingerprint
 
 NARROWEST = 4
 """Menus that begin here are tried beside those that begin below: predictions of what 2
 and 3 bits do are the least certain."""
+
+WIDTHS = Bounds(least=2, greatest=8)
+"""Widths that a pinned layer may be given in place of its own."""
+
+CLOSE = 4.0
+"""How many times the least distance another kind of plan may have and yet end nearer:
+the regression takes half of a distance away, or nine tenths."""
 
 CURVE = tuple(0.8 + 0.05 * step for step in range(13))
 """Budgets of a plan's curve, as multiples of its own."""
@@ -56,7 +67,7 @@ def plan_widths(
         loader: Calibration batches, images [N, …] or `(images, …)`, walked once.
         config: A `CoRaConfig` or anything that it reads, with a total `budget` and the
             `menu` of widths.
-        pinned: Widths by layer name or glob that are not to be chosen.
+        pinned: The widths of some layers, by name or glob, which are not chosen.
         objective: What "near to the float model" means; None: as the config says.
         unpack: As for `CoRa.apply`.
         keep: Keep the statistics with the plan, for adapters with the same data and
@@ -92,8 +103,7 @@ def plan_widths(
                 "that uses it, or take the layer out of what the toolkit quantizes"
             )
         guard = Guard(host, held_out, objective)
-        fixed = by_layer("layer_bits", pinned or {}, [e.name for e in layers])
-        search = _Widths(settings, host, layers, statistics, {*fixed})
+        search = _Widths(settings, host, layers, statistics, _fixed(pinned, layers))
         means = collector.means()
 
         def measured(chosen: _Chosen) -> Distance:
@@ -117,7 +127,27 @@ def plan_widths(
             how = menu, adapters, rounding
             trial = Trial(*how, chosen.bits, chosen.left, distance)
             found.append((trial, chosen))
-    found.sort(key=lambda each: each[0].distance.value)
+
+        def regressed(chosen: _Chosen) -> Distance:
+            split = collector.split
+            images = split.together(settings.sequential_images)
+            given = host, chosen.layers, images, settings.positions, split.whole
+            forms = {n: e.forms for n, e in chosen.treatments.items() if e.forms}
+            seen = search.sensitivities
+            adapters, shifts = Regression(Walk(*given), forms, seen, settings)()
+            weights = {e.name: e.dequantized for e in chosen.layers}
+            return guard.trial(
+                weights | merged_weights(chosen.layers, adapters), shifts
+            )
+
+        found.sort(key=_distance)
+        finalists = _finalists(found) if settings.regression else []
+        for index in bar(finalists, "regressions tried", "plan"):
+            trial, chosen = found[index]
+            distance = regressed(chosen)
+            found[index] = replace(trial, distance=distance, regressed=True), chosen
+        # Before the regression they all were further away, and are so no longer.
+        found.sort(key=_distance)
     first, best = found[0]
     own = {layer.name: layer.weight_bits for layer in layers}
     return WidthPlan(
@@ -132,6 +162,44 @@ def plan_widths(
         {layer.name: fingerprint(layer) for layer in layers},
         collector if keep else None,
     )
+
+
+def _fixed(
+    pinned: Mapping[str, int] | None, layers: Sequence[QuantizedLayer]
+) -> dict[str, int | None]:
+    """The widths of pinned layers, by name; None where it is the layer's own.
+
+    Raises:
+        ConfigError: A layer is not there, or a width is out of range.
+    """
+    check(pinned or {}, Mapping[str, int], ("pinned",))
+    found = by_layer("pinned", pinned or {}, [layer.name for layer in layers])
+    own = {layer.name: layer.weight_bits for layer in layers}
+    fixed = {name: None if bits == own[name] else bits for name, bits in found.items()}
+    for name, bits in fixed.items():
+        if bits is not None:
+            WIDTHS.check(("pinned", name), bits)
+    return fixed
+
+
+def _distance(found: "tuple[Trial, _Chosen]") -> float:
+    return found[0].distance.value
+
+
+def _finalists(found: "Sequence[tuple[Trial, _Chosen]]") -> list[int]:
+    """Which trials the regression may put in another order, nearest first given.
+
+    The best at the host's own widths and the best at others, both with adapters, if
+    they are close to the very best; none if that is the only one of them.
+    """
+    least = _distance(found[0])
+    kinds: dict[bool, int] = {}
+    for index, (trial, chosen) in enumerate(found):
+        adapted = any(each.forms for each in chosen.treatments.values())
+        if adapted and _distance(found[index]) <= CLOSE * least:
+            kinds.setdefault(bool(trial.menu), index)
+    finalists = sorted(kinds.values())
+    return [] if finalists == [0] else finalists
 
 
 def _menus(widths: tuple[int, ...]) -> list[tuple[tuple[int, ...], bool, bool]]:
@@ -171,7 +239,7 @@ class _Widths:
         host: Host,
         layers: Sequence[QuantizedLayer],
         statistics: Mapping[str, Any],
-        fixed: set[str],
+        fixed: Mapping[str, int | None],
     ) -> None:
         self._config = config
         self._layers = layers
@@ -187,14 +255,19 @@ class _Widths:
             for name, found in self._forms.items()
         }
         self.weights = sum(layer.weight.numel() for layer in layers)
-        floats = {layer.name: layer.weight for layer in layers}
         self._at: dict[int | None, Residuals] = {
             None: Residuals(config, layers, statistics)
         }
-        for width in config.widths:
+        others = {width for width in fixed.values() if width is not None}
+        for width in sorted({*config.widths, *others}):
+            floats = {
+                e.name: e.weight for e in layers if fixed.get(e.name, width) == width
+            }
             made = host.quantize(floats, dict.fromkeys(floats, width))
             wide = [
                 replace(e, dequantized=made[e.name], weight_bits=float(width))
+                if e.name in made
+                else e
                 for e in layers
             ]
             self._at[width] = Residuals(config, wide, statistics)
@@ -204,6 +277,11 @@ class _Widths:
         ] = {}
         self._shares: dict[int, float] = {}
         self._made: dict[tuple[int, int | None, Form], Adapter] = {}
+
+    @property
+    def sensitivities(self) -> Mapping[str, Any]:
+        """Curvatures at the layers' outputs."""
+        return self._at[None].sensitivities
 
     def __call__(
         self, menu: tuple[int, ...], adapters: bool, rounding: bool
@@ -288,7 +366,7 @@ class _Widths:
         name = self._layers[index].name
         widths: tuple[int | None, ...] = menu or (None,)
         if name in self._fixed:
-            widths = (None,)
+            widths = (self._fixed[name],)
         points = []
         for width in widths:
             layer = self._at[width].layers[index]

@@ -138,6 +138,43 @@ def test_pinned_widths_stay():
     assert fixed.widths[name] == 3 and name not in fixed.layer_bits
 
 
+@pytest.mark.parametrize("bits", [2, 5, 8])
+def test_layers_get_the_widths_that_they_are_pinned_at(bits):
+    host, config = PlainHost(net()), {"budget": "1.4 ptq", "menu": MENU}
+    name = host.layers[0].name
+    plan = plan_widths(host, batches(), config, {name: bits})
+    assert plan.widths[name] == plan.layer_bits[name] == bits
+    report = CoRa(config).apply(at(plan, net()), batches(), plan)
+    assert report.equivalent_bits <= plan.allowed * (1 + 1e-9)
+
+
+def test_a_layer_pinned_at_its_own_width_is_not_quantized_at_others():
+    host, config = PlainHost(net()), {"budget": "1.2 ptq", "menu": MENU}
+    name = host.layers[0].name
+    quantized = host.quantize
+
+    def quantize_others(weights, bits=None):
+        assert name not in weights
+        return quantized(weights, bits)
+
+    host.quantize = quantize_others
+    assert plan_widths(host, batches(), config, {name: 3}).widths[name] == 3
+
+
+@pytest.mark.parametrize(
+    ("pinned", "message"),
+    [
+        ({"nowhere": 4}, "^pinned: 'nowhere' fits no layer"),
+        ({"*": 9}, "^pinned\\.[^:]*: 9 is out of range; use 2 or more and at most 8"),
+        ({"*": "4"}, "^pinned\\.[^:]*: .4. is not"),
+    ],
+)
+def test_pins_that_cannot_be(pinned, message):
+    config = {"budget": "1.2 ptq", "menu": MENU}
+    with pytest.raises(CoRaError, match=message):
+        plan_widths(PlainHost(net()), batches(), config, pinned)
+
+
 @pytest.mark.parametrize(
     ("text", "bits"),
     [("4 bits total", 4.0), ("1.25 ptq", None), ("0.002 MiB", None)],

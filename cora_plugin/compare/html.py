@@ -144,6 +144,8 @@ def _plan(report: Report | Mapping[str, Any], table: str) -> Tried | None:
     for index, each in enumerate(plan["trials"]):
         menu = "/".join(map(str, each["menu"])) or "the toolkit's widths"
         ways = "with adapters" if each["adapters"] else "without"
+        if each.get("regressed"):
+            ways += ", regression"
         rows.append(
             [
                 Cell(menu),

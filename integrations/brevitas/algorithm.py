@@ -93,7 +93,7 @@ def apply_cora(
         teacher: A float model of the same inputs and outputs, which the model is to be
             near to in place of its own float weights: what training with quantization
             began with, or a better one. `refine` trains adapters to its outputs.
-        pinned: Bit widths by layer name or glob that a menu is not to change.
+        pinned: The bit widths of some layers, by name or glob, which a menu leaves.
 
     Raises:
         CoRaError: Something that the caller can change is wrong.
@@ -137,7 +137,7 @@ def plan_bits(
             the like come after, at the widths chosen.
         config: As for `apply_cora`, with a total budget and a menu of widths.
         reference: As for `apply_cora`.
-        pinned: Bit widths by layer name or glob that are not to be chosen.
+        pinned: The bit widths of some layers, by name or glob, which are not chosen.
         unpack: As for `apply_cora`.
 
     Raises:

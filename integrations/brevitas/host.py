@@ -25,6 +25,7 @@ from cora_plugin.integrations.brevitas.insert import (
 from cora_plugin.integrations.brevitas.layers import (
     SUPPORTED,
     Reference,
+    bits_of,
     kind_of,
     read_layers,
     unpack,
@@ -33,6 +34,7 @@ from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
     injector,
     is_pruned,
+    learns_rounding,
     needs_scale,
     quantization_status_manager,
     with_value,
@@ -224,16 +226,19 @@ class BrevitasHost:
             held = layer.weight.detach()
             read = self._read[0][name]
             given = read.operation.layout(read.weight)
-            if not torch.equal(held.to(given), given):
+            learned = bits is not None and learns_rounding(layer.weight_quant)
+            if learned or not torch.equal(held.to(given), given):
                 way_out = "use alternations=0 with this recipe"
                 if bits is not None:
                     way_out = "plan bit widths before it, and round at layer_bits"
                 raise ModelError(
-                    f"{name}: its weight was set by GPTQ or the like, which quantizing "
-                    f"it anew would undo; {way_out}"
+                    f"{name}: its weight was rounded by GPTQ, learned round or the "
+                    f"like, which quantizing it anew would undo; {way_out}"
                 )
             width = (bits or {}).get(name)
-            if width == read.weight_bits and torch.equal(value, read.weight):
+            if width == read.weight_bits:
+                width = None  # Its own quantizer, whose scale may have been trained.
+            if width is None and torch.equal(value, read.weight):
                 quantized[name] = read.dequantized
                 continue
             try:
@@ -260,9 +265,7 @@ class BrevitasHost:
         for name, width in bits.items():
             layer = self._module(name)
             with _at_width(name, width), torch.no_grad():
-                quantizer = _quantizer(layer, width)
-                quantizer(layer.weight)  # initialises its scale
-            layer.weight_quant = quantizer
+                layer.weight_quant, _ = _requantized(layer, width)
 
     def correct(self, correction: Correction) -> None:
         """Replace the model's correction; if that fails, the one before stays."""
@@ -393,14 +396,22 @@ def _quantized(name: str, layer: Any, bits: int | None) -> Any:
     if bits is None:
         return type(layer).quant_weight(layer)
     with _at_width(name, bits):
-        return _quantizer(layer, bits)(layer.weight)
+        return _requantized(layer, bits)[1]
 
 
-def _quantizer(layer: Any, bits: int) -> Any:
-    """A quantizer like that of the layer's weight, at another bit width."""
+def _requantized(layer: Any, bits: int) -> tuple[Any, Any]:
+    """A quantizer like that of the layer's weight at another width, and what it makes.
+
+    Raises:
+        ValueError: It has no bit width that could be another.
+    """
     proxy = layer.weight_quant
     other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
-    return other.to(layer.weight.device).eval()
+    other = other.to(layer.weight.device).eval()
+    made = other(layer.weight)
+    if bits_of(made) != bits:
+        raise ValueError(f"it stays at {bits_of(made):g}")
+    return other, made
 
 
 @contextmanager
@@ -413,5 +424,6 @@ def _at_width(name: str, bits: int) -> Iterator[None]:
     except Exception as error:
         raise ModelError(
             f"{name}: its weight quantizer does not work at {bits} bits ({error}); bit "
-            "widths can be planned where weights are quantized to integers"
+            "widths can be planned where weights are quantized to integers, so pin "
+            "this layer at its own, or leave the menu out"
         ) from error

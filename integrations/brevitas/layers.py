@@ -6,7 +6,7 @@ from typing import Any
 
 import brevitas.nn as qnn
 import torch
-from brevitas.quant_tensor import FloatQuantTensor, QuantTensor
+from brevitas.quant_tensor import QuantTensor
 from torch import Tensor, nn
 
 from cora_plugin.adapters import Operation
@@ -173,7 +173,7 @@ def read_layers(
             operation.layout(_float_weight(name, layer, weight.value, given)),
             operation.layout(weight.value.detach()),
             operation,
-            _bits(weight),
+            bits_of(weight),
             _scale_bits(weight),
         )
     return layers, skipped, quantized
@@ -206,11 +206,12 @@ def inside_adapter(model: nn.Module, name: str) -> bool:
 def quantized_weight(layer: Any) -> tuple[Tensor, float]:
     """A layer's dequantized weight [m, n/g, *kernel], and its bit width."""
     weight = layer.quant_weight()
-    return operation_of(layer).layout(weight.value), _bits(weight)
+    return operation_of(layer).layout(weight.value), bits_of(weight)
 
 
-def _bits(weight: QuantTensor) -> float:
-    if isinstance(weight, FloatQuantTensor):
+def bits_of(weight: QuantTensor) -> float:
+    """The bit width of a quantized weight, that of a minifloat with its sign."""
+    if hasattr(weight, "exponent_bit_width"):
         return 1 + float(weight.exponent_bit_width) + float(weight.mantissa_bit_width)
     return float(weight.bit_width)
 
@@ -219,7 +220,7 @@ def _scale_bits(weight: QuantTensor) -> int:
     scales: int = FLOAT_BITS * weight.scale.numel()
     zero_point = getattr(weight, "zero_point", None)  # none for minifloats
     if zero_point is not None and torch.count_nonzero(zero_point):
-        scales += round(_bits(weight)) * zero_point.numel()
+        scales += round(bits_of(weight)) * zero_point.numel()
     return scales
 
 

@@ -80,7 +80,7 @@ def apply_cora(
             `bias_correction` says. It is taken back unless it lowers the divergence on
             held-out images.
         plan: What `plan_bits` chose, for a model that was quantized at its widths.
-        pinned: Bit widths by layer name or glob that a menu is not to change.
+        pinned: The bit widths of some layers, by name or glob, which a menu leaves.
         unpack: From an item of the iterable to the model's arguments, a tensor, a tuple
             or a mapping, where that is not clear; the report says how it was read.
         metric_fn: Measures the model, higher where it is better, such as top-1 on
@@ -133,7 +133,7 @@ def plan_bits(
         config: As for `apply_cora`, with a total budget and a menu of widths.
         reference: As for `apply_cora`.
         subset_size: As for `apply_cora`.
-        pinned: Bit widths by layer name or glob that are not to be chosen.
+        pinned: The bit widths of some layers, by name or glob, which are not chosen.
         unpack: As for `apply_cora`.
 
     Raises:

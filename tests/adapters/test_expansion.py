@@ -68,6 +68,9 @@ def test_constant_tensors_are_within_the_bound():
     [
         ((torch.ones(2, 2), 1, 1), "bits=1"),
         ((torch.ones(2, 2), 4, 0), "terms=0"),
+        ((torch.ones(2, 2), 4.5, 1), "bits=4.5"),
+        ((torch.ones(2, 2), 4, 1.5), "terms=1.5"),
+        ((torch.ones(()), 4, 1), "has no dimension"),
         ((torch.tensor([[float("nan")]]), 4, 1), "is not finite"),
     ],
 )

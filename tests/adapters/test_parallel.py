@@ -20,6 +20,8 @@ def net():
         nn.Conv2d(8, 8, 3, groups=8),
         nn.BatchNorm2d(8),
         nn.ReLU(),
+        nn.ConvTranspose2d(8, 8, 2, stride=2),
+        nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(8 * 4 * 4, 5),
     ).eval()
@@ -40,6 +42,12 @@ def test_more_terms_are_nearer_to_the_float_network(x):
     for before, after in pairwise(errors):
         assert after < before / 3
     assert errors[-1] < 1e-3
+
+
+def test_layers_of_every_kind_are_expanded():
+    kinds = {type(m) for m in net() if m.state_dict()} - {nn.BatchNorm2d}
+    sums = [m for m in isomorphic(net(), 3, 2) if isinstance(m, AbelianSum)]
+    assert {type(each.members[0]) for each in sums} == kinds
 
 
 @torch.no_grad()

@@ -1,11 +1,20 @@
 """Bit widths planned for Brevitas."""
 
+import brevitas.nn as qnn
 import pytest
 import torch
+from brevitas.quant import (
+    Fp8e4m3OCPWeightPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    MXFloat8e4m3Weight,
+    SignedBinaryWeightPerTensorConst,
+)
 from toolkit_widths import MENU, Expands, PlansWidths
+from torch import nn
 
 from cora_plugin import CoRaError
 from cora_plugin.integrations.brevitas import (
+    BrevitasHost,
     apply_cora,
     expand_weights,
     plan_bits,
@@ -13,6 +22,7 @@ from cora_plugin.integrations.brevitas import (
 )
 from cora_plugin.integrations.brevitas.recipe import quantize_ptq
 from cora_plugin.integrations.brevitas.toolkit import TOOLKIT
+from cora_plugin.testing.checks import assert_same_state
 
 
 class TestBrevitas(PlansWidths):
@@ -82,3 +92,69 @@ def test_the_helper_plans_for_a_model_of_the_users_own(float_net, batches):
     report = apply_cora(batches, model, settings, plan=plan)
     assert report.equivalent_bits <= plan.allowed * (1 + 1e-9)
     assert report.after.value < report.before.value
+
+
+class TrainedScale(Int8WeightPerChannelFloat):
+    """A scale that training moves away from the weight's range."""
+
+    scaling_impl_type = "parameter_from_stats"
+
+
+def of_two(quantizer):
+    """A network whose second layer has this weight quantizer."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        qnn.QuantConv2d(3, 16, 3, padding=1, weight_bit_width=4),
+        nn.ReLU(),
+        qnn.QuantConv2d(16, 32, 3, weight_quant=quantizer, weight_bit_width=4),
+        nn.ReLU(),
+        nn.Flatten(),
+    ).eval()
+
+
+def test_a_width_that_a_layer_has_is_its_own_quantizer():
+    model = of_two(TrainedScale)
+    model[2].quant_weight()
+    with torch.no_grad():
+        model[2].weight_quant.tensor_quant.scaling_impl.value.mul_(0.7)
+    host = BrevitasHost(model)
+    layers = {layer.name: layer for layer in host.layers}
+    floats = {name: layer.weight for name, layer in layers.items()}
+    made = host.quantize(floats, dict.fromkeys(floats, 4))
+    for name, layer in layers.items():
+        assert torch.equal(made[name], layer.dequantized)
+    assert not torch.equal(
+        host.quantize(floats, dict.fromkeys(floats, 5))["2"], made["2"]
+    )
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        SignedBinaryWeightPerTensorConst,
+        Fp8e4m3OCPWeightPerTensorFloat,
+        MXFloat8e4m3Weight,
+    ],
+)
+def test_quantizers_without_another_width_are_named_and_can_be_pinned(
+    quantizer, unseen
+):
+    model = of_two(quantizer)
+    own = {layer.name: layer.weight_bits for layer in BrevitasHost(model).layers}
+    assert own == {"0": 4, "2": 1 if "Binary" in quantizer.__name__ else 8}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    data = unseen.split(16)
+    with pytest.raises(CoRaError, match=r"^2: .* at 3 bits \(it stays at .* so pin"):
+        apply_cora(data, model, {"budget": "1.2 ptq", "menu": MENU})
+    assert_same_state(model, before)
+    settings = {"budget": "1.3 ptq", "menu": MENU}
+    plan = plan_bits(data, model, settings, pinned={"2": int(own["2"])})
+    assert plan.widths["2"] == own["2"]
+
+
+def test_widths_are_not_planned_behind_learned_rounding(float_net, batches):
+    options = TOOLKIT.options(learned_round="layer", learned_round_iters=2)
+    model = TOOLKIT.quantize(float_net, batches[:1], options).model
+    with pytest.raises(CoRaError, match="learned round .* plan bit widths before it"):
+        plan_bits(batches, model, {"budget": "1.2 ptq", "menu": MENU})
+    apply_cora(batches, model, 0.3)
