@@ -10,10 +10,13 @@ What the regression behind it gains differs from kind to kind of plan, and is no
 without adapters: where that can decide, the best of each kind are tried behind it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
+
+from torch import Tensor
 
 from cora_plugin.adapters import Adapter, Form
 from cora_plugin.adapters.errors import BudgetError, DataError
@@ -43,9 +46,9 @@ and 3 bits do are the least certain."""
 WIDTHS = Bounds(least=2, greatest=8)
 """Widths that a pinned layer may be given in place of its own."""
 
-CLOSE = 4.0
-"""How many times the least distance another kind of plan may have and yet end nearer:
-the regression takes half of a distance away, or nine tenths."""
+CLOSE = 2.0
+"""How many times the least distance another kind of plan may have and yet end nearer,
+if both have adapters: the regression about halves distances."""
 
 CURVE = tuple(0.8 + 0.05 * step for step in range(13))
 """Budgets of a plan's curve, as multiples of its own."""
@@ -104,50 +107,8 @@ def plan_widths(
             )
         guard = Guard(host, held_out, objective)
         search = _Widths(settings, host, layers, statistics, _fixed(pinned, layers))
-        means = collector.means()
-
-        def measured(chosen: _Chosen) -> Distance:
-            weights = {e.name: e.dequantized for e in chosen.layers}
-            weights |= merged_weights(chosen.layers, chosen.adapters)
-            shifts = own_shifts(chosen.layers, chosen.adapters, means)
-            return guard.trial(weights, shifts)
-
-        found: list[tuple[Trial, _Chosen]] = []
-        menus = _menus(settings.widths)
-        for menu, adapters, rounding in bar(menus, "menus tried", "menu"):
-            try:
-                chosen = search(menu, adapters, rounding)
-            except BudgetError:
-                # Less than this menu stores: another one may have narrower widths.
-                if menu == settings.widths:
-                    raise
-                continue
-            same = [t.distance for t, e in found if e.treatments == chosen.treatments]
-            distance = same[0] if same else measured(chosen)
-            how = menu, adapters, rounding
-            trial = Trial(*how, chosen.bits, chosen.left, distance)
-            found.append((trial, chosen))
-
-        def regressed(chosen: _Chosen) -> Distance:
-            split = collector.split
-            images = split.together(settings.sequential_images)
-            given = host, chosen.layers, images, settings.positions, split.whole
-            forms = {n: e.forms for n, e in chosen.treatments.items() if e.forms}
-            seen = search.sensitivities
-            adapters, shifts = Regression(Walk(*given), forms, seen, settings)()
-            weights = {e.name: e.dequantized for e in chosen.layers}
-            return guard.trial(
-                weights | merged_weights(chosen.layers, adapters), shifts
-            )
-
-        found.sort(key=_distance)
-        finalists = _finalists(found) if settings.regression else []
-        for index in bar(finalists, "regressions tried", "plan"):
-            trial, chosen = found[index]
-            distance = regressed(chosen)
-            found[index] = replace(trial, distance=distance, regressed=True), chosen
-        # Before the regression they all were further away, and are so no longer.
-        found.sort(key=_distance)
+        trials = _Trials(settings, host, collector, guard, search.sensitivities)
+        found = _tried(search, trials, settings)
     first, best = found[0]
     own = {layer.name: layer.weight_bits for layer in layers}
     return WidthPlan(
@@ -182,23 +143,54 @@ def _fixed(
     return fixed
 
 
-def _distance(found: "tuple[Trial, _Chosen]") -> float:
+_Found = tuple[Trial, "_Chosen"]
+
+
+def _tried(
+    search: "_Widths", trials: "_Trials", config: CoRaConfig
+) -> Sequence[_Found]:
+    """Plans from all menus, the one that ends nearest to float first."""
+    found: list[_Found] = []
+    for menu, adapters, rounding in bar(_menus(config.widths), "menus tried", "menu"):
+        try:
+            chosen = search(menu, adapters, rounding)
+        except BudgetError:
+            # Less than this menu stores: another one may have narrower widths.
+            if menu == config.widths:
+                raise
+            continue
+        same = [t.distance for t, e in found if e.treatments == chosen.treatments]
+        distance = same[0] if same else trials.closed_form(chosen)
+        how = menu, adapters, rounding
+        found.append((Trial(*how, chosen.bits, chosen.left, distance), chosen))
+    found.sort(key=_distance)
+    finalists = _finalists(found) if config.regression else []
+    for index in bar(finalists, "regressions tried", "plan"):
+        trial, chosen = found[index]
+        behind = trials.regressed(chosen)
+        if behind.value < trial.distance.value:  # Else it would be taken back.
+            found[index] = replace(trial, distance=behind, regressed=True), chosen
+    return sorted(found, key=_distance)
+
+
+def _distance(found: _Found) -> float:
     return found[0].distance.value
 
 
-def _finalists(found: "Sequence[tuple[Trial, _Chosen]]") -> list[int]:
-    """Which trials the regression may put in another order, nearest first given.
+def _finalists(found: Sequence[_Found]) -> list[int]:
+    """Which of the trials, nearest first, the regression may put in another order.
 
-    The best at the host's own widths and the best at others, both with adapters, if
-    they are close to the very best; none if that is the only one of them.
+    The best with adapters at the host's own widths, and the best at others. None, if
+    only the very best of all would be tried, or what is too far behind it.
     """
-    least = _distance(found[0])
     kinds: dict[bool, int] = {}
     for index, (trial, chosen) in enumerate(found):
-        adapted = any(each.forms for each in chosen.treatments.values())
-        if adapted and _distance(found[index]) <= CLOSE * least:
+        if chosen.adapters:
             kinds.setdefault(bool(trial.menu), index)
-    finalists = sorted(kinds.values())
+    limit = CLOSE * _distance(found[0])
+    if not found[0][1].adapters:  # It gains nothing, and they may gain nine tenths.
+        limit = math.inf
+    finalists = sorted(e for e in kinds.values() if _distance(found[e]) <= limit)
     return [] if finalists == [0] else finalists
 
 
@@ -228,6 +220,49 @@ class _Chosen:
     @property
     def widths(self) -> dict[str, float]:
         return {layer.name: layer.weight_bits for layer in self.layers}
+
+
+class _Trials:
+    """Tries plans on the held-out images; the model stays unchanged."""
+
+    def __init__(
+        self,
+        config: CoRaConfig,
+        host: Host,
+        collector: Collector,
+        guard: Guard,
+        sensitivities: Mapping[str, Tensor | None],
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._split = collector.split
+        self._means = collector.means()
+        self._guard = guard
+        self._sensitivities = sensitivities
+
+    def closed_form(self, chosen: _Chosen) -> Distance:
+        """The distance with the adapters that the search has seen, biases corrected."""
+        shifts = own_shifts(chosen.layers, chosen.adapters, self._means)
+        return self._distance(chosen, chosen.adapters, shifts)
+
+    def regressed(self, chosen: _Chosen) -> Distance:
+        """The distance behind the regression of its adapters."""
+        config, split = self._config, self._split
+        images = split.together(config.sequential_images)
+        walk = Walk(self._host, chosen.layers, images, config.positions, split.whole)
+        forms = {n: e.forms for n, e in chosen.treatments.items() if e.forms}
+        found = Regression(walk, forms, self._sensitivities, config)()
+        return self._distance(chosen, *found)
+
+    def _distance(
+        self,
+        chosen: _Chosen,
+        adapters: Mapping[str, Adapter],
+        shifts: Mapping[str, Tensor],
+    ) -> Distance:
+        weights = {e.name: e.dequantized for e in chosen.layers}
+        weights |= merged_weights(chosen.layers, adapters)
+        return self._guard.trial(weights, shifts)
 
 
 class _Widths:
@@ -279,7 +314,7 @@ class _Widths:
         self._made: dict[tuple[int, int | None, Form], Adapter] = {}
 
     @property
-    def sensitivities(self) -> Mapping[str, Any]:
+    def sensitivities(self) -> Mapping[str, Tensor | None]:
         """Curvatures at the layers' outputs."""
         return self._at[None].sensitivities
 

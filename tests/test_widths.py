@@ -100,6 +100,19 @@ def test_the_best_of_what_was_tried_is_the_plan():
     assert any(trial.menu == MENU and trial.adapters for trial in plan.trials)
 
 
+def test_kinds_of_plans_are_compared_behind_the_regression():
+    _, plan = planned("1.2 ptq")
+    tried = [trial for trial in plan.trials if trial.regressed]
+    assert {bool(trial.menu) for trial in tried} == {True, False}
+    assert all(trial.adapters for trial in tried)
+    config = {"budget": "1.2 ptq", "menu": MENU}
+    report = CoRa(config).apply(at(plan, net()), batches(), plan)
+    assert report.after.value <= plan.trials[0].distance.value * 1.02
+    assert "with adapters and their regression" in " ".join(str(report).split())
+    _, without = planned("1.2 ptq", regression=False)
+    assert not any(trial.regressed for trial in without.trials)
+
+
 def test_more_budget_leaves_less_error():
     found = [planned(f"{times} ptq")[1] for times in (0.8, 1.0, 1.2, 1.5)]
     left = [
@@ -131,7 +144,7 @@ def test_ranks_are_pinned_as_without_a_menu():
 def test_pinned_widths_stay():
     host = PlainHost(net())
     name = host.layers[0].name
-    config = {"budget": "1.2 ptq", "menu": MENU}
+    config = {"budget": "1.3 ptq", "menu": MENU}
     free = plan_widths(host, batches(), config)
     assert free.widths[name] != 3
     fixed = plan_widths(host, batches(), config, {name: 3})
