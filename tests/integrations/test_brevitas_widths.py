@@ -155,6 +155,6 @@ def test_quantizers_without_another_width_are_named_and_can_be_pinned(
 def test_widths_are_not_planned_behind_learned_rounding(float_net, batches):
     options = TOOLKIT.options(learned_round="layer", learned_round_iters=2)
     model = TOOLKIT.quantize(float_net, batches[:1], options).model
-    with pytest.raises(CoRaError, match="learned round .* plan bit widths before it"):
+    with pytest.raises(CoRaError, match=r"learned round .* plan bit widths before it"):
         plan_bits(batches, model, {"budget": "1.2 ptq", "menu": MENU})
     apply_cora(batches, model, 0.3)
