@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cora_plugin.adapters.errors import (
+    BudgetError,
     ConfigError,
     CoRaError,
     DataError,
@@ -149,6 +150,11 @@ class Run:
         metric: Callable[[], float] | None = None,
         teacher: Teacher | None = None,
     ) -> None:
+        if plan is not None and not hasattr(plan, "for_layers"):
+            raise ConfigError(
+                ("plan",),
+                f"a {type(plan).__name__} is no plan; pass what plan_bits returned",
+            )
         if config.widths and plan is None:
             raise ConfigError(
                 ("menu",),
@@ -365,6 +371,11 @@ class Run:
         if budget.is_total and config.search != "series":
             rest = added(budget, self._layers)
             if rest is None:
+                for name in (name for name, rank in self._pinned.items() if rank):
+                    raise BudgetError(
+                        f"budget: {budget} leaves nothing for the rank that {name} is "
+                        "pinned to; raise the budget or lower the rank"
+                    )
                 return planner.nothing()
             budget = rest
         return choose(planner, budget, config.sweep, guard.before, measure)

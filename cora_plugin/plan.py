@@ -92,6 +92,8 @@ class Planner:
             return self._series()
         allowed = self._allowance(budget)
         spent = sum(self._cost(name, e) for name, e in self._pinned.items())
+        if self._nothing_to_choose and budget == CoRaConfig.budget:
+            allowed = max(allowed, spent)  # None was given, and none is needed.
         self._check(budget, spent, allowed)
         choose = strategy(self._config, self._network, allowed / budget.amount)
         chosen = choose(self._candidates, allowed - spent)
@@ -105,6 +107,11 @@ class Planner:
             allowed,
             budget.unit,
         )
+
+    @property
+    def _nothing_to_choose(self) -> bool:
+        """Whether the ranks of all layers are pinned."""
+        return all(layer.name in self._pinned for layer in self._residuals.layers)
 
     def _series(self) -> Plan:
         """As many whole terms as the config says, for every layer that is free."""

@@ -141,6 +141,17 @@ def test_ranks_are_pinned_as_without_a_menu():
     assert report.after.value < plan.trials[-1].distance.value
 
 
+def test_pinned_ranks_are_not_given_up_where_a_total_leaves_nothing():
+    settings = {"budget": "1.0 ptq", "ranks": {"*": 1}}
+    with pytest.raises(CoRaError, match=r"^budget: 1\.0 ptq leaves nothing for"):
+        CoRa(settings).apply(PlainHost(net()), batches())
+
+
+def test_a_plan_that_is_none():
+    with pytest.raises(CoRaError, match=r"^plan: a dict is no plan"):
+        CoRa().apply(PlainHost(net()), batches(), {"0": 4})
+
+
 def test_pinned_widths_stay():
     host = PlainHost(net())
     name = host.layers[0].name

@@ -129,7 +129,10 @@ class CoRaConfig:
         greatest=8,
     )
     ranks: Mapping[str, int] = setting(
-        {}, "ranks pinned by layer name or glob; 0 leaves a layer alone", least=0
+        {},
+        "ranks pinned by layer name or glob, which need no budget where they are all "
+        "layers'; 0 leaves a layer alone",
+        least=0,
     )
     bias_correction: Correction = setting(
         "own",

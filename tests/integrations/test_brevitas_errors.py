@@ -146,6 +146,14 @@ def test_ranks_pinned_for_all_layers_need_no_search(prototypes, batches, search)
     assert {row.rank for row in report.layers} == {2}
 
 
+@pytest.mark.parametrize("search", ["uniform", "spectral"])
+def test_ranks_pinned_for_all_layers_need_no_budget(prototypes, batches, search):
+    model = copy.deepcopy(prototypes["layerwise"])
+    report = apply_cora(batches, model, {"ranks": {"*": 3}, "search": search})
+    assert {row.rank for row in report.layers} == {3}
+    assert report.budget_used == report.budget_allowed > 0.05
+
+
 def test_a_rank_above_the_full_rank_is_refused_by_the_layer(model, batches):
     config = {"ranks": {"*": 3, "dilated": 9}}
     match = r"^dilated: rank 9 exceeds its full rank 8; .*r <= 8"
