@@ -94,8 +94,6 @@ class Results:
         """Judge a model by its outputs [N, classes, …]."""
         if report is not None:
             self.report, bits = report, report.equivalent_bits
-            before = report.equivalent_bits_before
-            self.rows[-1] = replace(self.rows[-1], equivalent_bits=before)
         row = judge(
             self._reference,
             outputs,

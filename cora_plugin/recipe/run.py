@@ -142,12 +142,12 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         with stage("running the quantized model"):
             outputs, _ = judged(toolkit.outputs, plain.model, what=what)
         results.add(what, outputs, seconds)
-        model = plain.model
-        if recipe.cora is None:
+        with stage("counting its bits"):
             example = batches.dataset[:1][0]
             # Bits need no float weights, from which Qronos may have moved far.
             results.count(toolkit.host(base.model, example).layers)
-        else:
+        model = plain.model
+        if recipe.cora is not None:
             with stage("adding adapters"):
                 (adapted, report), more = timed(
                     console, "adapters", toolkit.adapted, base, recipe.cora
@@ -163,7 +163,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
             outputs, _ = judged(toolkit.outputs, model, what="trained")
             results.add_trained(outputs, more, trained)
         results.float_model, results.model = net, model
-        results.example = batches.dataset[:1][0]
+        results.example = example
         _export(results, toolkit.exports, model, results.example, folder, console)
         results.write(folder)
     console.print(results.table())

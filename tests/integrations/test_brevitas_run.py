@@ -93,6 +93,17 @@ def test_widths_are_planned_as_the_file_stores_them(tmp_path, capsys):
     assert "Bit widths, best first" in (out / "report.html").read_text()
 
 
+def test_ptq_is_shown_at_its_own_widths(tmp_path):
+    cora = {"budget": "0.9 ptq", "menu": [2, 3, 4, 8]}
+    assert run(written(tmp_path / "recipe.yaml", cora=cora, exports=[])) == 0
+    report = result(tmp_path / "out")
+    bits = {row["model"]: row["bits"] for row in report["rows"]}
+    assert report["cora"]["plan"]["layer_bits"]
+    assert bits["+ adapters"] <= 0.9 * bits["Brevitas PTQ"] * (1 + 1e-9)
+    allowed = report["cora"]["plan"]["allowed"]
+    assert 0.9 * bits["Brevitas PTQ"] == pytest.approx(allowed)
+
+
 def test_training_after_adapters(tmp_path):
     qat = {"epochs": 2, "lr": 1e-3, "labels": 0.5}
     recipe = written(tmp_path / "recipe.yaml", qat=qat, exports=["adapters"])
