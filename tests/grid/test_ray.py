@@ -70,7 +70,7 @@ def lost(tmp_path, times):
 
 def alive(pid):
     try:
-        os.kill(pid, 0)
+        os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
     state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -147,11 +147,15 @@ def test_ctrl_c_leaves_neither_processes_nor_files_on_a_node(cluster, plain, tmp
     more = {"address": "", "config": section.ray}
     with folder.opened(document), pytest.raises(KeyboardInterrupt):
         run_on_ray(waiting, folder, 3, Limits(10), print, interrupt, **more)
+
+    def left():
+        yield from (each for each in (tmp_path / "pids").iterdir() if alive(each.name))
+        yield from node.glob("cora-cell-*")
+
     began = time.monotonic()
-    while any(alive(int(each.name)) for each in (tmp_path / "pids").iterdir()):
-        assert time.monotonic() < began + 30
+    while found := list(left()):
+        assert time.monotonic() < began + 30, found
         time.sleep(0.1)
-    assert not list(node.glob("cora-cell-*"))
     assert all(folder.outcome(cell) is None for cell in waiting)
 
 
