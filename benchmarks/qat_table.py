@@ -17,6 +17,8 @@ Row = dict[str, Any]
 ABOUT = ("model", "toolkit", "weights", "optimizer", "method", "adapters", "epochs")
 NETWORKS = {"fashion": "ResNet-20", "mobilenet": "MobileNetV2"}
 WAYS = {"lr": "learning rate", "trs": "transition rate"}
+FEW = 14848
+"""Training images of rows that say nothing else."""
 COLUMNS = (*ABOUT, "images", "best value", "top-1", "oscillating", "counting")
 
 
@@ -53,14 +55,16 @@ def training(*names: str) -> str:
             for row in rows
             if row["method"] != "ptq" and _network(row) == _network(plain)
         ]
-        ways = sorted({(row["epochs"], row["optimizer"]) for row in of_network})
-        for epochs, optimizer in ways or [(1, "adamw")]:
+        keys = "epochs", "optimizer", "images"
+        ways = sorted({tuple(row[key] for key in keys) for row in of_network})
+        for epochs, optimizer, images in ways or [(1, "adamw", FEW)]:
             title = f"{plain['weights']}, {NAMES[plain['toolkit']]}"
             title += ", adapters" if plain["adapters"] else ""
             title += "" if optimizer == "adamw" else ", SGD"
             title += "" if epochs == 1 else f", {epochs} epochs"
+            title += "" if images == FEW else f", {images:,} images"
             cells = [title, f"{plain['top1']:.1%}"]
-            way = {"epochs": epochs, "optimizer": optimizer}
+            way = dict(zip(keys, (epochs, optimizer, images), strict=True))
             for method in ("lr", "trs"):
                 wanted = {**way, "method": method}
                 found = [row for row in of_network if wanted.items() <= row.items()]
