@@ -6,9 +6,20 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cora_plugin.adapters.exact import exact_device
+
+PLAIN = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+"""Modules of torch that hold the weight of their one call, and can be quantized."""
 
 Padding = tuple[tuple[int, int], ...] | Literal["same"]
 

@@ -18,17 +18,7 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import CoRaError
 from cora_plugin.adapters.expansion import Series, expand
-
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-"""What is expanded; layers of these types themselves, not of subclasses."""
+from cora_plugin.adapters.operation import PLAIN
 
 Map = Callable[[Callable[[nn.Module], Tensor], Iterable[nn.Module]], Iterable[Tensor]]
 """Like `map`: an executor's own runs members in threads."""
@@ -88,7 +78,7 @@ def isomorphic(
             f"0 to {terms - 1}"
         )
     made = copy.deepcopy(net)
-    layers = [(n, m) for n, m in made.named_modules() if type(m) in LAYERS]
+    layers = [(n, m) for n, m in made.named_modules() if type(m) in PLAIN]
     if not layers:
         raise CoRaError("isomorphic: the network has no linear layer or convolution")
     for name, layer in layers:

@@ -72,10 +72,8 @@ class Context:
 
         The model must carry no correction.
         """
-        config = self.config
         split = self.collector.split
-        images = split.together(config.sequential_images)
-        return Walk(self.host, self.layers, images, config.positions, split.whole)
+        return Walk.sampled(self.host, self.layers, split, self.config)
 
 
 @dataclass(frozen=True)

@@ -224,9 +224,8 @@ class _Trials:
 
     def regressed(self, chosen: Chosen) -> Distance:
         """The distance behind the regression of its adapters."""
-        config, split = self._config, self._split
-        images = split.together(config.sequential_images)
-        walk = Walk(self._host, chosen.layers, images, config.positions, split.whole)
+        config = self._config
+        walk = Walk.sampled(self._host, chosen.layers, self._split, config)
         forms = {n: e.forms for n, e in chosen.treatments.items() if e.forms}
         found = Regression(walk, forms, self._sensitivities, config)()
         return self._distance(chosen, *found)

@@ -3,24 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cora_plugin.adapters import Adapter
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.fingerprint import Fingerprint
 from cora_plugin.integrations.provenance import with_fingerprints
 from cora_plugin.layer import Correction
-
-PLAIN = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
-"""Modules of torch that hold the weight of their one call, and can be quantized."""
 
 
 def replace_correction(

@@ -164,6 +164,12 @@ class Quantized(Generic[O]):
     options: O
     reference: Mapping[str, Tensor] | nn.Module | None = None
 
+    @property
+    def example(self) -> Tensor:
+        """An input [1, …]."""
+        images: Tensor = next(iter(self.loader))[0]
+        return images[:1]
+
     def copied(self) -> "Quantized[O]":
         """The same with a copy of the model, which can be changed in place."""
         return replace(self, model=copy.deepcopy(self.model))
@@ -257,11 +263,9 @@ class Toolkit(ABC, Generic[O]):
                 `CoRaConfig.of` reads.
             keep: Keep the statistics with the plan (see `plan_widths`).
         """
-        loader = quantized.loader
-        example = next(iter(loader))[0][:1]
-        host = self.host(quantized.model, example, quantized.reference)
+        host = self.host(quantized.model, quantized.example, quantized.reference)
         pinned = quantized.options.layer_bits
-        return plan_widths(host, loader, config, pinned, keep=keep)
+        return plan_widths(host, quantized.loader, config, pinned, keep=keep)
 
     def adapted(
         self, quantized: Quantized[O], config: Any

@@ -12,6 +12,8 @@ from cora_plugin import processes
 from cora_plugin.adapters import Adapter, Branch
 from cora_plugin.adapters.exact import exact
 from cora_plugin.batches import pick, samples
+from cora_plugin.calibration import ImageSplit
+from cora_plugin.config import CoRaConfig
 from cora_plugin.host import Host
 from cora_plugin.layer import QuantizedLayer
 from cora_plugin.outputs import Batch
@@ -139,6 +141,18 @@ class Walk:
         self._originals: dict[str, list[_Run]] = {}
         with torch.no_grad(), host.acting(quantized=False), host.observe(self._keep):
             host.run(self._cut.images)
+
+    @classmethod
+    def sampled(
+        cls,
+        host: Host,
+        layers: Sequence[QuantizedLayer],
+        split: ImageSplit,
+        config: CoRaConfig,
+    ) -> "Walk":
+        """Over a few of the calibration images, as many as the settings say."""
+        images = split.together(config.sequential_images)
+        return cls(host, layers, images, config.positions, split.whole)
 
     def _keep(self, name: str, x: Tensor, output: Tensor) -> None:
         if name in self._layers:

@@ -11,6 +11,7 @@ from brevitas.graph.quantize import layerwise_quantize, preprocess_for_quantize
 from brevitas.inject import value
 from torch import Tensor, nn
 
+from cora_plugin.adapters.operation import PLAIN
 from cora_plugin.integrations.brevitas.fast import fast_range_searches
 from cora_plugin.integrations.brevitas.layer_map import layer_map
 from cora_plugin.integrations.brevitas.layers import unpack
@@ -18,7 +19,6 @@ from cora_plugin.integrations.brevitas.options import BrevitasOptions
 from cora_plugin.integrations.computed import stored_weights
 from cora_plugin.integrations.data import CalibrationData
 from cora_plugin.integrations.doing import doing
-from cora_plugin.integrations.host import PLAIN
 from cora_plugin.integrations.ranges import estimator
 from cora_plugin.layer import by_layer
 from cora_plugin.outputs import device_of, in_batches, run

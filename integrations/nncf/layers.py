@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import ModelError
+from cora_plugin.adapters.operation import PLAIN
 from cora_plugin.adapters.quantized import FLOAT_BITS
 from cora_plugin.integrations.computed import computed as computed_by
-from cora_plugin.integrations.host import PLAIN, given_weight
+from cora_plugin.integrations.host import given_weight
 from cora_plugin.integrations.nncf.private import (
     build_nncf_graph,
     decode_hook_name,

@@ -95,8 +95,7 @@ class NNCFToolkit(Toolkit[NNCFOptions]):
     ) -> Quantized[NNCFOptions]:
         """A copy whose quantizers have other widths."""
         copied = plain.copied()
-        example = next(iter(plain.loader))[0][:1]
-        NNCFHost(copied.model, example, plain.reference).widen(bits)
+        NNCFHost(copied.model, copied.example, copied.reference).widen(bits)
         return replace(copied, options=options)
 
     def adapt(

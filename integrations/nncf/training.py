@@ -8,8 +8,8 @@ from nncf.torch.quantization.layers import BaseQuantizer
 from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ModelError
+from cora_plugin.adapters.operation import PLAIN
 from cora_plugin.host import Latent, Role
-from cora_plugin.integrations.host import PLAIN
 from cora_plugin.integrations.nncf.fast import range_of
 from cora_plugin.integrations.nncf.insert import adapted, read_adapters, shifts
 from cora_plugin.integrations.nncf.layers import layer_names, quantizer_hooks

@@ -11,7 +11,6 @@ from cora_plugin.testing.checks import assert_same_state
 
 MENU = (3, 4, 5, 6, 8)
 
-
 SAME_SIZE = {"budget": "1.0 ptq", "menu": MENU}
 
 
@@ -66,8 +65,7 @@ class PlansWidths:
             outputs = {"": self.toolkit.outputs(model, unseen)}
             return measure(KL(), reference, outputs).value
 
-        config = {"budget": "1.0 ptq", "menu": MENU}
-        adapted, report = self.toolkit.adapted(base, config)
+        adapted, report = self.toolkit.adapted(base, SAME_SIZE)
         stored = self.bits_a_weight(base, batches)
         assert report.equivalent_bits <= stored * (1 + 1e-9)
         assert adapted.model is not base.model
