@@ -6,7 +6,7 @@ python benchmarks/qat_table.py benchmarks/qat/*.json --weights W2A4 --picture qa
 import argparse
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ Row = dict[str, Any]
 ABOUT = ("model", "toolkit", "weights", "optimizer", "method", "adapters", "epochs")
 NETWORKS = {"fashion": "ResNet-20", "mobilenet": "MobileNetV2"}
 WAYS = {"lr": "learning rate", "trs": "transition rate"}
-FEW = 14848
-"""Training images of rows that say nothing else."""
 COLUMNS = (*ABOUT, "images", "best value", "top-1", "oscillating", "counting")
 
 
@@ -48,6 +46,8 @@ def training(*names: str) -> str:
         for name in names
         for row in json.loads((FOLDER / "qat" / f"{name}.json").read_text("utf-8"))
     ]
+    # What most were trained on is said beside the table.
+    usual = Counter(row["images"] for row in rows if "images" in row).most_common(1)
     lines = []
     for plain in sorted((r for r in rows if r["method"] == "ptq"), key=_network):
         of_network = [
@@ -57,12 +57,13 @@ def training(*names: str) -> str:
         ]
         keys = "epochs", "optimizer", "images"
         ways = sorted({tuple(row[key] for key in keys) for row in of_network})
-        for epochs, optimizer, images in ways or [(1, "adamw", FEW)]:
+        for epochs, optimizer, images in ways or [(1, "adamw", None)]:
             title = f"{plain['weights']}, {NAMES[plain['toolkit']]}"
             title += ", adapters" if plain["adapters"] else ""
             title += "" if optimizer == "adamw" else ", SGD"
             title += "" if epochs == 1 else f", {epochs} epochs"
-            title += "" if images == FEW else f", {images:,} images"
+            if images and images != usual[0][0]:
+                title += f", {images:,} images"
             cells = [title, f"{plain['top1']:.1%}"]
             way = dict(zip(keys, (epochs, optimizer, images), strict=True))
             for method in ("lr", "trs"):
@@ -130,7 +131,7 @@ def _drawn(rows: list[Row]) -> list[Row]:
     settings: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         if "curve" in row:
-            settings[tuple(row[name] for name in ABOUT)].append(row)
+            settings[tuple(row[name] for name in (*ABOUT, "images"))].append(row)
     return [_best(of_setting)[1][0] for of_setting in settings.values()]
 
 
@@ -144,6 +145,7 @@ def picture(rows: list[Row], path: Path) -> None:
         steps, targets, running, lr = zip(*row["curve"], strict=True)
         label = f"{row['weights']}, {NAMES[row['toolkit']]}, {WAYS[row['method']]} "
         label += f"{row['value']:g}" + (", adapters" if row["adapters"] else "")
+        label += "" if row["epochs"] == 1 else f", {row['epochs']} epochs"
         style = {"ls": "--" if row["method"] == "lr" else "-", "label": label}
         (line,) = rates.plot(steps, running, **style)
         if row["method"] == "trs":

@@ -16,6 +16,7 @@ from cora_plugin.objective import Objective
 from cora_plugin.outputs import device_of
 from cora_plugin.progress import counter
 from cora_plugin.qat import checkpoint
+from cora_plugin.qat.checks import finite
 from cora_plugin.qat.held_out import HeldOut, answers, batch_of, beside, losses
 from cora_plugin.qat.norms import train_mode
 from cora_plugin.qat.optimizers import groups_of, optimizer_of
@@ -204,7 +205,7 @@ class Loop:
         ]
         if config.clip is not None:
             nn.utils.clip_grad_norm_(held, config.clip)
-        if self.scheduler.enabled or all(bool(p.grad.isfinite().all()) for p in held):
+        if self.scheduler.enabled or finite(optimizer):
             optimizer.step()
         else:
             self.nonfinite += 1

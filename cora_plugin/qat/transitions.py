@@ -114,10 +114,10 @@ class _Past:
     def update(
         self, old: Tensor, new: Tensor, changed: Tensor, all_: Transitions
     ) -> None:
-        where = changed.flatten().nonzero().squeeze(1)  # A few in a thousand.
-        old, new = old.flatten()[where], new.flatten()[where]
-        soon = self.changed[where] >= all_.steps - all_.window
-        back = where[(new == self.former[where]) & soon]
-        self.returned[back] = all_.steps
-        self.former[where] = old
-        self.changed[where] = all_.steps
+        # No index of what changed is made: a GPU would be waited for, layer by layer.
+        old, new, changed = old.flatten(), new.flatten(), changed.flatten()
+        back = changed & (new == self.former)
+        back &= self.changed >= all_.steps - all_.window
+        self.returned.masked_fill_(back, all_.steps)
+        self.changed.masked_fill_(changed, all_.steps)
+        torch.where(changed, old, self.former, out=self.former)
