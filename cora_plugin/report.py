@@ -299,6 +299,8 @@ class Report(Judged, Stored, Spent, Effort):
         for trial in self.plan["trials"]:
             menu = "/".join(map(str, trial["menu"])) or "the toolkit's widths"
             adapters = "with adapters" if trial["adapters"] else "without adapters"
+            if trial["rounding"]:
+                adapters += " (their rounding counted)"
             if trial.get("regressed"):
                 adapters += " and their regression"
             lines.append(

@@ -151,8 +151,10 @@ def _tried(
             if menu == config.widths:
                 raise
             continue
-        same = [t.distance for t, e in found if e.treatments == chosen.treatments]
-        distance = same[0] if same else trials.closed_form(chosen)
+        same = [t for t, e in found if e.treatments == chosen.treatments]
+        if any((t.menu, t.adapters) == (menu, adapters) for t in same):
+            continue  # Whether rounding is counted makes no difference here.
+        distance = same[0].distance if same else trials.closed_form(chosen)
         how = menu, adapters, rounding
         found.append((Trial(*how, chosen.bits, chosen.left, distance), chosen))
     found.sort(key=_distance)

@@ -85,9 +85,15 @@ def test_the_report_tells_widths_and_what_was_tried():
     assert widths == plan.widths
     text = " ".join(str(report).split())
     assert "tried 2/3/4/6/8 with adapters: KL" in text
+    tried = [line for line in str(report).splitlines() if line.startswith("tried ")]
+    assert len(set(tried)) == len(tried)
     assert f"would take {plan.next_tenth:.0%} of the predicted error" in text
-    values = [trial["value"] for trial in report.to_dict()["plan"]["trials"]]
+    trials = report.to_dict()["plan"]["trials"]
+    values = [trial["value"] for trial in trials]
     assert values == sorted(values) and len(values) == len(plan.trials)
+    # The same plan is told once of a menu, whether or not rounding was counted.
+    kinds = [(t["menu"], t["adapters"], t["value"], t["bits"]) for t in trials]
+    assert all(kinds.count(kind) == 1 for kind in kinds)
 
 
 def test_the_best_of_what_was_tried_is_the_plan():
