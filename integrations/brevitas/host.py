@@ -32,6 +32,7 @@ from cora_plugin.integrations.brevitas.layers import (
 )
 from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
+    hand_on_input,
     injector,
     is_pruned,
     learns_rounding,
@@ -408,6 +409,7 @@ def _requantized(layer: Any, bits: int) -> tuple[Any, Any]:
     proxy = layer.weight_quant
     other = type(proxy)(layer, injector(proxy).let(bit_width=bits))
     other = other.to(layer.weight.device).eval()
+    hand_on_input(proxy, other)
     made = other(layer.weight)
     if bits_of(made) != bits:
         raise ValueError(f"it stays at {bits_of(made):g}")

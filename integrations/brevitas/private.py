@@ -160,6 +160,12 @@ def lacks_input(layer: Any) -> bool:
     return getattr(proxy, "_cached_act", None) is None
 
 
+def hand_on_input(proxy: Any, other: Any) -> None:
+    """Give a weight quantizer what another one has seen of its layer's input."""
+    if getattr(proxy, "requires_quant_input", False):
+        other._cached_act = proxy._cached_act
+
+
 def needs_scale(error: Exception) -> bool:
     """Whether an error is that of a layer which needs a QuantTensor and has none.
 

@@ -122,6 +122,15 @@ def test_weight_quantizers_that_need_their_input_see_the_first_batch(
     export_qonnx(model, X[0], path)  # Their rounding has no name there.
     quantizers = [n for n in onnx.load(path).graph.node if n.op_type == "Quant"]
     assert len(quantizers) > 4
+    # Their widths are planned like any other's.
+    model = net()
+    narrow = {"budget": "0.85 ptq", "menu": [3, 4, 5, 6, 8]}
+    report = apply_cora(X, model, narrow)
+    assert (
+        report.plan["layer_bits"] and report.equivalent_bits <= report.plan["allowed"]
+    )
+    assert report.after.value < report.before.value
+    assert export_onnx_qcdq(model, X[0], path) < 0.02
     # Without a loader there is none to see.
     model = net()
     with torch.no_grad(), cora_mode(model, "budget=0.3") as cora:
