@@ -20,7 +20,7 @@ from cora_plugin.batches import tensors
 from cora_plugin.budget import added
 from cora_plugin.config import AnyConfig, Budget, CoRaConfig
 from cora_plugin.guard import Guard, Judged
-from cora_plugin.host import Host
+from cora_plugin.host import LEFT_FLOAT, Host
 from cora_plugin.items import Reader, check_loader, not_running
 from cora_plugin.labels import Labelled
 from cora_plugin.layer import Correction, QuantizedLayer
@@ -385,7 +385,9 @@ def checked_layers(host: Host) -> Sequence[QuantizedLayer]:
     """The host's layers, which must exist and be finite."""
     layers = host.layers
     if not layers:
-        reasons = "; ".join(f"{name}: {why}" for name, why in host.skipped.items())
+        reasons = "; ".join(
+            f"{name}: {why}" for name, why in host.skipped.items() if why != LEFT_FLOAT
+        )
         raise ModelError(
             "the model has no quantized layer that can carry an adapter "
             f"({reasons or 'nothing in it is quantized'}); quantize it with the "

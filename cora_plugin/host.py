@@ -16,6 +16,9 @@ Observer = Callable[[str, Tensor, Tensor], None]
 Without gradients it may change the output in place: the network goes on with it.
 """
 
+LEFT_FLOAT = "the toolkit left its weight in float"
+"""Why a layer that is not quantized is among the skipped ones."""
+
 
 class Host(Protocol):
     """A quantized model inside its toolkit; the algorithm knows no more than this.
@@ -29,7 +32,7 @@ class Host(Protocol):
 
     @property
     def skipped(self) -> Mapping[str, str]:
-        """Quantized layers that cannot carry an adapter, with the reason."""
+        """Layers that cannot carry an adapter, with the reason; those in float, too."""
 
     def prepared(self) -> AbstractContextManager[None]:
         """Within it the model is in evaluation mode and ready to be run often.

@@ -279,10 +279,11 @@ class Report(Judged, Stored, Spent, Effort):
         if self.config["search"] == "series":
             terms, bits = self.config["terms"], self.config["adapter_bits"]
             spent = f"{terms} x {bits} bits beside each layer, whatever the budget"
+        planned = "" if self.plan is None else " at the planned widths alone"
         lines += [
-            f"{unit} to float {self.before.value:.4g} -> {self.after.value:.4g}"
-            f"{self._decibels()}{self._agreement()} ({self.images} images calibrated, "
-            f"{self.held_out} held out)",
+            f"{unit} to float {self.before.value:.4g}{planned} -> "
+            f"{self.after.value:.4g}{self._decibels()}{self._agreement()} "
+            f"({self.images} images calibrated, {self.held_out} held out)",
             f"{self.equivalent_bits_before:.3f} -> {self.equivalent_bits:.3f} bits a "
             f"weight, {self.bytes:,} bytes; {self.adapter_parameters:,} adapter "
             f"parameters; {spent}",

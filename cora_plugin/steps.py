@@ -177,10 +177,13 @@ def _whole_means(last: int) -> Callable[[Context], Correction | None]:
     """
 
     def propose(context: Context) -> Correction | None:
-        if context.regression is None or "regression" not in context.stood:
+        regression = context.regression
+        if regression is None or "regression" not in context.stood:
+            return None
+        if last > regression.visited:
             return None
         with context.guard.aside():
-            adapters, shifts = context.regression.with_whole_means(last)
+            adapters, shifts = regression.with_whole_means(last)
         return replace(context.guard.kept, adapters=adapters, shifts=shifts)
 
     return propose

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cora_plugin.demo.data import normalize
 from cora_plugin.demo.model import efficientnet_lite0
 from cora_plugin.recipe.plain import plain_norms, static_padding
+from zoo.fashion_mnist import fashion_mnist
 from zoo.mobilenet import FashionMobileNetV2
 from zoo.resnet20 import FashionResNet20
 from zoo.root import fetched
@@ -109,3 +110,14 @@ PREPROCESS: dict[str, Callable[[Tensor], Tensor]] = {
     "mobilenet": _fashion,
 }
 """uint8 [N, 3, H, W] RGB (Fashion-MNIST: [N, 1, 28, 28]) -> the model's input."""
+
+
+def fashion_inputs(part: str, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Inputs of the networks for Fashion-MNIST, and their labels, for a recipe.
+
+    Args:
+        part: "train" or "test".
+        count: The first so many; None: all.
+    """
+    images, labels = fashion_mnist(part)
+    return _fashion(images[:count]), labels[:count]

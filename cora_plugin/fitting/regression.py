@@ -134,14 +134,19 @@ class Regression:
         self._walk.forget(list(self._changes)[: 1 - LAST])
         return _apart(self._changes)
 
+    @property
+    def visited(self) -> int:
+        """How many layers it has changed."""
+        return len(self._changes)
+
     def with_whole_means(
         self, last: int
     ) -> tuple[dict[str, Adapter], dict[str, Tensor]]:
         """The same, with the mean outputs of the last layers restored to full size.
 
         Args:
-            last: How many layers, at most `LAST`. Those behind the first of these are
-                solved again.
+            last: How many layers, at most `LAST` and those visited. Those behind the
+                first of these are solved again.
         """
         changes = list(self._changes.items())
         known = dict(changes[: len(changes) + 1 - last])

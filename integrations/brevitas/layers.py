@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import ModelError
-from cora_plugin.adapters.operation import Padding
+from cora_plugin.adapters.operation import PLAIN, Padding
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.host import LEFT_FLOAT
 from cora_plugin.integrations.brevitas.order import bias_corrected
 from cora_plugin.integrations.brevitas.private import (
     INNER_FORWARD,
@@ -150,9 +151,11 @@ def read_layers(
     skipped: dict[str, str] = {}
     quantized: dict[str, QuantTensor] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, QuantWeightBiasInputOutputLayer):
-            continue
         if inside_adapter(model, name):
+            continue
+        if not isinstance(layer, QuantWeightBiasInputOutputLayer):
+            if isinstance(layer, PLAIN):
+                skipped[name] = LEFT_FLOAT
             continue
         if layer.weight_quant.is_quant_enabled and not lacks_input(layer):
             quantized[name] = layer.quant_weight()

@@ -13,6 +13,7 @@ from cora_plugin.adapters import Operation
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.adapters.operation import PLAIN
 from cora_plugin.adapters.quantized import FLOAT_BITS
+from cora_plugin.host import LEFT_FLOAT
 from cora_plugin.integrations.computed import computed as computed_by
 from cora_plugin.integrations.host import given_weight
 from cora_plugin.integrations.nncf.private import (
@@ -166,22 +167,24 @@ def read_layers(
     given = None if reference is None else parameters_of(reference)
     nodes = [node for node in graph.topological_sort() if node.metatype in WEIGHTED]
     found: dict[str, tuple[Any, BaseQuantizer, int]] = {}
-    computed = []
+    computed: list[str] = []
+    floats: list[str] = []
     for node in nodes:
         for port in node.metatype.weight_port_ids:
             quantizer = hooks.get((node.node_name, port))
             stored = port in node.layer_attributes.constant_port_ids
             if quantizer is None or quantizer not in seen:
-                if not stored and node.node_type in DIMENSIONS:
-                    computed.append(node.node_name)
+                if node.node_type in DIMENSIONS:
+                    (floats if stored else computed).append(node.node_name)
                 continue
             if stored:
                 found[node.node_name] = (node, quantizer, port)
             elif node.node_type in DIMENSIONS:
                 computed.append(node.node_name)
-    names = layer_names(model, [*found, *computed])
+    names = layer_names(model, [*found, *computed, *floats])
     layers: dict[str, QuantizedLayer] = {}
     skipped = {names[node]: _computed(model, names[node]) for node in computed}
+    skipped |= {names[node]: LEFT_FLOAT for node in floats}
     for node in filter(beside_layers, graph.get_all_nodes()):
         for port in node.layer_attributes.constant_port_ids:
             if hooks.get((node.node_name, port)) in seen:

@@ -18,6 +18,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 from cora_plugin import CoRaError
+from cora_plugin.host import LEFT_FLOAT
 from cora_plugin.integrations.brevitas import (
     BrevitasHost,
     apply_cora,
@@ -138,6 +139,15 @@ def test_weight_quantizers_that_need_their_input_see_the_first_batch(
             cora.model(x)
     assert "goes by the layer's input" in cora.report.skipped["two"]
     assert [row.name for row in cora.report.layers] == ["head"]
+
+
+def test_layers_in_float_are_listed():
+    net = nn.Sequential(
+        qnn.QuantConv2d(3, 8, 3, weight_bit_width=3), nn.Conv2d(8, 4, 1)
+    )
+    report = apply_cora(X, calibrated(net), {"budget": 0.5, "objective": "mse"})
+    assert report.skipped == {"1": LEFT_FLOAT}
+    assert report.after.value < report.before.value
 
 
 def test_a_model_that_never_ran_is_written(tmp_path):

@@ -10,6 +10,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 from cora_plugin import CoRaError
+from cora_plugin.host import LEFT_FLOAT
 from cora_plugin.integrations.computed import make_copyable
 from cora_plugin.integrations.nncf import (
     CoRaQuantizationParameters,
@@ -87,3 +88,23 @@ def test_computed_weights_are_stored_by_the_recipe(wrap):
     with torch.no_grad():
         error = (model(X[0]) - expected).square().mean() / expected.square().mean()
     assert error < 0.01
+
+
+def test_layers_that_nncf_leaves_in_float_are_listed():
+    """Depthwise `Conv1d`, and those of an ignored scope."""
+    net = nn.Sequential(nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3, groups=8), nn.ReLU())
+    x = [torch.randn(8, 3, 20) for _ in range(3)]
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.head = net, nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(self.net(x).mean(2))
+
+    scope = nncf.IgnoredScope(names=["head/linear/0"])
+    model = nncf.quantize(Deep().eval(), nncf.Dataset(x), ignored_scope=scope)
+    report = apply_cora(model, x, "budget=0.5")
+    assert [row.name for row in report.layers] == ["net.0"]
+    assert report.skipped == dict.fromkeys(("net.1", "head"), LEFT_FLOAT)
