@@ -10,7 +10,7 @@ import torch
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.states import read_state, write_state
 
-TAG = "cora-plugin qat 3"
+TAG = "cora-plugin qat 4"
 """What a file begins with."""
 
 _WAY_OUT = "delete the file to begin anew, or name another in qat.checkpoint"
@@ -32,8 +32,11 @@ def load(path: str, made_for: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         FileError: The file is no checkpoint of this training.
+        OSError: There is none, and none can be written.
     """
     if not Path(path).exists():
+        save(path, made_for, {})  # Before hours of training, not after.
+        Path(path).unlink()
         return None
     state = read_state(path, TAG, "training", _WAY_OUT)
     try:

@@ -80,8 +80,9 @@ class Loop:
                 for fall in [partial(_fallen, self._steps)]
             ],
         )
-        settings = {**vars(config), "checkpoint": None}
-        self._made_for = {**made_for, "settings": settings, "batches": batches}
+        settings = {f"qat.{name}": value for name, value in vars(config).items()}
+        del settings["qat.checkpoint"]
+        self._made_for = {**made_for, **settings, "batches": batches}
         self.step = self.epoch = self._batch = self._since = 0
         self.stopped = False
         self.losses: list[float] = []
@@ -169,6 +170,7 @@ class Loop:
         self._now = self._begun = checkpoint.randomness(self._own)
         self._save()
 
+    @torch.enable_grad()
     def _backward(self, item: Any, size: int) -> float:
         """Add the gradients of a batch, as a part of a step of `size` batches."""
         config, host = self._config, self._host

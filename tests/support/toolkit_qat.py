@@ -9,6 +9,7 @@ from fashion import batches as fashion_batches
 from fashion import resnet
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from cora_plugin.adapters.errors import ConfigError, DataError, FileError, ModelError
 from cora_plugin.host import TrainableHost
@@ -69,6 +70,15 @@ class Trains:
         net.head.bias.data += torch.linspace(-1, 1, 10)
         return net
 
+    @pytest.fixture
+    def single_process(self, tmp_path):
+        meet = f"file://{tmp_path / 'meet'}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=meet, rank=0, world_size=1
+        )
+        yield
+        torch.distributed.destroy_process_group()
+
     def tune(self, model, float_net, unseen, loader=None, **settings):
         settings = {"lr": 5e-4, "target": 0.02, "epochs": 2, **settings}
         return finetune(
@@ -124,6 +134,43 @@ class Trains:
             assert {n for n in before if before[n] and not now[n]} == scales
         after = {n: p.requires_grad for n, p in base.model.named_parameters()}
         assert after == before
+
+    def test_a_wrapped_model_trains_in_either_order(self, quantized, single_process):
+        """Scales that stand still are among what DistributedDataParallel waits for."""
+        x, labels = training_batches()[0]
+
+        def rates(wrapped_first):
+            model = quantized.copied().model
+            wrapped = DistributedDataParallel(model) if wrapped_first else model
+            groups = param_groups(model)
+            optimizer = torch.optim.AdamW(groups, 1e-3, weight_decay=0.1)
+            (scales,) = (g["params"] for g in groups if g["name"] == "weight_scales")
+            before = [each.detach().clone() for each in scales]
+            with TransitionRateScheduler(optimizer, model, 0.02, steps=4) as scheduler:
+                if not wrapped_first:
+                    wrapped = DistributedDataParallel(model)
+                for _ in range(4):
+                    functional.cross_entropy(wrapped(x), labels).backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step()
+            pairs = zip(scales, before, strict=True)
+            assert all(torch.equal(each, was) for each, was in pairs)
+            return [each.rate for each in scheduler.transitions().steps]
+
+        expected = rates(wrapped_first=False)
+        assert sum(expected) > 0
+        assert rates(wrapped_first=True) == expected
+
+    def test_adapters_are_not_trained_apart_in_each_process(
+        self, adapted, single_process
+    ):
+        wrapped = DistributedDataParallel(adapted.model)
+        with pytest.raises(ModelError, match=r"param_groups\(model\) first"):
+            param_groups(wrapped)
+        param_groups(adapted.model)
+        assert param_groups(DistributedDataParallel(adapted.model))
 
     def test_frozen_layers_stay_as_they_are(self, base, float_net, unseen):
         """Those whose weights want no gradients."""
@@ -222,8 +269,12 @@ class Trains:
     def test_a_checkpoint_of_another_training(self, base, float_net, unseen, tmp_path):
         path = tmp_path / "qat.pt"
         self.tune(base.copied().model, float_net, unseen, epochs=1, checkpoint=path)
-        with pytest.raises(FileError, match="of a training with settings"):
+        with pytest.raises(FileError, match=r"training with qat\.epochs 1, .* 2"):
             self.tune(base.model, float_net, unseen, epochs=2, checkpoint=path)
+        nowhere = tmp_path / "missing" / "qat.pt"
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            loader = Interrupting(training_batches(), 2)  # Nothing is trained before.
+            self.tune(base.model, float_net, unseen, loader, checkpoint=nowhere)
         path.write_text("no checkpoint")
         with pytest.raises(FileError, match="not a readable checkpoint"):
             self.tune(base.model, float_net, unseen, checkpoint=path)
@@ -233,6 +284,11 @@ class Trains:
         report = self.tune(base.model, float_net, unseen, **small)
         assert report.stopped
         assert len(report.transitions.steps) <= 12
+
+    def test_gradients_are_not_left_to_the_caller(self, base, float_net, unseen):
+        with torch.no_grad():
+            report = self.tune(base.model, float_net, unseen, epochs=1)
+        assert len(report.transitions.steps) == 12
 
     def test_labels_make_a_part_of_the_loss(self, base, float_net, unseen):
         report = self.tune(base.model, float_net, unseen, labels=1.0, epochs=1)
