@@ -32,7 +32,7 @@ def check_settings(
             "warmup",
             warmup,
             f"0 or more, fewer than {steps} steps",
-            _whole(warmup, 0) and warmup < steps,
+            _whole(warmup, 0) and _whole(steps, warmup + 1),
         ),
         (
             "momentum",

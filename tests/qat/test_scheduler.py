@@ -275,6 +275,7 @@ def test_target_out_of_range(target):
     [
         {"steps": 0},
         {"steps": 2.5},
+        {"steps": None},
         {"warmup": 100},
         {"momentum": 1.0},
         {"eta": 0.0},

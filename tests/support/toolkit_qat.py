@@ -340,12 +340,15 @@ class Trains:
     def test_adapters_stay_or_are_solved_again(
         self, adapters, adapted, other_net, unseen, batches
     ):
-        standing = hosted(adapted.model, batches[0][0]).correction.adapters
+        host = hosted(adapted.model, batches[0][0])
+        standing, made_with = host.correction.adapters, host.settings
         report = self.tune(
             adapted.model, other_net, unseen, adapters=adapters, other_lr=3e-3
         )
-        now = hosted(adapted.model, batches[0][0]).correction.adapters
+        after = hosted(adapted.model, batches[0][0])
+        now = after.correction.adapters
         assert now and report.kept
+        assert after.settings["budget"] == made_with["budget"]
         if adapters == "keep":
             for name, adapter in now.items():
                 for key, stored in adapter.tensors.items():
@@ -361,6 +364,23 @@ class Trains:
                 ).layers
             )
             assert spent <= allowed * 1.001
+
+    def test_adapters_that_stay_keep_their_settings(
+        self, adapted, other_net, unseen, batches
+    ):
+        report = self.tune(
+            adapted.model,
+            other_net,
+            unseen,
+            adapters="resolve",
+            cora={"ranks": {"*": 0}},
+            other_lr=3e-3,
+        )
+        assert report.kept
+        assert "as they were" in report.adapters or "not solved" in report.adapters
+        host = hosted(adapted.model, batches[0][0])
+        assert host.correction.adapters
+        assert host.settings["budget"] == f"{BUDGET:g} params"
 
     def test_after_harm_adapters_are_as_before(
         self, adapted, float_net, unseen, batches, tmp_path
@@ -465,6 +485,15 @@ class Trains:
                 reference=float_net,
                 held_out=[unseen],
             )
+
+    def test_what_cannot_be_meant(self, base, float_net, unseen):
+        with pytest.raises(DataError, match=r"one tensor, \[.*\], and not batches"):
+            self.tune(base.model, float_net, unseen, unseen)
+        with pytest.raises(ConfigError, match="pass adapters=resolve"):
+            self.tune(base.model, float_net, unseen, cora=f"budget={BUDGET}")
+        other = nn.Sequential(nn.Flatten(), nn.Linear(unseen[0].numel(), 7))
+        with pytest.raises(ModelError, match=r"\[\d+, 7\] of the float model"):
+            self.tune(base.model, other, unseen)
 
     def test_losses_that_are_not_finite_end_it(self, base, float_net, unseen):
         before = copy.deepcopy(base.model.state_dict())
