@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cora_plugin.adapters.errors import FileError
@@ -58,9 +59,11 @@ def randomness(own: torch.Generator | None = None) -> dict[str, Any]:
     Args:
         own: The loader's own generator, if it has one.
     """
+    name, keys, *rest = np.random.get_state()
     found: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
     }
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state_all()
@@ -73,6 +76,7 @@ def set_randomness(state: dict[str, Any], own: torch.Generator | None = None) ->
     """Put the generators back to a state."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
     if "own" in state and own is not None:

@@ -124,9 +124,8 @@ class Loop:
         self._save()
 
     def _run_epoch(self, resumed: bool, progress: Any, start: float) -> None:
-        config = self._config
+        config, now = self._config, self._now
         if resumed:
-            now = self._now
             checkpoint.set_randomness(self._begun, self._own)
         else:
             self._begun, self._batch = checkpoint.randomness(self._own), 0
@@ -134,9 +133,9 @@ class Loop:
         train_mode(self._host.model, config.norms == "frozen")
         for number, item in enumerate(self._loader):
             if number < skipped:
+                if number == skipped - 1:  # Before the loader draws the next batch.
+                    checkpoint.set_randomness(now, self._own)
                 continue
-            if resumed and number == skipped:
-                checkpoint.set_randomness(now, self._own)
             group += 1
             last = number + 1 == self._batches
             size = config.accumulate

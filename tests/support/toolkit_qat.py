@@ -2,7 +2,9 @@
 
 import copy
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from fashion import batches as fashion_batches
@@ -41,6 +43,15 @@ class Interrupting(list):
             if self.left == 0:
                 raise KeyboardInterrupt
             yield batch
+
+
+class Augmenting(Interrupting):
+    """Changes images at random, by the generators that loaders draw from."""
+
+    def __iter__(self):
+        for x, labels in super().__iter__():
+            noise = random.random() + np.random.rand() + float(torch.rand(()))
+            yield x + 0.1 * noise, labels
 
 
 class Trains:
@@ -265,6 +276,21 @@ class Trains:
         assert all(one == two for one, two in zip(*steps, strict=True))
         assert_same_state(again, whole.state_dict())
         assert report.after == expected.after
+
+    def test_random_changes_of_images_go_on_where_they_were(
+        self, quantized, float_net, unseen, tmp_path
+    ):
+        def losses(at, **settings):
+            for seed in (random.seed, np.random.seed, torch.manual_seed):
+                seed(3)
+            model, loader = quantized.copied().model, Augmenting(training_batches(), at)
+            return self.tune(model, float_net, unseen, loader, **settings).losses
+
+        expected = losses(0)
+        path = tmp_path / "qat.pt"
+        with pytest.raises(KeyboardInterrupt):
+            losses(1 + 12 + 8, checkpoint=path)
+        assert losses(0, checkpoint=path) == expected
 
     def test_a_checkpoint_of_another_training(self, base, float_net, unseen, tmp_path):
         path = tmp_path / "qat.pt"
