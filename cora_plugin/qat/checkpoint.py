@@ -59,7 +59,8 @@ def randomness(own: torch.Generator | None = None) -> dict[str, Any]:
     Args:
         own: The loader's own generator, if it has one.
     """
-    name, keys, *rest = np.random.get_state()
+    of_numpy: Any = np.random.get_state()
+    name, keys, *rest = of_numpy
     found: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
