@@ -13,6 +13,7 @@ from cora_plugin.objective.distance import (
     Objective,
     Sums,
     averaged,
+    check_shapes,
     distances,
     measure,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Sums",
     "Weighted",
     "averaged",
+    "check_shapes",
     "decide",
     "decide_on",
     "distances",

@@ -112,7 +112,7 @@ class Sums:
         Raises:
             ModelError: The outputs are of other shapes than the float model's.
         """
-        _check_shapes(reference, outputs)
+        check_shapes(reference, outputs)
         for one, other in zip(_parts(reference), _parts(outputs), strict=True):
             pair = [{n: exact(value) for n, value in e.items()} for e in (one, other)]
             found = self.objective.distance(*pair)
@@ -175,7 +175,12 @@ def averaged(
     return Distance(value if value == value else math.inf, share, objective.name)
 
 
-def _check_shapes(reference: Outputs, outputs: Outputs) -> None:
+def check_shapes(reference: Outputs, outputs: Outputs) -> None:
+    """Check that a quantized model's outputs can be compared with the float model's.
+
+    Raises:
+        ModelError: They are of other shapes.
+    """
     for name, value in reference.items():
         other = outputs.get(name)
         if other is None or other.shape != value.shape:

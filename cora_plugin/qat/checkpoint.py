@@ -5,12 +5,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.states import read_state, write_state
 
-TAG = "cora-plugin qat 3"
+TAG = "cora-plugin qat 4"
 """What a file begins with."""
 
 _WAY_OUT = "delete the file to begin anew, or name another in qat.checkpoint"
@@ -32,8 +33,11 @@ def load(path: str, made_for: dict[str, Any]) -> dict[str, Any] | None:
 
     Raises:
         FileError: The file is no checkpoint of this training.
+        OSError: There is none, and none can be written.
     """
     if not Path(path).exists():
+        save(path, made_for, {})  # Before hours of training, not after.
+        Path(path).unlink()
         return None
     state = read_state(path, TAG, "training", _WAY_OUT)
     try:
@@ -55,9 +59,12 @@ def randomness(own: torch.Generator | None = None) -> dict[str, Any]:
     Args:
         own: The loader's own generator, if it has one.
     """
+    of_numpy: Any = np.random.get_state()
+    name, keys, *rest = of_numpy
     found: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
+        "numpy": [name, keys.tolist(), *rest],
     }
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state_all()
@@ -70,6 +77,7 @@ def set_randomness(state: dict[str, Any], own: torch.Generator | None = None) ->
     """Put the generators back to a state."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
+    np.random.set_state(tuple(state["numpy"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
     if "own" in state and own is not None:

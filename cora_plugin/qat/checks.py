@@ -1,6 +1,9 @@
 """What a scheduler asks of its settings, its optimizer and of gradients."""
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 
@@ -15,27 +18,47 @@ def check_settings(
     warmup: int,
     momentum: float | None,
     eta: float | None,
+    window: int,
 ) -> None:
     """Refuse settings of a scheduler that are out of range.
 
     Raises:
-        ConfigError: One is.
+        ConfigError: One is, or is no number.
     """
     problems = (
-        ("target", target, 0 < target < 1, "a share of weights, above 0 and below 1"),
-        ("steps", steps, steps >= 1, "the number of all steps, 1 or more"),
-        ("warmup", warmup, 0 <= warmup < steps, f"0 or more, fewer than {steps} steps"),
+        ("target", target, "a share of weights, above 0 and below 1", _open(target, 1)),
+        ("steps", steps, "the number of all steps, 1 or more", _whole(steps, 1)),
+        (
+            "warmup",
+            warmup,
+            f"0 or more, fewer than {steps} steps",
+            _whole(warmup, 0) and _whole(steps, warmup + 1),
+        ),
         (
             "momentum",
             momentum,
-            momentum is None or 0 <= momentum < 1,
             "0 or more and less than 1",
+            momentum in (None, 0) or _open(momentum, 1),
         ),
-        ("eta", eta, eta is None or 0 < eta < float("inf"), "more than 0"),
+        ("eta", eta, "more than 0", eta is None or _open(eta, math.inf)),
+        ("window", window, "a number of steps, 0 or more", _whole(window, 0)),
     )
-    for name, value, right, use in problems:
+    for name, value, use, right in problems:
         if not right:
-            raise ConfigError((name,), f"{value} is out of range; use {use}")
+            raise ConfigError((name,), f"{value!r} is out of range; use {use}")
+
+
+def _open(value: Any, below: float) -> bool:
+    return bool(0 < _number(value, Real) < below)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return bool(_number(value, Integral) >= least)
+
+
+def _number(value: Any, kind: type) -> Any:
+    """A value, or what is within no bounds."""
+    return value if isinstance(value, kind) else math.nan
 
 
 def places_of(
@@ -107,7 +130,12 @@ def finite(optimizer: torch.optim.Optimizer) -> bool:
     ]
     if not slopes:
         return True
-    norms = [torch.linalg.vector_norm(slope, dtype=torch.float32) for slope in slopes]
+    norms = [
+        torch.linalg.vector_norm(
+            slope, dtype=torch.promote_types(slope.dtype, torch.float32)
+        )
+        for slope in slopes
+    ]
     return bool(
-        torch.stack([norm.to(norms[0].device) for norm in norms]).isfinite().all()
+        torch.stack([norm.isfinite().to(norms[0].device) for norm in norms]).all()
     )

@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import CoRaError, DataError
+from cora_plugin.adapters.errors import ConfigError, CoRaError, DataError
 from cora_plugin.algorithm import CoRa, ordinary_tensors
 from cora_plugin.config import CoRaConfig, QATConfig
 from cora_plugin.config.objective import AUTO, NAMES
@@ -70,6 +70,12 @@ def finetune(
         CoRaError: Something that the caller can change is wrong.
     """
     chosen = QATConfig.of(config, **settings)
+    if cora is not None and chosen.adapters != "resolve":
+        raise ConfigError(
+            ("cora",),
+            f"nothing is solved with it where adapters={chosen.adapters}; pass "
+            "adapters=resolve, or give the model its adapters before it is trained",
+        )
     gpu = "cuda" if torch.cuda.is_available() else None
     inner = model if isinstance(model, nn.Module) else model.model
     place = torch.device(device or gpu or device_of(inner))
@@ -182,8 +188,8 @@ class _Tuner:
         if config.adapters != "resolve":
             self._adapters += ", trained along" if config.adapters == "train" else ""
             return after
-        host, kept = self._host, self._host.correction
-        settings = self._cora if self._cora is not None else host.settings
+        host, kept, standing = self._host, self._host.correction, self._host.settings
+        settings = self._cora if self._cora is not None else standing
         host.correct(Correction())
         try:
             report = CoRa(settings, self._objective).apply(
@@ -191,6 +197,7 @@ class _Tuner:
             )
         except CoRaError as error:
             host.renew(kept)
+            host.note(standing)
             self._adapters += f", not solved again: {error}"
             return after
         other = hosted(self._model, self._example)
@@ -203,7 +210,8 @@ class _Tuner:
             self._adapters = f"{_names(solved)}, solved again: {what}"
             return again
         host.renew(kept)
-        self._adapters += f", as they were, for solved again they are worse: {what}"
+        host.note(standing)
+        self._adapters += f", as they were, for solved again they are no better: {what}"
         return after
 
     def _restore(self, saved: Saved, standing: Correction, settings: Any) -> None:
@@ -228,6 +236,11 @@ def _first(loader: Any) -> Any:
     Raises:
         DataError: There is none.
     """
+    if isinstance(loader, Tensor):
+        raise DataError(
+            f"training data: is one tensor, {list(loader.shape)}, and not batches; "
+            "pass a list such as images.split(16), or a DataLoader"
+        )
     for item in loader:
         return batch_of(item, "training data", False).images
     raise DataError("training data: the loader is empty; pass a few batches")
@@ -235,4 +248,6 @@ def _first(loader: Any) -> Any:
 
 def _names(correction: Correction) -> str:
     count = len(correction.adapters)
+    if count == 1:
+        return "1 layer has one"
     return f"{count} layers have one" if count else "there are none"

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from cora_plugin.adapters.errors import ConfigError
+from cora_plugin.adapters.errors import ConfigError, ModelError
 from cora_plugin.host import TrainableHost
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.training import Group
@@ -34,7 +35,8 @@ def param_groups(
 
     Raises:
         ConfigError: There is no group of a name.
-        ModelError: No toolkit knows the model.
+        ModelError: No toolkit knows the model, or it was wrapped before its adapters
+            wanted gradients.
     """
     for name in settings:
         if name not in GROUPS:
@@ -46,7 +48,8 @@ def param_groups(
         if not parameter.is_floating_point():
             continue
         role = roles.get(name, "rest")
-        if role == "adapters":
+        if role == "adapters" and not parameter.requires_grad:
+            _refuse_wrapped(model, name)
             parameter.requires_grad_(True)
         if parameter.requires_grad or role in ("latents", "weight_scales"):
             by_name[role].append(parameter)
@@ -57,3 +60,12 @@ def param_groups(
         for name, parameters in by_name.items()
         if parameters
     ]
+
+
+def _refuse_wrapped(model: Any, name: str) -> None:
+    if isinstance(model, DistributedDataParallel):
+        raise ModelError(
+            f"{name}: wanted no gradients when DistributedDataParallel was made, which "
+            "would train it apart in each process; call param_groups(model) first, and "
+            "wrap the model then"
+        )

@@ -11,7 +11,7 @@ from torch.nn import functional
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact
 from cora_plugin.host import TrainableHost
-from cora_plugin.objective import Distance, Objective, averaged
+from cora_plugin.objective import Distance, Objective, averaged, check_shapes
 from cora_plugin.outputs import Outputs, device_of, joined, moved, only, run
 
 
@@ -117,8 +117,13 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, host: TrainableHost) -> Verdict:
-        """Judge a model, which must be in evaluation mode."""
+        """Judge a model, which must be in evaluation mode.
+
+        Raises:
+            ModelError: Its outputs are of other shapes than the float model's.
+        """
         outputs = joined([on_cpu(host.run(e.images)) for e in self._batches])
+        check_shapes(self._reference, outputs)
         wanted, found = (
             {name: exact(value) for name, value in each.items()}
             for each in (self._reference, outputs)

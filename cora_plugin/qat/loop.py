@@ -80,8 +80,9 @@ class Loop:
                 for fall in [partial(_fallen, self._steps)]
             ],
         )
-        settings = {**vars(config), "checkpoint": None}
-        self._made_for = {**made_for, "settings": settings, "batches": batches}
+        settings = {f"qat.{name}": value for name, value in vars(config).items()}
+        del settings["qat.checkpoint"]
+        self._made_for = {**made_for, **settings, "batches": batches}
         self.step = self.epoch = self._batch = self._since = 0
         self.stopped = False
         self.losses: list[float] = []
@@ -123,9 +124,8 @@ class Loop:
         self._save()
 
     def _run_epoch(self, resumed: bool, progress: Any, start: float) -> None:
-        config = self._config
+        config, now = self._config, self._now
         if resumed:
-            now = self._now
             checkpoint.set_randomness(self._begun, self._own)
         else:
             self._begun, self._batch = checkpoint.randomness(self._own), 0
@@ -133,9 +133,9 @@ class Loop:
         train_mode(self._host.model, config.norms == "frozen")
         for number, item in enumerate(self._loader):
             if number < skipped:
+                if number == skipped - 1:  # Before the loader draws the next batch.
+                    checkpoint.set_randomness(now, self._own)
                 continue
-            if resumed and number == skipped:
-                checkpoint.set_randomness(now, self._own)
             group += 1
             last = number + 1 == self._batches
             size = config.accumulate
@@ -169,6 +169,7 @@ class Loop:
         self._now = self._begun = checkpoint.randomness(self._own)
         self._save()
 
+    @torch.enable_grad()
     def _backward(self, item: Any, size: int) -> float:
         """Add the gradients of a batch, as a part of a step of `size` batches."""
         config, host = self._config, self._host

@@ -52,8 +52,16 @@ def target_at(
         schedule: Its factor over the rest.
         steps: All steps; afterwards it stays as at the last.
         warmup: Steps in which the target rises linearly from near 0.
+
+    Raises:
+        ConfigError: The factor is negative or not finite.
     """
     if step < warmup:
         return target * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, steps - warmup)
-    return target * schedule(min(1.0, done))
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    factor = schedule(done)
+    if not 0 <= factor < math.inf:
+        raise ConfigError(
+            ("schedule",), f"it gives {factor} at {done:.3g}; give 0 or more, finite"
+        )
+    return target * factor

@@ -18,6 +18,7 @@ from cora_plugin.qat.controller import Controller, State, momentum_for
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.record import LayerRecord, StepRecord, Transitional
 from cora_plugin.qat.schedule import Schedule, schedule_of, target_at
+from cora_plugin.qat.still import awaited, with_zeros
 from cora_plugin.qat.transitions import Transitions
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class TransitionRateScheduler:
         enabled: bool = True,
         window: int = 0,
     ) -> None:
-        check_settings(target, steps, warmup, momentum, eta)
+        check_settings(target, steps, warmup, momentum, eta, window)
         self._schedule = schedule_of(schedule)
         self.optimizer = optimizer
         self.enabled = enabled
@@ -99,17 +100,24 @@ class TransitionRateScheduler:
         shortest, longest = PATIENCE
         self._patience = min(longest, max(shortest, steps // 5))
         self._sampled = max(1, min(SAMPLED, steps // 20))
+        self.last_epoch = 0
         self._stack = ExitStack()
         latents: Sequence[Latent]
+        self._still: list[nn.Parameter] = []
         if isinstance(model, Sequence):
             latents = model
         else:
-            scope = hosted(model).training(scales=not enabled)
-            latents = self._stack.enter_context(scope)
+            host = hosted(model)
+            self._still = awaited(host) if enabled else []
+            latents = self._stack.enter_context(host.training(scales=not enabled))
+            for scale in self._still:
+                self._stack.callback(with_zeros(scale))
         with ExitStack() as failing:
             failing.callback(self.close)
             self._places = places_of(optimizer, latents, enabled)
             first = first_rate(self._groups, enabled)
+            # From 0 an average would need many steps, in which learning rates shoot up.
+            begun = self.target if enabled and eta is None else 0.0
             failing.pop_all()
         for group in self._groups if enabled else ():
             if isinstance(group["lr"], Tensor):  # All groups may hold the same one.
@@ -119,9 +127,6 @@ class TransitionRateScheduler:
             momentum = momentum_for(steps)
         self._controller = Controller(momentum, first, eta)
         self._transitions = Transitions(latents, window)
-        self.last_epoch = 0
-        # From 0 an average would need many steps, in which learning rates shoot up.
-        begun = self.target if enabled and eta is None else 0.0
         self._state = State(begun, first)
         self._stepped = False
         self._skipped = self._nonfinite = self._below = 0
@@ -266,6 +271,8 @@ class TransitionRateScheduler:
             self._transitions.begin()
         if not self.enabled:
             return
+        for scale in self._still:  # By zeros it would still decay.
+            scale.grad = None
         # Whatever another scheduler has made of it since.
         self._set_lr()
         # A GradScaler that lets the optimizer skip has looked at gradients itself.

@@ -264,18 +264,49 @@ def test_the_first_learning_rate_is_resumed_after_an_optimizer_that_was():
     assert resumed._controller == scheduler._controller
 
 
-@pytest.mark.parametrize("target", [0.0, 1.0, -0.1, float("nan")])
+@pytest.mark.parametrize("target", [0.0, 1.0, -0.1, float("nan"), "0.1", None])
 def test_target_out_of_range(target):
     with pytest.raises(ConfigError, match=r"target: .* above 0 and below 1"):
         scheduled(net(), target=target)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"warmup": 100}, {"momentum": 1.0}, {"eta": 0.0}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"steps": 2.5},
+        {"steps": None},
+        {"warmup": 100},
+        {"momentum": 1.0},
+        {"eta": 0.0},
+        {"window": -1},
+    ],
 )
 def test_settings_out_of_range(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: "):
         scheduled(net(), **wrong)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), -1.0])
+def test_a_schedule_that_gives_no_target_is_refused(factor):
+    model = net()
+    optimizer, scheduler = scheduled(
+        model, schedule=lambda done: factor if done >= 0.02 else 1.0
+    )
+    with pytest.raises(ConfigError, match=f"schedule: it gives {factor} at 0.02"):
+        train(model, optimizer, scheduler, 5)
+    with pytest.raises(ConfigError, match=f"schedule: it gives {factor} at 0;"):
+        scheduled(model, schedule=lambda done: factor)
+
+
+def test_models_of_double_precision():
+    model = net().double()
+    optimizer, scheduler = scheduled(model)
+    x, labels = next(iter(batches(1)))
+    functional.cross_entropy(model(x.double()), labels).backward()
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.last_epoch == 1
 
 
 def test_weights_that_the_optimizer_lacks_are_named():

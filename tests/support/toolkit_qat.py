@@ -2,13 +2,16 @@
 
 import copy
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 from fashion import batches as fashion_batches
 from fashion import resnet
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from cora_plugin.adapters.errors import ConfigError, DataError, FileError, ModelError
 from cora_plugin.host import TrainableHost
@@ -42,6 +45,15 @@ class Interrupting(list):
             yield batch
 
 
+class Augmenting(Interrupting):
+    """Changes images at random, by the generators that loaders draw from."""
+
+    def __iter__(self):
+        for x, labels in super().__iter__():
+            noise = random.random() + np.random.rand() + float(torch.rand(()))
+            yield x + 0.1 * noise, labels
+
+
 class Trains:
     """Models of a toolkit are trained, with adapters and without."""
 
@@ -68,6 +80,15 @@ class Trains:
         net = copy.deepcopy(float_net)
         net.head.bias.data += torch.linspace(-1, 1, 10)
         return net
+
+    @pytest.fixture
+    def single_process(self, tmp_path):
+        meet = f"file://{tmp_path / 'meet'}"
+        torch.distributed.init_process_group(
+            "gloo", init_method=meet, rank=0, world_size=1
+        )
+        yield
+        torch.distributed.destroy_process_group()
 
     def tune(self, model, float_net, unseen, loader=None, **settings):
         settings = {"lr": 5e-4, "target": 0.02, "epochs": 2, **settings}
@@ -124,6 +145,43 @@ class Trains:
             assert {n for n in before if before[n] and not now[n]} == scales
         after = {n: p.requires_grad for n, p in base.model.named_parameters()}
         assert after == before
+
+    def test_a_wrapped_model_trains_in_either_order(self, quantized, single_process):
+        """Scales that stand still are among what DistributedDataParallel waits for."""
+        x, labels = training_batches()[0]
+
+        def rates(wrapped_first):
+            model = quantized.copied().model
+            wrapped = DistributedDataParallel(model) if wrapped_first else model
+            groups = param_groups(model)
+            optimizer = torch.optim.AdamW(groups, 1e-3, weight_decay=0.1)
+            (scales,) = (g["params"] for g in groups if g["name"] == "weight_scales")
+            before = [each.detach().clone() for each in scales]
+            with TransitionRateScheduler(optimizer, model, 0.02, steps=4) as scheduler:
+                if not wrapped_first:
+                    wrapped = DistributedDataParallel(model)
+                for _ in range(4):
+                    functional.cross_entropy(wrapped(x), labels).backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    scheduler.step()
+            pairs = zip(scales, before, strict=True)
+            assert all(torch.equal(each, was) for each, was in pairs)
+            return [each.rate for each in scheduler.transitions().steps]
+
+        expected = rates(wrapped_first=False)
+        assert sum(expected) > 0
+        assert rates(wrapped_first=True) == expected
+
+    def test_adapters_are_not_trained_apart_in_each_process(
+        self, adapted, single_process
+    ):
+        wrapped = DistributedDataParallel(adapted.model)
+        with pytest.raises(ModelError, match=r"param_groups\(model\) first"):
+            param_groups(wrapped)
+        param_groups(adapted.model)
+        assert param_groups(DistributedDataParallel(adapted.model))
 
     def test_frozen_layers_stay_as_they_are(self, base, float_net, unseen):
         """Those whose weights want no gradients."""
@@ -219,11 +277,30 @@ class Trains:
         assert_same_state(again, whole.state_dict())
         assert report.after == expected.after
 
+    def test_random_changes_of_images_go_on_where_they_were(
+        self, quantized, float_net, unseen, tmp_path
+    ):
+        def losses(at, **settings):
+            for seed in (random.seed, np.random.seed, torch.manual_seed):
+                seed(3)
+            model, loader = quantized.copied().model, Augmenting(training_batches(), at)
+            return self.tune(model, float_net, unseen, loader, **settings).losses
+
+        expected = losses(0)
+        path = tmp_path / "qat.pt"
+        with pytest.raises(KeyboardInterrupt):
+            losses(1 + 12 + 8, checkpoint=path)
+        assert losses(0, checkpoint=path) == expected
+
     def test_a_checkpoint_of_another_training(self, base, float_net, unseen, tmp_path):
         path = tmp_path / "qat.pt"
         self.tune(base.copied().model, float_net, unseen, epochs=1, checkpoint=path)
-        with pytest.raises(FileError, match="of a training with settings"):
+        with pytest.raises(FileError, match=r"training with qat\.epochs 1, .* 2"):
             self.tune(base.model, float_net, unseen, epochs=2, checkpoint=path)
+        nowhere = tmp_path / "missing" / "qat.pt"
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            loader = Interrupting(training_batches(), 2)  # Nothing is trained before.
+            self.tune(base.model, float_net, unseen, loader, checkpoint=nowhere)
         path.write_text("no checkpoint")
         with pytest.raises(FileError, match="not a readable checkpoint"):
             self.tune(base.model, float_net, unseen, checkpoint=path)
@@ -233,6 +310,11 @@ class Trains:
         report = self.tune(base.model, float_net, unseen, **small)
         assert report.stopped
         assert len(report.transitions.steps) <= 12
+
+    def test_gradients_are_not_left_to_the_caller(self, base, float_net, unseen):
+        with torch.no_grad():
+            report = self.tune(base.model, float_net, unseen, epochs=1)
+        assert len(report.transitions.steps) == 12
 
     def test_labels_make_a_part_of_the_loss(self, base, float_net, unseen):
         report = self.tune(base.model, float_net, unseen, labels=1.0, epochs=1)
@@ -284,12 +366,15 @@ class Trains:
     def test_adapters_stay_or_are_solved_again(
         self, adapters, adapted, other_net, unseen, batches
     ):
-        standing = hosted(adapted.model, batches[0][0]).correction.adapters
+        host = hosted(adapted.model, batches[0][0])
+        standing, made_with = host.correction.adapters, host.settings
         report = self.tune(
             adapted.model, other_net, unseen, adapters=adapters, other_lr=3e-3
         )
-        now = hosted(adapted.model, batches[0][0]).correction.adapters
+        after = hosted(adapted.model, batches[0][0])
+        now = after.correction.adapters
         assert now and report.kept
+        assert after.settings["budget"] == made_with["budget"]
         if adapters == "keep":
             for name, adapter in now.items():
                 for key, stored in adapter.tensors.items():
@@ -305,6 +390,23 @@ class Trains:
                 ).layers
             )
             assert spent <= allowed * 1.001
+
+    def test_adapters_that_stay_keep_their_settings(
+        self, adapted, other_net, unseen, batches
+    ):
+        report = self.tune(
+            adapted.model,
+            other_net,
+            unseen,
+            adapters="resolve",
+            cora={"ranks": {"*": 0}},
+            other_lr=3e-3,
+        )
+        assert report.kept
+        assert "as they were" in report.adapters or "not solved" in report.adapters
+        host = hosted(adapted.model, batches[0][0])
+        assert host.correction.adapters
+        assert host.settings["budget"] == f"{BUDGET:g} params"
 
     def test_after_harm_adapters_are_as_before(
         self, adapted, float_net, unseen, batches, tmp_path
@@ -409,6 +511,15 @@ class Trains:
                 reference=float_net,
                 held_out=[unseen],
             )
+
+    def test_what_cannot_be_meant(self, base, float_net, unseen):
+        with pytest.raises(DataError, match=r"one tensor, \[.*\], and not batches"):
+            self.tune(base.model, float_net, unseen, unseen)
+        with pytest.raises(ConfigError, match="pass adapters=resolve"):
+            self.tune(base.model, float_net, unseen, cora=f"budget={BUDGET}")
+        other = nn.Sequential(nn.Flatten(), nn.Linear(unseen[0].numel(), 7))
+        with pytest.raises(ModelError, match=r"\[\d+, 7\] of the float model"):
+            self.tune(base.model, other, unseen)
 
     def test_losses_that_are_not_finite_end_it(self, base, float_net, unseen):
         before = copy.deepcopy(base.model.state_dict())
