@@ -42,8 +42,9 @@ def compared(name: str) -> str:
 
 def _least(ways: Any, toolkit: str) -> float:
     """The least mean KL of those at the budget."""
-    at_budget = (way[toolkit] for way in ways if way.get(toolkit, [{}])[0].get("budget"))
-    return min((mean(row["kl"] for row in rows) for rows in at_budget), default=0.0)
+    of_toolkit = [way[toolkit] for way in ways if toolkit in way]
+    kl = [mean(row["kl"] for row in rows) for rows in of_toolkit if rows[0]["budget"]]
+    return min(kl, default=0.0)
 
 
 def _cells(rows: list[Row], least: float) -> list[str]:

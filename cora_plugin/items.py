@@ -93,23 +93,31 @@ class Reader:
         raise not_running(self._items, item, errors[0]) from errors[0]
 
 
-def not_running(index: int, item: Any, error: Exception) -> DataError:
+CALIBRATION = "calibration data"
+
+
+def not_running(
+    index: int, item: Any, error: Exception, what: str = CALIBRATION
+) -> DataError:
     """What is said where the model does not run with an item."""
     return DataError(
-        f"calibration data: the model does not run with item {index}, "
+        f"{what}: the model does not run with item {index}, "
         f"{_describe(item)} ({type(error).__name__}: {error}); see that it is "
         "preprocessed as the model expects it, or pass unpack=, a function from an "
         "item to the model's arguments"
     )
 
 
-def check_loader(loader: Any, model: Any = None, walks: int = 1) -> None:
+def check_loader(
+    loader: Any, model: Any = None, walks: int = 1, what: str = CALIBRATION
+) -> None:
     """Refuse what is no loader, before a model is touched.
 
     Args:
-        loader: What was given for calibration data.
+        loader: What was given for the data.
         model: What was given for the model; None: it is not looked at.
         walks: How often the data is walked.
+        what: What the data is called.
 
     Raises:
         DataError: It is none, or stands in the model's place, or cannot be walked so
@@ -120,21 +128,21 @@ def check_loader(loader: Any, model: Any = None, walks: int = 1) -> None:
         problem = f"is a {type(loader).__name__}, a model"
         if swapped:
             problem += "; model and data are in each other's place"
-        raise DataError(f"calibration data: {problem}; pass the loader in its place")
+        raise DataError(f"{what}: {problem}; pass the loader in its place")
     if isinstance(loader, Tensor):
         raise DataError(
-            f"calibration data: is one tensor, {list(loader.shape)}, and not batches; "
+            f"{what}: is one tensor, {list(loader.shape)}, and not batches; "
             "pass a list such as images.split(16), or a DataLoader"
         )
     walked = hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")
     if isinstance(loader, Mapping | str | bytes) or not walked:
         raise DataError(
-            f"calibration data: a {type(loader).__name__} is no loader; pass a list of "
+            f"{what}: a {type(loader).__name__} is no loader; pass a list of "
             "batches [N, …] or a DataLoader"
         )
     if walks > 1 and isinstance(loader, Iterator):
         raise DataError(
-            "calibration data: a menu walks it twice, and an iterator can be walked "
+            f"{what}: a menu walks it twice, and an iterator can be walked "
             "once; pass a list or a DataLoader"
         )
 

@@ -183,7 +183,9 @@ def plot_transitions(transitions: "Transitional", path: str | os.PathLike[str]) 
     numbers = [each.step for each in steps]
     rates.plot(numbers, [e.rate for e in steps], color="#bbbbbb", lw=0.5, label="rate")
     rates.plot(numbers, [e.running for e in steps], color="#4477aa", label="running")
-    rates.plot(numbers, [e.target for e in steps], color="red", ls="--", label="target")
+    targets = [each.target for each in steps if each.target is not None]
+    if targets:
+        rates.plot(numbers, targets, color="red", ls="--", label="target")
     watched = [each for each in steps if each.oscillating is not None]
     if watched:
         rates.plot(

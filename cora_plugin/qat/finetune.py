@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cora_plugin.adapters.errors import ConfigError, CoRaError, DataError
 from cora_plugin.algorithm import CoRa, ordinary_tensors
@@ -16,6 +16,7 @@ from cora_plugin.guard import Step
 from cora_plugin.host import TrainableHost
 from cora_plugin.integrations.restored import Saved
 from cora_plugin.integrations.scopes import evaluation
+from cora_plugin.items import check_loader
 from cora_plugin.layer import Correction
 from cora_plugin.objective import Choice, decide
 from cora_plugin.outputs import device_of
@@ -236,11 +237,7 @@ def _first(loader: Any) -> Any:
     Raises:
         DataError: There is none.
     """
-    if isinstance(loader, Tensor):
-        raise DataError(
-            f"training data: is one tensor, {list(loader.shape)}, and not batches; "
-            "pass a list such as images.split(16), or a DataLoader"
-        )
+    check_loader(loader, what="training data")
     for item in loader:
         return batch_of(item, "training data", False).images
     raise DataError("training data: the loader is empty; pass a few batches")

@@ -11,8 +11,14 @@ from torch.nn import functional
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact
 from cora_plugin.host import TrainableHost
+from cora_plugin.items import check_loader, not_running
 from cora_plugin.objective import Distance, Objective, averaged, check_shapes
 from cora_plugin.outputs import Outputs, device_of, joined, moved, only, run
+
+HELD_OUT = "held-out data"
+
+IGNORED = -100
+"""The label that `cross_entropy` leaves out."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +58,30 @@ def losses(
     outputs: Outputs,
     labels: Tensor | None,
 ) -> Tensor:
-    """The loss of each sample [N]: the distance, and a share of cross-entropy."""
+    """The loss of each sample [N]: the distance, and a share of cross-entropy.
+
+    Raises:
+        DataError: A label is none of the classes.
+    """
     distance = objective.distance(reference, outputs)
     if not share or labels is None:
         return distance
     logits = only(outputs)
+    _check_labels(labels, logits.shape[1])
     each = functional.cross_entropy(
         logits, labels.to(logits.device).long(), reduction="none"
     )
     return (1 - share) * distance + share * each.reshape(len(each), -1).mean(1)
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """On a GPU a wrong one would end the process."""
+    wrong = labels[(labels >= classes) | ((labels < 0) & (labels != IGNORED))]
+    if wrong.numel():
+        raise DataError(
+            f"labels: {int(wrong[0])} is none of the {classes} classes that the model "
+            f"has; use 0 to {classes - 1}, or {IGNORED} for what is to be left out"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ class HeldOut:
         share: The labels' share of the loss.
 
     Raises:
-        DataError: There are no images.
+        DataError: There are no images, or the float model does not run with them.
     """
 
     def __init__(
@@ -104,13 +125,18 @@ class HeldOut:
         objective: Objective,
         share: float,
     ) -> None:
-        self._batches = [batch_of(e, "held-out data", share > 0) for e in loader]
+        check_loader(loader, what=HELD_OUT)
+        self._batches = [batch_of(item, HELD_OUT, share > 0) for item in loader]
         if not self._batches:
-            raise DataError("held-out data: the loader is empty; pass a few batches")
+            raise DataError(f"{HELD_OUT}: the loader is empty; pass a few batches")
         self._objective, self._share = objective, share
-        self._reference = joined(
-            [on_cpu(answers(reference, batch.images)) for batch in self._batches]
-        )
+        found = []
+        for index, batch in enumerate(self._batches):
+            try:
+                found.append(on_cpu(answers(reference, batch.images)))
+            except Exception as error:  # Of whatever kind the model raises.
+                raise not_running(index, batch.images, error, HELD_OUT) from error
+        self._reference = joined(found)
         labels = [e.labels for e in self._batches if e.labels is not None]
         whole = len(labels) == len(self._batches)
         self._labels = torch.cat(labels).cpu() if whole else None

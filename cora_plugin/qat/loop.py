@@ -187,6 +187,11 @@ class Loop:
         self._part.append(value)
         self._lost = 0 if math.isfinite(value) else self._lost + 1
         if self._lost >= LOST:
+            if not batch.images.isfinite().all():
+                raise DataError(
+                    "training data: images hold values that are not finite, of "
+                    f"{LOST} batches in a row; see how they are preprocessed"
+                )
             raise ModelError(
                 f"qat: the loss has been {value} for {LOST} batches, up to step "
                 f"{self.step}: lower lr ({config.first_lr:g}) or target "
@@ -235,7 +240,9 @@ class Loop:
         figures = {"loss": f"{loss:.4g}"}
         last = self.scheduler.last
         if last is not None:
-            figures |= {"rate": f"{last.running:.2g}", "target": f"{last.target:.2g}"}
+            figures["rate"] = f"{last.running:.2g}"
+            if last.target is not None:
+                figures["target"] = f"{last.target:.2g}"
         progress.update()
         progress.set_postfix(figures)
 

@@ -10,7 +10,7 @@ class StepRecord:
 
     Attributes:
         step: Its number, from 1.
-        target: The target rate `R`.
+        target: The target rate `R`; None where rates are only measured.
         rate: The share of weights that changed their codes, `k`.
         running: The running rate `K`.
         lr: The step size `U` for the next step.
@@ -19,7 +19,7 @@ class StepRecord:
     """
 
     step: int
-    target: float
+    target: float | None
     rate: float
     running: float
     lr: float

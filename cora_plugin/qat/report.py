@@ -79,8 +79,9 @@ class QATReport:
             lines.append(f"top-1 {self.top1[0]:.2%} → {self.top1[1]:.2%} held out")
         if steps:
             last = steps[-1]
+            target = "" if last.target is None else f", target {last.target:.2g}"
             lines.append(
-                f"transition rate {last.running:.2g}, target {last.target:.2g}, "
+                f"transition rate {last.running:.2g}{target}, "
                 f"learning rate {last.lr:.2g} at the end"
             )
         shares = {

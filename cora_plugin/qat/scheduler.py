@@ -320,7 +320,7 @@ class TransitionRateScheduler:
         self._records.append(
             StepRecord(
                 self.last_epoch,
-                target,
+                target if self.enabled else None,
                 rate,
                 self._state.rate,
                 self._state.lr,

@@ -515,6 +515,14 @@ class Trains:
     def test_what_cannot_be_meant(self, base, float_net, unseen):
         with pytest.raises(DataError, match=r"one tensor, \[.*\], and not batches"):
             self.tune(base.model, float_net, unseen, unseen)
+        with pytest.raises(DataError, match="held-out data: a NoneType is no loader"):
+            finetune(base.model, [unseen], reference=float_net, held_out=None)
+        bytes_ = unseen.to(torch.uint8)
+        with pytest.raises(DataError, match="held-out data: the model does not run"):
+            finetune(base.model, [unseen], reference=float_net, held_out=[bytes_])
+        wrong = [(x, labels + 10) for x, labels in training_batches()]
+        with pytest.raises(DataError, match=r"labels: \d+ is none of the 10 classes"):
+            self.tune(base.model, float_net, unseen, wrong, labels=0.5)
         with pytest.raises(ConfigError, match="pass adapters=resolve"):
             self.tune(base.model, float_net, unseen, cora=f"budget={BUDGET}")
         other = nn.Sequential(nn.Flatten(), nn.Linear(unseen[0].numel(), 7))
@@ -528,6 +536,9 @@ class Trains:
         loader = training_batches(30, 4)
         with pytest.raises(ModelError, match="loss has been nan for 20 batches"):
             finetune(base.model, loader, reference=broken, held_out=[unseen])
+        lost = [x * float("nan") for x, _ in training_batches(30, 4)]
+        with pytest.raises(DataError, match="images hold values that are not finite"):
+            finetune(base.model, lost, reference=float_net, held_out=[unseen])
         assert_same_state(base.model, before)
 
     def test_the_report_is_plain(self, base, float_net, unseen):
