@@ -112,6 +112,8 @@ class TransitionRateScheduler:
             latents = self._stack.enter_context(host.training(scales=not enabled))
             for scale in self._still:
                 self._stack.callback(with_zeros(scale))
+            if host is not model and "adapters" in host.roles.values():
+                self._stack.callback(self._remind)
         with ExitStack() as failing:
             failing.callback(self.close)
             self._places = places_of(optimizer, latents, enabled)
@@ -265,6 +267,14 @@ class TransitionRateScheduler:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _remind(self) -> None:
+        """Say what a loop of one's own has to do; `finetune` does it."""
+        if self.last_epoch:
+            log.warning(
+                "the model's adapters are stored as they were before training: call "
+                "cora_plugin.qat.hosted(model, example).renew() before save_cora"
+            )
 
     def _before_step(self, optimizer: Any, *_: Any) -> None:
         if not self._transitions.read:

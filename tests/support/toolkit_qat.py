@@ -136,6 +136,18 @@ class Trains:
         assert len(by_name["weight_scales"]["params"]) == 7
         assert by_name["latents"]["lr"] == 0.5
 
+    def test_a_loop_of_ones_own_is_told_to_store_adapters(
+        self, adapted, unseen, caplog
+    ):
+        model = adapted.model
+        optimizer = torch.optim.SGD(param_groups(model), 1e-3)
+        with TransitionRateScheduler(optimizer, model, steps=2) as scheduler:
+            self.plain(model(unseen)).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            assert "renew()" not in caplog.text
+        assert "renew() before save_cora" in caplog.text
+
     def test_scales_of_weights_stand_still_while_training(self, base):
         host = hosted(base.model)
         before = {n: p.requires_grad for n, p in base.model.named_parameters()}
