@@ -16,6 +16,7 @@ from pathlib import Path
 import file_tables as files
 import network_tables as networks
 from figures import text
+from peer_tables import compared
 from qat_table import training
 from seed_tables import seeds
 from task_tables import tasks
@@ -40,7 +41,7 @@ TABLES = {
         *(networks.butterworth, networks.demo, networks.brings, networks.budgets),
         *(files.exports, files.latency, files.divergence, files.merged),
         *(files.formats, files.cost, files.growth),
-        *(tasks, seeds, training),
+        *(tasks, seeds, training, compared),
     )
 }
 """Tables by the names that pages call them by."""

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -197,8 +198,25 @@ def check_seeds(found):
         assert peer["equivalent_bits"] <= ours["equivalent_bits"]
 
 
+def _drawn(row):
+    return row["toolkit"], row["label"]
+
+
+def check_compared(found):
+    """Methods of a budget end within it, and seeds are of the same methods."""
+    rows = [row for row in found["rows"] if row["toolkit"] != "torch"]
+    plain = {_drawn(r): r["equivalent_bits"] for r in rows if r["method"] == "none"}
+    assert {toolkit for toolkit, _ in plain} == {"brevitas", "nncf"}
+    for row in rows:
+        if row["budget"] == "1.05 ptq":
+            assert row["equivalent_bits"] <= 1.05 * plain[_drawn(row)] * (1 + 1e-9)
+    by_seed = Counter(row["label"] for row in rows)
+    assert len(set(by_seed.values())) == 1
+
+
 CHECKS = {
     "int8": check_int8,
+    "compared": check_compared,
     "seeds": check_seeds,
     "tasks": check_tasks,
     "budget": check_measured_budgets,

@@ -1,6 +1,7 @@
 """Progress of long loops: behind the spinner, in a terminal, and none in a pipe."""
 
 import io
+import re
 import time
 
 from rich.console import Console
@@ -20,7 +21,7 @@ def test_a_terminal_sees_how_far_it_is_and_what_is_left():
     timed(console, "adapters", work)
     shown = stream.getvalue()
     assert "adapters: gradients 2/4, about 00:00 left" in shown
-    assert "adapters: 0 s" in shown
+    assert re.search(r"adapters: \d+ s\b", shown)
 
 
 def test_figures_of_an_iteration_are_shown():
@@ -37,7 +38,7 @@ def test_figures_of_an_iteration_are_shown():
 def test_a_pipe_gets_one_line_a_stage(capsys):
     stream = io.StringIO()
     timed(Console(file=stream), "adapters", work)
-    assert stream.getvalue() == "adapters: 0 s\n"
+    assert re.fullmatch(r"adapters: \d+ s\n", stream.getvalue())
     work()  # And none where nobody asked.
     assert capsys.readouterr() == ("", "")
 
