@@ -4,7 +4,10 @@ from collections import defaultdict
 from statistics import mean
 from typing import Any
 
-from figures import NAMES, bold, markdown, read, spread
+from figures import NAMES, bold, cell, markdown, read, spread
+
+from cora_plugin.compare.rows import GAIN
+from cora_plugin.compare.rows import Row as CompareRow
 
 Row = dict[str, Any]
 
@@ -12,8 +15,8 @@ Row = dict[str, Any]
 def compared(name: str) -> str:
     """KL by method and toolkit, mean ± standard deviation over seeds, and the top-1.
 
-    What it gains over the float network, with the ends of the interval, is that of the
-    first seed. The least KL of those of about as many bits as the default is bold.
+    What it gains over plain PTQ (that over the float network), with the ends of the
+    interval, is that of the first seed. The least KL of what a budget holds is bold.
 
     Args:
         name: A file `comparison.json` of `compare`, as results/ calls it.
@@ -33,9 +36,7 @@ def compared(name: str) -> str:
             cells += _cells(of_way.get(toolkit, []), best[toolkit])
         lines.append(cells)
     heads = [
-        head
-        for toolkit in toolkits
-        for head in (f"KL, {NAMES[toolkit]}", "bits", "Δ top-1 [95 %]")
+        head for toolkit in toolkits for head in (f"KL, {NAMES[toolkit]}", "bits", GAIN)
     ]
     return markdown(["", *heads], lines)
 
@@ -51,9 +52,6 @@ def _cells(rows: list[Row], least: float) -> list[str]:
     if not rows:
         return ["", "", ""]
     kl = [row["kl"] for row in rows]
-    gain = rows[0].get("gain")
-    shown = ""
-    if gain:
-        shown = f"{gain['value']:+.1%} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
     bits = f"{mean(row['equivalent_bits'] for row in rows):.2f}"
-    return [bold(spread(kl), mean(kl) == least), bits, shown]
+    gained = cell(vars(CompareRow.of(rows[0])), GAIN)
+    return [bold(spread(kl), mean(kl) == least), bits, gained]

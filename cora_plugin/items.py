@@ -100,11 +100,12 @@ def not_running(
     index: int, item: Any, error: Exception, what: str = CALIBRATION
 ) -> DataError:
     """What is said where the model does not run with an item."""
+    way_out = "see that it is preprocessed as the model expects it"
+    if what == CALIBRATION:
+        way_out += ", or pass unpack=, a function from an item to the model's arguments"
     return DataError(
         f"{what}: the model does not run with item {index}, "
-        f"{_describe(item)} ({type(error).__name__}: {error}); see that it is "
-        "preprocessed as the model expects it, or pass unpack=, a function from an "
-        "item to the model's arguments"
+        f"{_describe(item)} ({type(error).__name__}: {error}); {way_out}"
     )
 
 

@@ -1,12 +1,22 @@
 """Progress of long loops: behind the spinner, in a terminal, and none in a pipe."""
 
 import io
-import re
+import itertools
 import time
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
+from cora_plugin import progress
 from cora_plugin.progress import bar, counter, quiet, timed
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Two seconds from one look at the clock to the next, however busy the machine."""
+    looks = itertools.count(step=2)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=looks.__next__))
 
 
 def work():
@@ -21,7 +31,7 @@ def test_a_terminal_sees_how_far_it_is_and_what_is_left():
     timed(console, "adapters", work)
     shown = stream.getvalue()
     assert "adapters: gradients 2/4, about 00:00 left" in shown
-    assert re.search(r"adapters: \d+ s\b", shown)
+    assert "adapters: 2 s" in shown
 
 
 def test_figures_of_an_iteration_are_shown():
@@ -38,7 +48,7 @@ def test_figures_of_an_iteration_are_shown():
 def test_a_pipe_gets_one_line_a_stage(capsys):
     stream = io.StringIO()
     timed(Console(file=stream), "adapters", work)
-    assert re.fullmatch(r"adapters: \d+ s\n", stream.getvalue())
+    assert stream.getvalue() == "adapters: 2 s\n"
     work()  # And none where nobody asked.
     assert capsys.readouterr() == ("", "")
 

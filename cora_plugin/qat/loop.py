@@ -203,13 +203,8 @@ class Loop:
     def _update(self) -> None:
         """Make a step, unless gradients are not finite."""
         config, optimizer = self._config, self.optimizer
-        held = [
-            parameter
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
         if config.clip is not None:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(held, config.clip)
         if self.scheduler.enabled or finite(optimizer):
             optimizer.step()
