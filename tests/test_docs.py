@@ -68,20 +68,22 @@ def test_a_method_of_ones_own(monkeypatch):
 
 
 def commands():
-    """Every command in a block of a page, but those of Brevitas' own flags."""
+    """Folder and line of every command in a page, but those of Brevitas' own flags."""
     pages = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *DOCS.rglob("*.md")]
     for path in sorted(pages):
         for block in re.findall(r"(?s)```\n(.*?)```", path.read_text("utf-8")):
-            for line in re.findall(r"(?m)^(?:.* && )?cora-plugin (.*)$", block):
+            for folder, line in re.findall(
+                r"(?m)^(?:cd (\S+) && |.* && )?cora-plugin (.*)$", block
+            ):
                 if not line.startswith("brevitas-ptq"):
-                    yield line
+                    yield folder, line
 
 
-@pytest.mark.parametrize("line", [*dict.fromkeys(commands())])
-def test_every_command_can_be_read(line):
+@pytest.mark.parametrize("folder, line", [*dict.fromkeys(commands())])
+def test_every_command_can_be_read(folder, line):
     flags = parser().parse_args(shlex.split(line, comments=True))
     recipe = getattr(flags, "recipe", None)
-    assert recipe in (None, Path("recipe.yaml")) or (ROOT / recipe).exists()
+    assert recipe in (None, Path("recipe.yaml")) or (ROOT / folder / recipe).exists()
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda p: p.name)
