@@ -125,13 +125,14 @@ def _combinations(
         values = {k: v for k, v in base.items() if k not in ("compare", "output")}
         values["toolkit"] = name
         values["data"] = {**document.at(("data",)), "seed": seed}
+        wider, corrected = WIDER.get(method, (0, False))
         values["ptq"] = {
             **document.at(("ptq",)),
             **section.ptq.get(name, {}),
             **({} if isinstance(toolkit, str) else toolkit.recipes[recipe]),
-            "weight_bits": weight_bits + WIDER.get(method, 0),
+            "weight_bits": weight_bits + wider,
             "act_bits": act_bits,
-            **({"bias_correction": True} if method in WIDER else {}),
+            **({"bias_correction": corrected} if method in WIDER else {}),
         }
         values["cora"] = _cora(base.get("cora"), method, budget, weight_bits)
         # Cells without adapters are judged as those with them.

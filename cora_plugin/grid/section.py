@@ -20,8 +20,15 @@ SINGLE = ("ptq", "exports", "minutes", "gib", "latency", "ray")
 CORRECTED = "bias correction"
 """The method without adapters that corrects biases as the toolkit does."""
 
-WIDER: Mapping[str, int] = {CORRECTED: 0, "one up": 1, "two up": 2}
-"""Methods without adapters that correct biases, with so many more bits a weight."""
+WIDER: Mapping[str, tuple[int, bool]] = {
+    CORRECTED: (0, True),
+    "one up": (1, True),
+    "two up": (2, True),
+    "one up uncorrected": (1, False),
+    "two up uncorrected": (2, False),
+}
+"""Methods without adapters: how many more bits a weight has, and whether biases are
+corrected as the toolkit does, which does not serve every network."""
 
 
 def _listed(value: Any) -> Any:

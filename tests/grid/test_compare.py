@@ -62,6 +62,17 @@ def test_every_combination_is_a_recipe_and_none_comes_twice(plain, tmp_path):
             Recipe.of(Document("cell", dict(each.values)))
 
 
+def test_more_bits_come_with_biases_corrected_and_without(plain, tmp_path):
+    methods = ["one up", "one up uncorrected", "two up", "two up uncorrected"]
+    path = recipe(tmp_path, {"methods": methods, "budgets": [0.1, 0.2]})
+    found = {cell.method: cell.values for cell in expanded(path, absent="a plain host")}
+    for method, bits in zip(methods, (5, 5, 6, 6), strict=True):
+        ptq = found[method]["ptq"]
+        assert ptq["weight_bits"] == bits
+        assert ptq["bias_correction"] is ("uncorrected" not in method)
+        assert found[method]["cora"] is False
+
+
 def test_cells_without_adapters_are_judged_as_those_with_them(plain, tmp_path):
     cora = {"objective": "mse", "axis": 1, "damping": 1e-3}
     path = recipe(tmp_path, {"methods": ["none", "default"]}, cora=cora)
@@ -260,7 +271,7 @@ def test_every_key_is_explained():
 @pytest.mark.skipif(find_spec("brevitas") is None, reason="needs brevitas")
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("compare-lite0", 2 * 2 * (2 + 3 * 2)), ("compare-peers", 2 * 11)],
+    [("compare-lite0", 2 * 2 * (2 + 3 * 2)), ("compare-peers", 2 * 12)],
 )
 def test_the_ready_comparisons_can_be_expanded(name, number):
     path = Path(__file__).parents[2] / "docs" / "recipes" / f"{name}.yaml"
