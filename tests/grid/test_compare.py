@@ -271,7 +271,7 @@ def test_every_key_is_explained():
 @pytest.mark.skipif(find_spec("brevitas") is None, reason="needs brevitas")
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("compare-lite0", 2 * 2 * (2 + 3 * 2)), ("compare-peers", 2 * 12)],
+    [("compare-lite0", 2 * 2 * (2 + 3 * 2)), ("compare-peers", 2 * 13)],
 )
 def test_the_ready_comparisons_can_be_expanded(name, number):
     path = Path(__file__).parents[2] / "docs" / "recipes" / f"{name}.yaml"
