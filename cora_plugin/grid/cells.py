@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cora_plugin.compare.experiment import RAISED
-from cora_plugin.compare.rows import NONE, settings
+from cora_plugin.compare.rows import NONE, PLANNED, settings
+from cora_plugin.config import Budget
 from cora_plugin.document import Document
 from cora_plugin.grid.section import WIDER, CompareSection
 from cora_plugin.integrations.toolkit import Toolkit
@@ -81,8 +82,8 @@ def cells(
 ) -> list[Cell]:
     """Every combination that there is, once.
 
-    A PTQ recipe that a toolkit does not have makes no cell of it, and what no budget
-    changes is one cell for all budgets.
+    A PTQ recipe that a toolkit does not have makes no cell of it, nor does a budget
+    that a method cannot spend; what no budget changes is one cell for all budgets.
 
     Args:
         document: The recipe.
@@ -91,7 +92,8 @@ def cells(
         folder: What the cells' own folders are in.
 
     Raises:
-        ConfigError: No toolkit has one of the PTQ recipes.
+        ConfigError: No toolkit has one of the PTQ recipes, or a method can spend none
+            of the budgets.
     """
     for recipe in section.recipes:
         if not any(_has(toolkit, recipe) for toolkit in known.values()):
@@ -99,6 +101,10 @@ def cells(
             names = dict.fromkeys(name for t in there for name in t.recipes)
             problem = unknown("PTQ recipe", recipe, list(names))
             raise document.error(("compare", "recipes"), problem)
+    for method in section.methods:
+        if not any(_fits(method, budget) for budget in section.budgets):
+            problem = f"{method!r} plans bit widths, which needs a total: '1.05 ptq'"
+            raise document.error(("compare", "budgets"), problem)
     found = dict.fromkeys(_combinations(document, section, known))
     return [
         replace(cell, values={**cell.values, "output": str(folder / cell.name)})
@@ -119,7 +125,7 @@ def _combinations(
     )
     for (name, toolkit), recipe, weight_bits, act_bits, method, last in all_lists:
         budget, seed = last
-        if not _has(toolkit, recipe):
+        if not (_has(toolkit, recipe) and _fits(method, budget)):
             continue
         base = document.values
         values = {k: v for k, v in base.items() if k not in ("compare", "output")}
@@ -175,6 +181,12 @@ def _is_budgeted(method: str) -> bool:
     if method == NONE or method in WIDER:
         return False
     return method == RAISED or settings(method).get("search") != "series"
+
+
+def _fits(method: str, budget: float | str) -> bool:
+    """Whether a method can spend a budget: bit widths are planned in a total."""
+    planned = method == RAISED or method in PLANNED
+    return not planned or Budget.parse(budget).is_total
 
 
 def _has(toolkit: "Toolkit[Any] | str", recipe: str) -> bool:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.compare.html import Failed
 from cora_plugin.compare.machine import machine, versions
-from cora_plugin.compare.rows import NONE, Row, table
+from cora_plugin.compare.rows import DETAILS, FIGURES, NONE, Row, table
 from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell, cells
 from cora_plugin.grid.folder import Folder
@@ -27,6 +29,9 @@ from cora_plugin.recipe.folder import expanded
 
 MANY = 64
 """More cells than this are measured only where they are asked for twice."""
+
+FIRST = ("top-1", "KL", "distance", "bits")
+"""Columns of figures that a narrow console shows, too."""
 
 Runner = Callable[[Sequence[Cell], Folder, Done, Tell], None]
 """Measures cells into a folder, and tells of each."""
@@ -83,7 +88,9 @@ def compare(
             "shorten its lists, or pass --yes",
         )
     if only_check:
-        console.print(f"{path}: {count}, ready to run", highlight=False, soft_wrap=True)
+        asked = " with --yes" if len(found) > MANY else ""
+        line = f"{path}: {count}, ready to run{asked}"
+        console.print(line, highlight=False, soft_wrap=True)
         return Comparison([], [], len(found), {})
     with folder.opened(document):
         runner = _runner(section, jobs, ray)
@@ -121,6 +128,9 @@ def _measured(
     kept = len(present) - len(waiting)
     if kept:
         line = f"{kept} of {len(found)} cells are measured already"
+        reasons = [o for c in present if "reason" in (o := folder.outcome(c) or {})]
+        if reasons and not retry:
+            line += f"; {len(reasons)} have failed, which --retry measures again"
         console.print(line, highlight=False)
     try:
         _run(waiting, folder, runner, console)
@@ -129,7 +139,8 @@ def _measured(
         note = f"Logs, reports and exports of each are in {folder.cells}."
         facts = versions() | machine()
         write(result, folder.path, _title(document), document.values, facts, note)
-    console.print(table(result.rows, names(result.rows), _title(document)))
+    if result.rows:
+        _show(table(result.rows, names(result.rows), _title(document)), console)
     for each in result.failed:
         console.print(
             f"{each.name}: {each.reason}", highlight=False, markup=False, soft_wrap=True
@@ -141,6 +152,24 @@ def _measured(
         reason = "no cell could be measured; the reasons are above"
         raise document.error(("compare",), reason)
     return result
+
+
+def _show(made: Table, console: Console) -> None:
+    """Print a table without the columns that a narrow console has no room for.
+
+    Else it would take the room from the names of rows.
+    """
+    unlimited = console.options.update(width=sys.maxsize)
+    spare = [c for c in made.columns if c.header in (*FIGURES, *DETAILS)]
+    spare = [c for c in spare if c.header not in FIRST]
+    left_out: list[str] = []
+    while spare and Measurement.get(console, unlimited, made).maximum > console.width:
+        made.columns.remove(spare[-1])
+        left_out.insert(0, str(spare.pop().header))
+    console.print(made)
+    if left_out:
+        line = f"no room for {', '.join(left_out)}: see comparison.md or report.html"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Document:
@@ -170,8 +199,15 @@ def _toolkits(
 
 
 def _check_cells(document: Document, found: Sequence[Cell]) -> None:
-    """Find what is wrong with every cell of a toolkit before any is measured."""
-    firsts = {cell.toolkit: cell for cell in reversed(found) if not cell.absent}
+    """Find what is wrong with all cells of a toolkit before any is measured.
+
+    Settings of adapters stand in cells with adapters alone.
+    """
+    firsts = {
+        (cell.toolkit, bool(cell.values["cora"])): cell
+        for cell in reversed(found)
+        if not cell.absent
+    }
     for cell in firsts.values():
         one = copy.deepcopy(document)  # It knows the lines of what the cell shares.
         one.values = {**cell.values, "output": str(Path(cell.values["output"]).parent)}

@@ -109,11 +109,15 @@ def _ended(running: _Running, folder: Folder, limits: Limits) -> str | None:
         held = _held(running.process.pid) if limits.gib else 0.0
         if limits.gib and held > limits.gib:
             _stop(running.process)
-            return f"out of memory at {held:.2f} GiB; raise compare.gib"
+            reason = f"out of memory at {held:.2f} GiB"
+            return f"{reason}; raise compare.gib and pass --retry"
         if time.monotonic() < running.end:
             return None
         _stop(running.process)
-        return f"out of time after {limits.minutes:g} minutes; raise compare.minutes"
+        return (
+            f"out of time after {limits.minutes:g} minutes; raise compare.minutes and "
+            "pass --retry"
+        )
     if folder.outcome(running.cell) is not None:
         return ""
     log = folder.log_path(running.cell)

@@ -1,5 +1,6 @@
 """Every combination once; a failure is a row's reason, and what is known is kept."""
 
+import io
 import json
 import sys
 from importlib.util import find_spec
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from small_recipe import written
 
 from cora_plugin import CoRaError
@@ -103,6 +105,7 @@ def test_a_cells_hash_is_of_all_that_measures_it(plain, tmp_path):
         ({"budgets": ["much"]}, "compare.budgets: 'much'"),
         ({"methods": []}, "compare.methods: an empty list"),
         ({"ptq": {"plain": {"coarser": 1}}}, "unknown key 'coarser'"),
+        ({"methods": ["none", "bits"]}, "'bits' plans bit widths, which needs a total"),
         ({"seeds": [*range(80)]}, "160 cells of up to 60 minutes each are more than"),
     ],
 )
@@ -112,6 +115,43 @@ def test_wrong_lists_are_refused_before_anything_runs(plain, tmp_path, lists, me
         compare(path)
     assert message in str(raised.value) and str(raised.value).startswith(str(path))
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_adapters_are_looked_at_where_the_first_cells_have_none(
+    plain, tmp_path
+):
+    path = recipe(tmp_path, {"methods": ["none", "default"]}, cora={"dampning": 1})
+    with pytest.raises(ConfigError, match="cora: unknown key 'dampning'"):
+        compare(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bit_widths_are_planned_in_those_budgets_that_are_totals(plain, tmp_path):
+    lists = {"methods": ["svd uniform", "bits"], "budgets": [0.1, "1.1 ptq"]}
+    found = expanded(recipe(tmp_path, lists), plain=plain)
+    assert [(cell.method, cell.budget) for cell in found] == [
+        ("svd uniform", "0.1"),
+        ("svd uniform", "1.1 ptq"),
+        ("bits", "1.1 ptq"),
+    ]
+
+
+def test_a_check_of_many_cells_says_that_they_need_yes(plain, tmp_path):
+    text = io.StringIO()
+    path = recipe(tmp_path, {"seeds": [*range(80)]})
+    compare(path, only_check=True, console=Console(file=text))
+    assert "160 cells, ready to run with --yes" in text.getvalue()
+
+
+def test_a_narrow_console_shows_what_rows_are_called(plain, tmp_path):
+    path = recipe(tmp_path, {"methods": ["svd uniform"]})
+    for width, shown in ((80, False), (200, True)):
+        text = io.StringIO()
+        compare(path, console=Console(file=text, width=width))
+        table, _, left_out = text.getvalue().partition("no room for")
+        assert " svd uniform " in table and " KL " in table
+        assert (" seconds " in table) is shown
+        assert ("seconds" in left_out) is not shown
 
 
 def test_a_recipe_without_lists_says_how_they_look(plain, tmp_path):
@@ -161,7 +201,8 @@ def test_a_comparison_with_failures_goes_on_where_it_stopped(plain, tmp_path, ca
     outcomes[0].write_text('{"row": ')
     assert main(["compare", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "2 of 6 cells are measured already" in said and "[1/1]" in said
+    assert "2 of 6 cells are measured already; 1 have failed, which --retry" in said
+    assert "[1/1]" in said
     changed = [p for p, time in times.items() if p.stat().st_mtime_ns != time]
     assert changed == outcomes
     again = json.loads((out / "comparison.json").read_text())["rows"]
@@ -197,7 +238,9 @@ def test_a_cell_out_of_time_says_so(plain, tmp_path):
 def test_a_cell_out_of_memory_says_so(plain, tmp_path):
     # The interpreter and torch alone hold more.
     reason = run_one(*one_cell(plain, tmp_path), 10, 0.05)
-    assert reason.startswith("out of memory at 0.") and "compare.gib" in reason
+    assert reason.startswith("out of memory at 0.")
+    # A failed cell stays so until it is asked for.
+    assert reason.endswith("raise compare.gib and pass --retry")
 
 
 def test_two_comparisons_do_not_write_to_one_folder(plain, tmp_path):
