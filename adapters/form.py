@@ -265,8 +265,9 @@ class Form:
     ) -> Tensor:
         """What it adds to the output of a layer that applies `operation` to `x`."""
         if self.runs_merged:
-            # Of plain matrices: one operator in exported files.
-            kernel = torch.mm(stored["b"], stored["a"])  # [m, k]
+            # One operator in exported files, and none that onnxruntime before 1.28
+            # fuses with its constants, whose scales it reads for columns, not rows.
+            kernel = torch.einsum("mr,rk->mk", stored["b"], stored["a"])
             return operation(x, kernel.reshape(self.weight_shape))
         applied = {Role.FILTERS: operation, Role.POINTWISE: operation.pointwise()}
         for name, role in self.roles.items():

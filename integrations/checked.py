@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +17,10 @@ log = logging.getLogger(__name__)
 
 FAR = 0.1
 """A difference of this share of the largest output is more than rounding explains."""
+
+RUNS_ALL = 1, 28
+"""The oldest onnxruntime that runs every file. Before, its optimizer lost the type of
+4-bit weights that are reshaped, and wanted one zero point for all channels."""
 
 
 def check_onnx(
@@ -97,6 +102,20 @@ def wanted(check: bool | None, package: str) -> bool:
     return find_spec(package) is not None if check is None else check
 
 
+def runs_all() -> bool:
+    """Whether the onnxruntime that is installed runs every file."""
+    release = version("onnxruntime").split(".")
+    return (int(release[0]), int(release[1])) >= RUNS_ALL
+
+
+def _newer(runtime: str) -> str:
+    """A way out where the runtime is too old for some files."""
+    if runtime != "onnxruntime" or runs_all():
+        return ""
+    newer = ".".join(map(str, RUNS_ALL))
+    return f"use onnxruntime {newer} or newer (Python 3.11 or newer), or "
+
+
 def _compared(
     runtime: str,
     run: Callable[[], list[Any]],
@@ -116,8 +135,8 @@ def _compared(
             answers = run()
     except Exception as error:
         raise ModelError(
-            f"{runtime} refuses the file, which is not kept: {error}; choose another "
-            "format, or pass check=False to have it anyway"
+            f"{runtime} refuses the file, which is not kept: {error}; {_newer(runtime)}"
+            "choose another format, or pass check=False to have it anyway"
         ) from error
     largest = max((_most(e.double()) for e in example.outputs.values()), default=0.0)
     furthest = _apart(answers, example)

@@ -3,6 +3,9 @@
 import openvino
 from openvino import opset13
 
+PRODUCTS = "MatMul", "Einsum"
+"""Operators that multiply the factors of adapters."""
+
 
 def divide_factors(model: openvino.Model) -> None:
     """Write the scales in products of constants (shared bases) as divisions.
@@ -18,7 +21,7 @@ def divide_factors(model: openvino.Model) -> None:
         if node.get_type_name() == "Parameter" or not sources <= constants:
             continue
         constants.add(node.get_name())
-        for port in node.inputs() if node.get_type_name() == "MatMul" else ():
+        for port in node.inputs() if node.get_type_name() in PRODUCTS else ():
             scaled = port.get_source_output().get_node()
             if scaled.get_type_name() == "Multiply":
                 integers, scale = scaled.input_values()

@@ -10,6 +10,7 @@ import torch
 from any_net import adapt, export, quantized
 from torch import nn
 
+from cora_plugin.integrations import checked
 from cora_plugin.integrations.toolkit import load_toolkit
 
 HOSTS = [host for host in ("brevitas", "nncf") if find_spec(host)]
@@ -119,7 +120,13 @@ def test_signed_activations_in_front_of_what_moves_them(host, how, tmp_path):
         onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
-def test_a_file_that_a_runtime_refuses_is_not_kept(host, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("release", "way_out"),
+    [("1.27.0", "use onnxruntime 1.28 or newer"), ("1.28.0", "choose another format")],
+)
+def test_a_file_that_a_runtime_refuses_is_not_kept(
+    host, release, way_out, tmp_path, monkeypatch
+):
     data = [torch.randn(8, 3, 16, 16) for _ in range(2)]
     model = quantized(host, Net(), data)
     path = tmp_path / "net.onnx"
@@ -129,7 +136,9 @@ def test_a_file_that_a_runtime_refuses_is_not_kept(host, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(onnxruntime, "InferenceSession", refuse)
-        with pytest.raises(ValueError, match=r"refuses the file.*no such operator"):
+        patch.setattr(checked, "version", lambda package: release)
+        match = rf"refuses the file.*no such operator; {way_out}"
+        with pytest.raises(ValueError, match=match):
             export(host, model, data[0][:1], path)
         assert not path.exists()
         assert export(host, model, data[0][:1], path, check=False) is None

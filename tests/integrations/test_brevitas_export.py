@@ -25,7 +25,7 @@ from brevitas.quant_tensor import QuantTensor
 from brevitas_examples.imagenet_classification.ptq.learned_round_utils import (
     apply_learned_round,
 )
-from onnx_files import onnx_output, openvino_output
+from onnx_files import onnx_output, openvino_output, operators
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
 from qonnx.util.cleanup import cleanup_model
@@ -153,6 +153,15 @@ def test_adapters_of_every_kind_are_exported(
     assert [row.kind for row in report.layers] == ["whole", "shared-basis", "low-rank"]
     export(model, unseen, tmp_path / "model")
     assert_parity(output(tmp_path / "model", unseen), torch_output(model, unseen))
+
+
+def test_no_runtime_takes_constants_for_a_layer(quantize, batches, unseen, tmp_path):
+    model = quantize(net=Shallow(24).eval())
+    apply_cora(batches, model, {"ranks": {"conv": 0, "second": 3, "head": 0}})
+    export_onnx_qcdq(model, unseen, tmp_path / "model")
+    found = operators(onnx.load(tmp_path / "model"))
+    assert found["Gemm"] == 1  # the head
+    assert found["Einsum"] == 1  # the adapter's two factors
 
 
 SERIES = [((2, 8), 2), (4, 2), ((2, 8), (3, 4))]

@@ -1,8 +1,10 @@
 """The notebook of docs/notebooks runs, and shows what it says."""
 
+from onnx_files import packed_files_run
 from run_notebook import ran
 
 
+@packed_files_run
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names, values = ran("brevitas.ipynb")

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from onnx_files import packed_files_run
 from small_recipe import images, net, photos, written
 
 from cora_plugin import load_adapters
@@ -76,6 +77,7 @@ def test_the_whole_way(tmp_path, capsys):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
 
 
+@packed_files_run
 def test_widths_are_planned_as_the_file_stores_them(tmp_path, capsys):
     path = written(
         tmp_path / "recipe.yaml",

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import onnxruntime
 import openvino
+import pytest
+
+from cora_plugin.integrations.checked import runs_all
 
 CPU = Path("/proc/cpuinfo")
 
@@ -13,6 +16,11 @@ SATURATES = CPU.exists() and "avx2" in CPU.read_text() and "vnni" not in CPU.rea
 
 x86 processors without VNNI do. What a file computes is then tested without them.
 """
+
+
+packed_files_run = pytest.mark.skipif(
+    not runs_all(), reason="onnxruntime is too old for files with packed weights"
+)
 
 
 def openvino_output(path, x, mode="ACCURACY"):
