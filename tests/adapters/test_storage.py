@@ -1,6 +1,5 @@
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disk import full_disk
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -454,13 +454,8 @@ def test_a_missing_folder_is_named(adapters, tmp_path):
 def test_a_write_that_fails_midway_leaves_the_old_file_and_no_other(file):
     before = file.read_bytes()
     large = make_adapter(randn(300, 300), Operation(), 20, Weighting())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # a disk that is full
-    try:
-        with pytest.raises(OSError):
-            save_adapters(file, {"fc": large})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(), pytest.raises(OSError):
+        save_adapters(file, {"fc": large})
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 

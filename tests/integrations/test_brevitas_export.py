@@ -1,9 +1,7 @@
 import copy
-import resource
 import sys
 from argparse import Namespace
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 
 import brevitas.nn as qnn
@@ -25,6 +23,7 @@ from brevitas.quant_tensor import QuantTensor
 from brevitas_examples.imagenet_classification.ptq.learned_round_utils import (
     apply_learned_round,
 )
+from full_disk import full_disk
 from onnx_files import onnx_output, openvino_output, operators
 from qonnx.core.modelwrapper import ModelWrapper
 from qonnx.core.onnx_exec import execute_onnx
@@ -317,23 +316,13 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(
     path.write_bytes(b"old")
     with untouched(model), pytest.raises(CoRaError, match=wrong):
         export(model, unseen[:, :2], path)
-    with untouched(model), disk_full(), pytest.raises(OSError):
+    with untouched(model), full_disk(), pytest.raises(OSError):
         export(model, unseen, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
     match = "nowhere does not exist"
     with untouched(model), pytest.raises(FileNotFoundError, match=match):
         export(model, unseen, tmp_path / "nowhere" / "model")
-
-
-@contextmanager
-def disk_full():
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def linear(weight_quant):

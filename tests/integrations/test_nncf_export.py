@@ -1,7 +1,6 @@
 """NNCF models with adapters outside of NNCF: OpenVINO, ONNX Runtime, torch.export."""
 
 import copy
-import resource
 import stat
 import sys
 from collections import Counter
@@ -12,6 +11,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from full_disk import full_disk
 from onnx import TensorProto
 from onnx_files import onnx_output, openvino_output, operators
 from untouched import untouched
@@ -292,13 +292,8 @@ def test_adapters_cost_no_kernel(float_net, low, batches, unseen, tmp_path):
 @pytest.mark.parametrize("suffix", ["xml", "onnx"])
 def test_a_full_disk(suffix, low, unseen, tmp_path):
     export = export_openvino if suffix == "xml" else export_onnx
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try:
-        with untouched(low), pytest.raises(OSError):
-            export(low, unseen[:2], tmp_path / f"net.{suffix}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with untouched(low), full_disk(2000), pytest.raises(OSError):
+        export(low, unseen[:2], tmp_path / f"net.{suffix}")
     assert not list(tmp_path.iterdir())
 
 
