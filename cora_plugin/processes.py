@@ -117,6 +117,20 @@ def gathered(what: str, thing: T) -> list[T]:
     return found
 
 
+def of_first(what: str, thing: T | None) -> T:
+    """What the first process has; what the others have is not sent.
+
+    Args:
+        what: As for `add_up`.
+        thing: What this one has; tensors in it should be on the CPU.
+
+    Raises:
+        ApartError: As for `add_up`.
+    """
+    found: Any = gathered(what, None if rank() else thing)
+    return found[0]  # type: ignore[no-any-return]
+
+
 def from_first(what: str, tensors: Sequence[Tensor]) -> None:
     """Replace tensors by those of the first process, in place.
 

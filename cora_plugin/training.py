@@ -100,13 +100,43 @@ def _together(
     """Add gradients up over all processes; the figures of all."""
     if processes.count() == 1:
         return figures
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters]
-    total = processes.add_up(f"{name}: gradients", gradients, list(figures.values()))
+    total = add_gradients_up(name, optimizer, list(figures.values()))
     return dict(zip(figures, total, strict=True))
+
+
+@torch.no_grad()
+def add_gradients_up(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    numbers: Sequence[float] = (),
+    weight: float = 1.0,
+) -> list[float]:
+    """Add an optimizer's gradients up over all processes, in place, at one exchange.
+
+    A parameter without a gradient in all of them is left without one, for optimizers
+    pass it over; else it counts as 0.
+
+    Args:
+        name: What is trained.
+        optimizer: Holds the parameters.
+        numbers: Added up, too, and returned.
+        weight: What this process's gradients are multiplied by first.
+    """
+    if processes.count() == 1:
+        return list(numbers)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    with_one = [parameter.grad is not None for parameter in held]
+    parts = [
+        (torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in held
+    ]
+    flags = torch.tensor(with_one, dtype=parts[0].dtype, device=parts[0].device)
+    flat = torch.cat([*(part * weight for part in parts), flags])
+    total = processes.add_up(f"{name}: gradients", [flat], numbers)
+    *sums, flags = flat.split([*(p.numel() for p in held), len(held)])
+    for parameter, value, anyone in zip(held, sums, flags.tolist(), strict=True):
+        if anyone:
+            parameter.grad = value.view_as(parameter).to(parameter.dtype)
+    return total
 
 
 def _check(

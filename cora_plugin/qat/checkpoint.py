@@ -11,7 +11,7 @@ import torch
 from cora_plugin.adapters.errors import FileError
 from cora_plugin.states import read_state, write_state
 
-TAG = "cora-plugin qat 4"
+TAG = "cora-plugin qat 5"
 """What a file begins with."""
 
 _WAY_OUT = "delete the file to begin anew, or name another in qat.checkpoint"

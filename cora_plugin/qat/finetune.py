@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import ConfigError, CoRaError, DataError
 from cora_plugin.algorithm import CoRa, ordinary_tensors
 from cora_plugin.config import CoRaConfig, QATConfig
@@ -25,7 +26,7 @@ from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.loop import Loop
 from cora_plugin.qat.norms import measure, norms_of
 from cora_plugin.qat.report import QATReport
-from cora_plugin.qat.state import load_state, on_device, settle
+from cora_plugin.qat.state import load_state, on_device, same_everywhere, settle
 
 RESOLVED_IMAGES = 512
 """Training images that adapters are solved again with, at most."""
@@ -52,6 +53,10 @@ def finetune(
     unchanged. It ends in evaluation mode. Where a checkpoint is named, an interrupted
     training goes on from it, as if it had not been interrupted; begin again with the
     same quantized model.
+
+    In several processes (`torchrun`) each has the same quantized model and its share of
+    the data, and all end with the same one: a step follows the mean gradient of all
+    samples.
 
     Args:
         model: What the toolkit quantized, changed in place, or its host.
@@ -80,7 +85,7 @@ def finetune(
     gpu = "cuda" if torch.cuda.is_available() else None
     inner = model if isinstance(model, nn.Module) else model.model
     place = torch.device(device or gpu or device_of(inner))
-    with ordinary_tensors(), on_device([inner, reference], place):
+    with processes.agreeing(), ordinary_tensors(), on_device([inner, reference], place):
         with evaluation(reference):
             tuner = _Tuner(model, loader, reference, held_out, chosen, objective, cora)
             return tuner.run()
@@ -99,7 +104,7 @@ class _Tuner:
         objective: Any,
         cora: Any,
     ) -> None:
-        self._example = _first(loader)
+        self._example = processes.of_first("an example", _first(loader))
         self._host = hosted(model, self._example)
         self._model = self._host.model
         self._model.eval()
@@ -113,14 +118,15 @@ class _Tuner:
     def run(self) -> QATReport:
         host, config = self._host, self._config
         saved = Saved(self._model)
-        before = self._held_out(host)
-        made_for = {
-            "distance before": float(f"{before.distance.value:.3g}"),
-            "adapters": sorted(host.correction.adapters),
-        }
         restore = partial(self._restore, saved, host.correction, host.settings)
         args = self._loader, self._reference, self._held_out, self._objective
         try:
+            same_everywhere(self._model)
+            before = self._held_out(host)
+            made_for = {
+                "distance before": float(f"{before.distance.value:.3g}"),
+                "adapters": sorted(host.correction.adapters),
+            }
             settle(self._model)
             loop = Loop(host, *args, config, made_for)
             with loop.scheduler:
@@ -196,6 +202,8 @@ class _Tuner:
             report = CoRa(settings, self._objective).apply(
                 host.fresh(), list(self._loader_items())
             )
+        except processes.ApartError:
+            raise
         except CoRaError as error:
             host.renew(kept)
             host.note(standing)
@@ -227,7 +235,7 @@ class _Tuner:
             yield batch_of(item, "training data", False).images
 
     def _loader_items(self) -> Iterator[Any]:
-        images = len(self._example)
+        images = len(self._example) * processes.count()
         return islice(iter(self._loader), -(-RESOLVED_IMAGES // images))
 
 

@@ -1,13 +1,15 @@
 """Judges a model in training on images that it is not trained on."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import DataError
 from cora_plugin.adapters.exact import exact
 from cora_plugin.host import TrainableHost
@@ -108,6 +110,9 @@ class Verdict:
 class HeldOut:
     """The held-out images, with the float model's outputs for them.
 
+    Of several processes each has a share of them, or all have the same; they judge
+    alike.
+
     Args:
         loader: Yields batches; walked once, and kept.
         reference: The float model.
@@ -140,6 +145,8 @@ class HeldOut:
         labels = [e.labels for e in self._batches if e.labels is not None]
         whole = len(labels) == len(self._batches)
         self._labels = torch.cat(labels).cpu() if whole else None
+        held = processes.gathered(HELD_OUT, _checksum(self._reference))
+        self._shared = len({*held}) > 1
 
     @torch.no_grad()
     def __call__(self, host: TrainableHost) -> Verdict:
@@ -157,7 +164,25 @@ class HeldOut:
         each = self._objective.distance(wanted, found)
         distance = averaged(self._objective, each, self._reference, outputs)
         mixed = losses(self._objective, self._share, wanted, found, self._labels)
-        return Verdict(distance, mixed, self._top1(outputs))
+        return self._of_all(Verdict(distance, mixed, self._top1(outputs)))
+
+    def _of_all(self, mine: Verdict) -> Verdict:
+        """The verdict of all processes: the first one's, or that on all shares."""
+        if not self._shared:
+            return processes.of_first("a verdict", mine)
+        parts = processes.gathered("a share of a verdict", mine)
+        sizes = [len(part.losses) for part in parts]
+        distances = [part.distance for part in parts]
+        value = _mean([each.value for each in distances], sizes)
+        return Verdict(
+            replace(
+                mine.distance,
+                value=float("inf") if value is None else value,
+                agreement=_mean([each.agreement for each in distances], sizes),
+            ),
+            torch.cat([part.losses for part in parts]),
+            _mean([part.top1 for part in parts], sizes),
+        )
 
     def _top1(self, outputs: Outputs) -> float | None:
         if self._labels is None or len(outputs) != 1 or only(outputs).ndim < 2:
@@ -166,6 +191,21 @@ class HeldOut:
         if chosen.shape != self._labels.shape:
             return None
         return float((chosen == self._labels).double().mean())
+
+
+def _mean(values: Sequence[float | None], sizes: Sequence[int]) -> float | None:
+    """The mean over samples, by shares of them; None where a share has none."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return sum(a * b for a, b in zip(known, sizes, strict=True)) / sum(sizes)
+
+
+def _checksum(outputs: Outputs) -> str:
+    found = hashlib.sha256()
+    for value in outputs.values():
+        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cora_plugin.adapters.errors import DataError, ModelError
+from cora_plugin import processes
+from cora_plugin.adapters.errors import ConfigError, DataError, ModelError
 from cora_plugin.config import QATConfig
 from cora_plugin.host import TrainableHost
 from cora_plugin.objective import Objective
@@ -18,12 +19,13 @@ from cora_plugin.progress import counter
 from cora_plugin.qat import checkpoint
 from cora_plugin.qat.checks import finite
 from cora_plugin.qat.held_out import HeldOut, answers, batch_of, beside, losses
-from cora_plugin.qat.norms import train_mode
+from cora_plugin.qat.norms import average, train_mode
 from cora_plugin.qat.optimizers import groups_of, optimizer_of
 from cora_plugin.qat.report import Measured
 from cora_plugin.qat.schedule import cosine
 from cora_plugin.qat.scheduler import TransitionRateScheduler
 from cora_plugin.qat.state import load_state, state_of
+from cora_plugin.training import add_gradients_up
 
 LOST = 20
 """After so many losses in a row that are not finite, training is given up."""
@@ -82,11 +84,18 @@ class Loop:
         )
         settings = {f"qat.{name}": value for name, value in vars(config).items()}
         del settings["qat.checkpoint"]
-        self._made_for = {**made_for, **settings, "batches": batches}
+        self._made_for = {
+            **made_for,
+            **settings,
+            "batches": batches,
+            "processes": processes.count(),
+        }
+        _check_alike(self._made_for)
         self.step = self.epoch = self._batch = self._since = 0
         self.stopped = False
         self.losses: list[float] = []
         self._part: list[float] = []
+        self._samples = 0
         self.measured: list[Measured] = []
         self.best: dict[str, Tensor] | None = None
         self._best_loss = math.inf
@@ -117,7 +126,8 @@ class Loop:
                     resumed = False
         except KeyboardInterrupt:
             self.seconds = time.perf_counter() - start
-            if self._whole:
+            # Of several processes this one alone may be interrupted.
+            if self._whole and processes.count() == 1:
                 self._save()
             raise
         self.seconds = time.perf_counter() - start
@@ -129,6 +139,7 @@ class Loop:
             checkpoint.set_randomness(self._begun, self._own)
         else:
             self._begun, self._batch = checkpoint.randomness(self._own), 0
+        _set_epoch(self._loader, self.epoch)
         skipped, group = self._batch if resumed else 0, 0
         train_mode(self._host.model, config.norms == "frozen")
         for number, item in enumerate(self._loader):
@@ -185,6 +196,7 @@ class Loop:
         loss = each.mean()
         value = float(loss.detach())
         self._part.append(value)
+        self._samples += len(each)
         self._lost = 0 if math.isfinite(value) else self._lost + 1
         if self._lost >= LOST:
             if not batch.images.isfinite().all():
@@ -203,6 +215,7 @@ class Loop:
     def _update(self) -> None:
         """Make a step, unless gradients are not finite."""
         config, optimizer = self._config, self.optimizer
+        loss = self._shared(sum(self._part) / len(self._part))
         if config.clip is not None:
             held = [p for group in optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(held, config.clip)
@@ -214,11 +227,31 @@ class Loop:
         self.scheduler.step()
         self._others.step()
         self.step += 1
-        self.losses.append(sum(self._part) / len(self._part))
+        self.losses.append(loss)
+
+    def _shared(self, loss: float) -> float:
+        """Average the gradients of a step over the samples of all processes.
+
+        Args:
+            loss: The mean loss of this process's samples; returns that of all.
+        """
+        count = self._samples
         self._part.clear()
+        self._samples = 0
+        if processes.count() == 1:
+            return loss
+        sums = add_gradients_up("qat", self.optimizer, [count, loss * count], count)
+        samples, total = sums
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(samples)
+        return total / samples
 
     def _measure(self) -> None:
         """Judge the model on held-out images; keep it, or stop, by what they say."""
+        if self._config.norms != "frozen":
+            average(self._host.model)
         self._host.model.eval()
         found = self._held_out(self._host)
         train_mode(self._host.model, self._config.norms == "frozen")
@@ -245,29 +278,37 @@ class Loop:
         path = self._config.checkpoint
         if path is None:
             return
+        drawn = self._begun, self._now or self._begun
+        begun, now = zip(*processes.gathered("randomness", drawn), strict=True)
+        if processes.rank():
+            return
         state = {
             "model": state_of(self._host.model),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "others": _plain(self._others.state_dict()),
             "best": self.best,
-            "begun": self._begun,
-            "now": self._now or self._begun,
+            "begun": [*begun],
+            "now": [*now],
             "measured": [vars(each).copy() for each in self.measured],
             **{name: getattr(self, name) for name in _PLAIN},
         }
         checkpoint.save(path, self._made_for, state)
 
     def _resume(self) -> bool:
-        path = self._config.checkpoint
-        state = None if path is None else checkpoint.load(path, self._made_for)
+        path, rank = self._config.checkpoint, processes.rank()
+        if path is None:
+            return False
+        state = None if rank else checkpoint.load(path, self._made_for)
+        state = processes.of_first("a checkpoint", state)
         if state is None:
             return False
         load_state(self._host.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self._others.load_state_dict({**self._others.state_dict(), **state["others"]})
-        self.best, self._begun, self._now = state["best"], state["begun"], state["now"]
+        self.best = state["best"]
+        self._begun, self._now = state["begun"][rank], state["now"][rank]
         self.measured = [Measured(**each) for each in state["measured"]]
         for name in _PLAIN:
             setattr(self, name, state[name])
@@ -301,6 +342,36 @@ def _length(loader: Any) -> int:
     if not count:
         raise DataError("training data: the loader is empty; pass a few batches")
     return count
+
+
+def _check_alike(made_for: dict[str, Any]) -> None:
+    """Check that all processes train the same model in the same way.
+
+    Raises:
+        CoRaError: They do not.
+    """
+    for number, other in enumerate(processes.gathered("settings", made_for)):
+        for name, value in made_for.items():
+            if other.get(name) == value:
+                continue
+            found = f"{value} in process {processes.rank()}, {other.get(name)} in "
+            found += f"process {number}"
+            if name == "batches":
+                raise DataError(
+                    f"training data: batches of the loader: {found}; all need as many: "
+                    "use a DistributedSampler, or drop what one has too many"
+                )
+            raise ConfigError(
+                (name,), f"{found}; give each the same quantized model and settings"
+            )
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    """Have samplers that shuffle by epoch, as torch's DistributedSampler, do so."""
+    for each in (loader, getattr(loader, "sampler", None)):
+        set_epoch = getattr(each, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
 
 
 def _window(given: int | None, steps: int) -> int:

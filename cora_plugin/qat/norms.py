@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cora_plugin import processes
+
 BATCHES = 50
 """Batches that statistics are measured anew on."""
 
@@ -33,7 +35,8 @@ def train_mode(model: nn.Module, frozen: bool) -> None:
 def measure(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any]) -> int:
     """Measure the statistics of batch norms anew; return how many norms there are.
 
-    The model ends in evaluation mode.
+    The model ends in evaluation mode. Of several processes each sees its own batches,
+    and as many as the others.
 
     Args:
         model: The model.
@@ -53,5 +56,18 @@ def measure(model: nn.Module, run: Callable[[Any], Any], batches: Iterable[Any])
         run(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    average(model)
     model.eval()
     return len(norms)
+
+
+@torch.no_grad()
+def average(model: nn.Module) -> None:
+    """Have the statistics be the mean of those of all processes."""
+    if processes.count() == 1:
+        return
+    norms = norms_of(model)
+    held = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    processes.add_up("statistics of norms", held)
+    for value in held:
+        value.div_(processes.count())

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from cora_plugin import processes
 from cora_plugin.adapters.errors import ModelError
 from cora_plugin.outputs import device_of
 
@@ -54,6 +55,13 @@ def load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name, value in model.state_dict(keep_vars=True).items():
         if name in state:
             value.copy_(state[name])
+
+
+def same_everywhere(model: nn.Module) -> None:
+    """Have a model's state be that of the first process."""
+    state = model.state_dict(keep_vars=True).values()
+    held = [value for value in state if isinstance(value, Tensor) and value.numel()]
+    processes.from_first("the model", held)
 
 
 @contextmanager
