@@ -26,6 +26,7 @@ import torch
 from cora_plugin import load_adapters
 
 float_model, images = net(), torch.cat(batches())
+other_images = torch.cat(batches(2, seed=2))
 """
 
 
@@ -40,13 +41,28 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_page_of_processes_runs(launcher, tmp_path):
+    ran = launched(launcher, "adapt.py", tmp_path)
+    assert ran.stdout.count("bits a weight") == 1
+    adapters, _, _ = load_adapters(tmp_path / "adapters.safetensors")
+    assert adapters
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_page_trains(launcher, tmp_path):
+    ran = launched(launcher, "train.py", tmp_path)
+    assert ran.stdout.count("transitions") >= 1
+
+
+def launched(launcher, name, tmp_path):
+    """What came of a script of the page of processes, in two of them."""
     page = Path(__file__).parents[2] / "docs" / "processes.md"
-    (script,) = re.findall(r"(?s)```python\n(.*?)```", page.read_text())
-    (tmp_path / "adapt.py").write_text(script)
+    scripts = re.findall(r"(?s)```python\n(.*?)```", page.read_text())
+    (script,) = (each for each in scripts if each.startswith(f"# {name}"))
+    (tmp_path / name).write_text(script)
     (tmp_path / "yours.py").write_text(YOURS)
     support = str(Path(sharing.__file__).parent)
     ran = subprocess.run(
-        [sys.executable, "-m", *LAUNCHERS[launcher], "adapt.py"],
+        [sys.executable, "-m", *LAUNCHERS[launcher], name],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": support},
         capture_output=True,
@@ -54,6 +70,4 @@ def test_the_page_of_processes_runs(launcher, tmp_path):
         timeout=400,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("bits a weight") == 1
-    adapters, _, _ = load_adapters(tmp_path / "adapters.safetensors")
-    assert adapters
+    return ran

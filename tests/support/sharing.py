@@ -19,6 +19,7 @@ from small_net import batches, net
 from torch import nn
 
 from cora_plugin import CoRa, alone, load_adapters, processes, save_adapters
+from cora_plugin.qat import finetune
 from cora_plugin.widths import plan_widths
 
 QUICK = {"budget": 0.3, "held_out": 0.25}
@@ -46,6 +47,15 @@ CASES = {
 
 TOOLKIT_CASES = "default", "butterworth"
 """Those that are tried with a toolkit, too."""
+
+TRAININGS = {
+    "shares": {},
+    "the same held out": {},
+    "accumulated": {"accumulate": 2, "clip": 1.0},
+    "norms": {"norms": "estimated"},
+    "resumed": {"checkpoint": "train.state", "every": 2},
+}
+"""Trainings that one process and several end the same with."""
 
 
 class Wrapped(nn.Module):
@@ -91,6 +101,72 @@ def write_toolkit(name, path, case):
     report = toolkit.apply_cora(*given, CASES[case])
     toolkit.save_cora(path, model)
     write_figures(path, report)
+
+
+class Norm(nn.Module):
+    """A batch norm that the toolkits do not merge into the layer before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.net = net()
+        # Outputs of all but nothing are the same up to float32's digits.
+        self.net[-1].weight.data *= 30
+
+    def forward(self, x):
+        return self.net(self.norm(x))
+
+
+class Stopping(list):
+    """Fails once, at its fifth batch."""
+
+    def __iter__(self):
+        for number, batch in enumerate(super().__iter__()):
+            if number == 4 and not getattr(self, "stopped", False):
+                self.stopped = True
+                raise OSError("stopped")
+            yield batch
+
+
+def trained(name, case, folder):
+    """Train a model that a toolkit quantized; the model, and the report."""
+    if name == "brevitas":
+        from cora_plugin.integrations import brevitas as toolkit
+    else:
+        from cora_plugin.integrations import nncf as toolkit
+    torch.manual_seed(0)
+    model = toolkit.quantize_ptq(Norm().eval(), batches(), weight_bits=3)
+    settings = {"epochs": 2, "lr": 1e-3, "target": 0.02, **TRAININGS[case]}
+    if "checkpoint" in settings:
+        settings["checkpoint"] = str(folder / settings["checkpoint"])
+    held_out = batches(2, seed=2)
+    if case != "the same held out":
+        held_out = [e[processes.rank() :: processes.count()] for e in held_out]
+    torch.manual_seed(0)
+    others = {"reference": Norm().eval(), "held_out": held_out, **settings}
+    data = share()
+    if case == "resumed":
+        data = Stopping(data)
+        try:
+            finetune(model, data, **others)
+        except OSError:
+            data.stopped = True
+    return model, finetune(model, data, **others)
+
+
+def write_trainings(name, folder):
+    """Write what each training ends with; the checkpoint is the first process's."""
+    for case in TRAININGS:
+        model, report = trained(name, case, folder)
+        figures = {
+            "before": report.before.value,
+            "after": report.after.value,
+            "kept": report.verdict.kept,
+            "losses": report.losses,
+            "rates": [each.rate for each in report.transitions.steps],
+        }
+        state = {n: v for n, v in model.state_dict().items() if v.is_floating_point()}
+        torch.save((figures, state), folder / f"{case}.pt")
 
 
 def write_figures(path, report):
@@ -164,6 +240,28 @@ def apart(case):
     return "none", len(host.branches)
 
 
+def untrained(name, case):
+    """Let a training go wrong; the error, and whether the model is as before."""
+    from cora_plugin.testing.checks import assert_same_state
+
+    if name == "brevitas":
+        from cora_plugin.integrations import brevitas as toolkit
+    else:
+        from cora_plugin.integrations import nncf as toolkit
+    model = toolkit.quantize_ptq(net(), batches(), weight_bits=3 + processes.rank())
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    data = share()
+    if case == "batches":
+        data = data[processes.rank() :]
+    lr = 1e-3 * (1 + processes.rank() * (case == "settings"))
+    try:
+        finetune(model, data, reference=net(), held_out=share(), lr=lr)
+    except Exception as error:
+        assert_same_state(model, before)
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
 def late():
     """What a process says while another one comes a second later."""
     said = logging.handlers.BufferingHandler(100)
@@ -208,6 +306,9 @@ def main():
         return
     for case in TOOLKIT_CASES:
         write_toolkit(cases, folder / case, case)
+    write_trainings(cases, folder)
+    errors = {case: untrained(cases, case) for case in ("batches", "settings")}
+    (folder / "errors").write_text(json.dumps(errors))
     torch.distributed.destroy_process_group()
 
 
