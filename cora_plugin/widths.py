@@ -69,16 +69,12 @@ def plan_widths(
             settings right after; they may take a GiB.
 
     Raises:
-        BudgetError: The budget is no total, or less than the least that can be stored.
+        ConfigError: The budget is no total.
+        BudgetError: It is less than the least that can be stored.
         ModelError: The host cannot quantize at a width of the menu.
     """
     settings = CoRaConfig.of(config)
-    if not settings.budget.is_total:
-        raise BudgetError(
-            f"budget: {settings.budget} is no total; bit widths are planned in a "
-            "budget of all that is stored, such as '4.1 bits total', '1.0 ptq' or "
-            "'0.8 MiB'"
-        )
+    settings.budget.check_total()
     check_loader(loader)
     with ordinary_tensors(), host.prepared(), agreeing():
         layers = checked_layers(host)

@@ -27,6 +27,9 @@ WAYS = {
 }
 """Settings that may be given in several ways, one value of each."""
 
+BESIDE = {"menu": {"budget": "1 ptq"}}
+"""What a setting is not without."""
+
 
 def alternatives(hint):
     """The types that an annotation allows, of settings by the class itself."""
@@ -59,7 +62,7 @@ def test_what_a_setting_is_may_be_given(cls, given):
 @pytest.mark.parametrize("name", WAYS)
 def test_all_that_may_be_given_is_read(name):
     for value in WAYS[name]:
-        CoRaConfig(**{name: value})
+        CoRaConfig(**{name: value}, **BESIDE.get(name, {}))
 
 
 def test_every_setting_of_further_types_is_tried():

@@ -9,10 +9,11 @@ from plain_host import PlainHost, quantized_copy
 from small_net import batches, distance, net
 
 from cora_plugin import CoRa, CoRaError
+from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.adapters.quantized import quantize
 from cora_plugin.budget import stored_bits
 from cora_plugin.compare.html import Page, html
-from cora_plugin.config import Budget
+from cora_plugin.config import Budget, CoRaConfig
 from cora_plugin.width_plan import WidthPlan
 from cora_plugin.widths import plan_widths
 
@@ -242,6 +243,12 @@ def test_a_total_without_a_menu_buys_adapters_for_what_is_left():
 def test_impossible_plans(config, message):
     with pytest.raises(CoRaError, match=message):
         plan_widths(PlainHost(net()), batches(), config)
+
+
+@pytest.mark.parametrize("other", [{}, {"budget": "5%"}, {"sweep": [0.1, 0.2]}])
+def test_a_menu_needs_a_total_from_the_first(other):
+    with pytest.raises(ConfigError, match=r"^budget: .* is no total; bit widths are"):
+        CoRaConfig(menu=MENU, **other)
 
 
 def test_a_menu_without_a_plan_is_refused():

@@ -65,6 +65,19 @@ class Budget:
         """Whether it counts the quantized weights, too."""
         return self.unit in TOTALS
 
+    def check_total(self) -> None:
+        """Check that bit widths can be planned in it.
+
+        Raises:
+            ConfigError: It is no total.
+        """
+        if not self.is_total:
+            raise ConfigError(
+                KEY,
+                f"{self} is no total; bit widths are planned in a budget of all that "
+                "is stored, such as '4.1 bits total', '1.0 ptq' or '0.8 MiB'",
+            )
+
     @classmethod
     def parse(cls, value: Any) -> "Budget":
         """Read `0.05`, `"5%"`, `"0.2 bits"`, `"4.1 bits total"` or `"0.05 kl"`."""

@@ -241,6 +241,9 @@ class CoRaConfig:
                 "chooses nothing; leave it out, or use search=spectral",
             )
 
+        if self.widths:
+            self.budget.check_total()
+
     @property
     def widths(self) -> tuple[int, ...]:
         """The menu; empty where the toolkit's widths stay."""

@@ -2,10 +2,10 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.integrations.brevitas.options import BrevitasOptions
@@ -73,7 +73,7 @@ def _learn(
 def check_blocks(
     model: nn.Module, pattern: str, key: tuple[str, ...], where: str = ""
 ) -> None:
-    """Refuse a pattern that is in no module's own name.
+    """Refuse a pattern that is in no module's own name, or in that of one to skip.
 
     Raises:
         ConfigError: It is, for the key at `where`.
@@ -86,3 +86,24 @@ def check_blocks(
             f"{', '.join(sorted(own))}",
             where,
         )
+    for path, block in _blocks(model, pattern):
+        held = (getattr(each, "weight", None) for each in block.modules())
+        if not any(isinstance(each, Tensor) and each.ndim > 1 for each in held):
+            raise ConfigError(
+                key,
+                f"{pattern!r} is found in {path}, which holds no layer with a weight "
+                f"to round ({type(block).__name__}); have it match blocks that do",
+                where,
+            )
+
+
+def _blocks(
+    model: nn.Module, pattern: str, where: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The outermost modules with the pattern in their own name, as Brevitas has it."""
+    for name, child in model.named_children():
+        path = f"{where}.{name}" if where else name
+        if re.search(pattern, name):
+            yield path, child
+        else:
+            yield from _blocks(child, pattern, path)

@@ -63,12 +63,22 @@ def test_a_peer_is_a_cell(toolkit, recipe, method, tmp_path):
 
 
 @pytest.mark.skipif(find_spec("brevitas") is None, reason="needs brevitas")
-def test_blocks_that_there_are_not(tmp_path):
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("stage", "'stage' is found in no module's own name"),
+        (
+            r"^\d$",
+            r"learned_round_blocks: .* is found in layers\.1, which holds no layer",
+        ),
+    ],
+)
+def test_blocks_that_there_are_not(blocks, message, tmp_path):
     from cora_plugin import CoRaError
 
-    ptq = {"learned_round": "block", "learned_round_blocks": "stage"}
+    ptq = {"learned_round": "block", "learned_round_blocks": blocks}
     path = written(tmp_path / "recipe.yaml", ptq=ptq, cora=False)
-    with pytest.raises(CoRaError, match="'stage' is found in no module's own name"):
+    with pytest.raises(CoRaError, match=message):
         run(Recipe.read(path))
 
 
