@@ -145,8 +145,7 @@ class HeldOut:
         labels = [e.labels for e in self._batches if e.labels is not None]
         whole = len(labels) == len(self._batches)
         self._labels = torch.cat(labels).cpu() if whole else None
-        held = processes.gathered(HELD_OUT, _checksum(self._reference))
-        self._shared = len({*held}) > 1
+        self._shared = processes.count() > 1 and not self._same_everywhere()
 
     @torch.no_grad()
     def __call__(self, host: TrainableHost) -> Verdict:
@@ -165,6 +164,10 @@ class HeldOut:
         distance = averaged(self._objective, each, self._reference, outputs)
         mixed = losses(self._objective, self._share, wanted, found, self._labels)
         return self._of_all(Verdict(distance, mixed, self._top1(outputs)))
+
+    def _same_everywhere(self) -> bool:
+        """Whether all processes have the same images, by the float model's outputs."""
+        return len({*processes.gathered(HELD_OUT, _checksum(self._reference))}) == 1
 
     def _of_all(self, mine: Verdict) -> Verdict:
         """The verdict of all processes: the first one's, or that on all shares."""

@@ -11,7 +11,7 @@ def full_disk(size: int = 1000) -> Iterator[None]:
     """No file can grow beyond so many bytes.
 
     That holds for the bytecode of what is first imported here, too, and Python keeps
-    such a file cut off: every later process fails at "marshal data too short".  So
+    such a file cut off: every later process fails at "marshal data too short". So
     none is written.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -91,10 +92,7 @@ def write_plain(path, case):
 
 def write_toolkit(name, path, case):
     """The same with a toolkit."""
-    if name == "brevitas":
-        from cora_plugin.integrations import brevitas as toolkit
-    else:
-        from cora_plugin.integrations import nncf as toolkit
+    toolkit = import_module(f"cora_plugin.integrations.{name}")
     # Activations are calibrated with all the data in each process.
     model = toolkit.quantize_ptq(Wrapped(), batches(), weight_bits=3)
     given = (share(), model) if name == "brevitas" else (model, share())
@@ -130,10 +128,7 @@ class Stopping(list):
 
 def trained(name, case, folder):
     """Train a model that a toolkit quantized; the model, and the report."""
-    if name == "brevitas":
-        from cora_plugin.integrations import brevitas as toolkit
-    else:
-        from cora_plugin.integrations import nncf as toolkit
+    toolkit = import_module(f"cora_plugin.integrations.{name}")
     torch.manual_seed(0)
     model = toolkit.quantize_ptq(Norm().eval(), batches(), weight_bits=3)
     settings = {"epochs": 2, "lr": 1e-3, "target": 0.02, **TRAININGS[case]}
@@ -244,10 +239,7 @@ def untrained(name, case):
     """Let a training go wrong; the error, and whether the model is as before."""
     from cora_plugin.testing.checks import assert_same_state
 
-    if name == "brevitas":
-        from cora_plugin.integrations import brevitas as toolkit
-    else:
-        from cora_plugin.integrations import nncf as toolkit
+    toolkit = import_module(f"cora_plugin.integrations.{name}")
     model = toolkit.quantize_ptq(net(), batches(), weight_bits=3 + processes.rank())
     before = {n: v.clone() for n, v in model.state_dict().items()}
     data = share()
