@@ -122,11 +122,26 @@ class Graph:
                 output=proto.output,
                 opset_import=[helper.make_opsetid("", OPSET)],
             )
-            feeds = dict(zip(proto.input, map(array_of, node.inputs), strict=True))
+            arrays = [array_of(value) for value in node.inputs]
+            if node.op_type in ("DequantizeLinear", "Cast"):
+                arrays = [_of_eight_bits(array) for array in arrays]
+            feeds = dict(zip(proto.input, arrays, strict=True))
             results = ReferenceEvaluator(function).run(None, feeds, {})
             for value, result in zip(node.outputs, results, strict=True):
                 value.const_value = ir.Tensor(result)
             ahead += node.successors()
+
+
+def _of_eight_bits(array: Array | None) -> Array | None:
+    """The same integers in a type that every ONNX's evaluator reads.
+
+    That of ONNX 1.17, the last that QONNX allows in Python 3.10, has 4-bit types of its
+    own.
+    """
+    wider = {INT4: np.int8, UINT4: np.uint8}
+    if array is None or array.dtype not in wider:
+        return array
+    return array.astype(wider[array.dtype])
 
 
 def _is_computable(node: ir.Node) -> bool:
