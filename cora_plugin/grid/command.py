@@ -1,6 +1,7 @@
 """`cora-plugin compare`: measures every cell, writes tables and a page."""
 
 import copy
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -201,17 +202,23 @@ def _toolkits(
 def _check_cells(document: Document, found: Sequence[Cell]) -> None:
     """Find what is wrong with all cells of a toolkit before any is measured.
 
-    Settings of adapters stand in cells with adapters alone.
+    Settings of adapters stand in cells with adapters alone, and may not suit each
+    budget: all of them are read.
     """
-    firsts = {
-        (cell.toolkit, bool(cell.values["cora"])): cell
+    differing = {
+        (cell.toolkit, json.dumps(cell.values["cora"])): cell
         for cell in reversed(found)
         if not cell.absent
     }
-    for cell in firsts.values():
+    checked = set()
+    for cell in reversed(differing.values()):
         one = copy.deepcopy(document)  # It knows the lines of what the cell shares.
         one.values = {**cell.values, "output": str(Path(cell.values["output"]).parent)}
-        check(Recipe.of(one))
+        recipe = Recipe.of(one)
+        kind = cell.toolkit, bool(cell.values["cora"])
+        if kind not in checked:
+            checked.add(kind)
+            check(recipe)
 
 
 def _is_due(outcome: Mapping[str, Any] | None, retry: bool) -> bool:

@@ -20,7 +20,7 @@ from cora_plugin.integrations.scopes import evaluation
 from cora_plugin.items import check_loader
 from cora_plugin.layer import Correction
 from cora_plugin.objective import Choice, decide
-from cora_plugin.outputs import device_of
+from cora_plugin.outputs import device_of, moved
 from cora_plugin.qat.held_out import HeldOut, Verdict, answers, batch_of
 from cora_plugin.qat.hosted import hosted
 from cora_plugin.qat.loop import Loop
@@ -240,14 +240,15 @@ class _Tuner:
 
 
 def _first(loader: Any) -> Any:
-    """An input of the model.
+    """An input of the model, on the CPU, from where it is sent to other processes.
 
     Raises:
         DataError: There is none.
     """
     check_loader(loader, what="training data")
     for item in loader:
-        return batch_of(item, "training data", False).images
+        images = batch_of(item, "training data", False).images
+        return moved(images, torch.device("cpu"))
     raise DataError("training data: the loader is empty; pass a few batches")
 
 

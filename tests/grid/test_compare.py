@@ -123,6 +123,13 @@ def test_settings_of_adapters_are_looked_at_where_the_first_cells_have_none(
     path = recipe(tmp_path, {"methods": ["none", "default"]}, cora={"dampning": 1})
     with pytest.raises(ConfigError, match="cora: unknown key 'dampning'"):
         compare(path)
+
+
+def test_settings_of_adapters_are_looked_at_with_each_budget(plain, tmp_path):
+    lists = {"methods": ["none", "default"], "budgets": ["1.05 ptq", 0.05]}
+    path = recipe(tmp_path, lists, cora={"menu": [3, 4, 8]})
+    with pytest.raises(ConfigError, match="is no total; bit widths"):
+        compare(path)
     assert not (tmp_path / "out").exists()
 
 
