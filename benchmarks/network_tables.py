@@ -10,7 +10,7 @@ from typing import Any
 from figures import NAMES, bold, cell, find, markdown, need, read, spread
 
 from cora_plugin.compare.experiment import RAISED
-from cora_plugin.compare.rows import FIGURES, GAIN, NONE
+from cora_plugin.compare.rows import ERROR, FIGURES, GAIN, NONE
 
 LITE0 = "accuracy-lite0-W4A8-brevitas", "accuracy-lite0-W4A8-nncf"
 BUDGET = "budget-lite0-W4A8-brevitas"
@@ -72,7 +72,7 @@ def accuracy(name: str, methods: str = "") -> str:
             for method in methods.split(", ")
         ]
     # All of it is of classes: the KL divergence says how far.
-    left_out = "iterations", "distance", GAIN
+    left_out = "iterations", "distance", ERROR, GAIN
     figures = [each for each in FIGURES if each not in left_out]
     return markdown(
         ["toolkit", "recipe", "adapters", *figures],

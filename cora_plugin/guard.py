@@ -15,7 +15,7 @@ from cora_plugin.adapters.exact import exact
 from cora_plugin.batches import Units
 from cora_plugin.host import Host
 from cora_plugin.layer import Correction
-from cora_plugin.objective import Distance, Objective, Sums
+from cora_plugin.objective import Distance, Objective, Sums, standard_error
 from cora_plugin.outputs import Batch
 from cora_plugin.progress import bar
 from cora_plugin.reference import References
@@ -343,16 +343,6 @@ def _values(measured: float | Tensor) -> Tensor:
         )
     (total,) = processes.add_up("metric", (), [value])
     return torch.tensor([total / processes.count()], dtype=torch.float64)
-
-
-def standard_error(differences: Tensor) -> float | None:
-    """The standard error of the mean of paired differences [N].
-
-    None where it is not known: of a single sample, or where one is not finite.
-    """
-    if len(differences) < 2 or not torch.isfinite(differences).all():
-        return None
-    return float(differences.std() / len(differences) ** 0.5)
 
 
 def _in_doubt(pairs: Tensor, doubt: float) -> bool:

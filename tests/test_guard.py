@@ -6,9 +6,9 @@ from plain_host import PlainHost
 from small_net import batches, net
 
 from cora_plugin import CoRa
-from cora_plugin.guard import Guard, Step, standard_error
+from cora_plugin.guard import Guard, Step
 from cora_plugin.layer import Correction
-from cora_plugin.objective import KL, Distance, distances
+from cora_plugin.objective import KL, Distance, distances, standard_error
 
 
 def test_the_standard_error_on_hand_made_numbers():

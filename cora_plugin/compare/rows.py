@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cora_plugin.compare.interval import Interval, gain, packed
 from cora_plugin.config import CoRaConfig
-from cora_plugin.objective import KL, MSE, Objective, measure
+from cora_plugin.objective import KL, MSE, Objective, Sums, standard_error
 from cora_plugin.plain import plain
 
 NONE = "none"
@@ -109,6 +109,8 @@ class Row:
             outputs are no classes.
         distance: Mean distance from the float network, where that is another.
         objective: What that distance is.
+        error: The standard error of either mean, if the images are drawn independently;
+            None: it is zero, or of one image.
         equivalent_bits: Bits a quantized weight, scales and adapters included; None:
             not counted.
         iterations: Those of a search or a refinement that learns.
@@ -130,6 +132,7 @@ class Row:
     kl: float | None = None
     distance: float | None = None
     objective: str | None = None
+    error: float | None = None
     equivalent_bits: float | None = None
     iterations: int | None = None
     seconds: float | None = None
@@ -198,7 +201,9 @@ def judge(
     if objective is None:
         one = reference.ndim < 2 or reference.shape[1] == 1
         objective = MSE() if one else KL()
-    found = measure(objective, {"": reference}, {"": outputs})
+    sums = Sums(objective)
+    sums.add({"": reference}, {"": outputs})
+    found = sums.distance
     same: dict[str, Any] = {"kl": found.value}
     if found.objective != "kl":
         labels, same = None, {"distance": found.value}
@@ -207,6 +212,7 @@ def judge(
         top1=None if labels is None else top1(outputs, labels),
         right=None if labels is None else packed(_right(outputs, labels)),
         agreement=found.agreement,
+        error=standard_error(sums.distances) or None,
         **same,
         **about,
     )
@@ -215,12 +221,16 @@ def judge(
 GAIN = "Δ top-1 [95 %]"
 """The heading of gains, the widest figures."""
 
+ERROR = "±"
+"""The heading of standard errors of KL divergence and distance, beside either."""
+
 FIGURES: Mapping[str, tuple[str, str]] = {
     "top-1": ("top1", ".1%"),
     GAIN: ("gain", "+.1%"),
     "agreement": ("agreement", ".1%"),
     "KL": ("kl", ".4f"),
     "distance": ("distance", ".4g"),
+    ERROR: ("error", ".2g"),
     "bits": ("equivalent_bits", ".2f"),
     "iterations": ("iterations", "d"),
     "seconds": ("seconds", ".0f"),

@@ -16,6 +16,7 @@ from cora_plugin.objective.distance import (
     check_shapes,
     distances,
     measure,
+    standard_error,
 )
 from cora_plugin.objective.kinds import KL, MSE, Bernoulli, Cosine, Custom
 from cora_plugin.objective.weighted import Weighted
@@ -38,4 +39,5 @@ __all__ = [
     "decide_on",
     "distances",
     "measure",
+    "standard_error",
 ]

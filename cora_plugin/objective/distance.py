@@ -159,6 +159,16 @@ def distances(objective: Objective, reference: Outputs, outputs: Outputs) -> Ten
     return sums.distances
 
 
+def standard_error(samples: Tensor) -> float | None:
+    """The standard error of the mean of samples [N].
+
+    None where it is not known: of a single sample, or where one is not finite.
+    """
+    if len(samples) < 2 or not torch.isfinite(samples).all():
+        return None
+    return float(samples.std() / len(samples) ** 0.5)
+
+
 def measure(objective: Objective, reference: Outputs, outputs: Outputs) -> Distance:
     """The mean distance over all samples, in float64."""
     sums = Sums(objective)

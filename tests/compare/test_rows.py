@@ -50,6 +50,9 @@ def test_a_row_against_the_float_network():
     entropy = float(-(p * p.log()).sum(1).mean())
     assert other.kl == pytest.approx(math.log(2) - entropy)
     assert other.agreement == 0.5 and other.top1 is None
+    each = math.log(2) + (p * p.log()).sum(1)
+    assert other.error == pytest.approx(float(each.std() / 2**0.5))
+    assert same.error is None and judge(reference[:1], torch.zeros(1, 2)).error is None
 
 
 def test_a_row_is_read_back():
@@ -112,6 +115,11 @@ def test_outputs_without_classes_are_judged_by_their_own_distance():
     assert (row.distance, row.objective) == (0.25, "mse")
     assert Row.of(row.to_dict()) == row
     text = printed(table([row], {"model": "label"}))
-    assert "distance" in text and "KL" not in text
+    assert "distance" in text and "KL" not in text and "±" not in text
+    other = judge(reference, reference + torch.tensor([[0.5], [0.6]]))
+    assert other.error == pytest.approx(0.055, rel=1e-5)
+    assert (
+        "±" in (text := printed(table([other], {"model": "label"}))) and "0.055" in text
+    )
     wide = judge(reference.repeat(1, 3), reference.repeat(1, 3), objective=Cosine())
     assert wide.objective == "cosine"
