@@ -206,7 +206,7 @@ def _check_cells(document: Document, found: Sequence[Cell]) -> None:
     budget: all of them are read.
     """
     differing = {
-        (cell.toolkit, json.dumps(cell.values["cora"])): cell
+        (cell.toolkit, json.dumps(cell.values["cora"], default=str)): cell
         for cell in reversed(found)
         if not cell.absent
     }
