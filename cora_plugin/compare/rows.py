@@ -3,10 +3,13 @@
 The demo, `cora-plugin run` and the benchmarks all judge by these figures.
 """
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from torch import Tensor
 
@@ -275,6 +278,37 @@ def table(rows: Iterable[Row], names: Mapping[str, str], title: str = "") -> Tab
     for cells in zip(*(cells for _, cells in [*columns, *figures]), strict=True):
         made.add_row(*map(plain, cells))
     return made
+
+
+def show(
+    made: Table,
+    console: Console,
+    spare: Iterable[str] = (ERROR,),
+    files: str = "report.html",
+) -> None:
+    """Print a table without the columns that a narrow console has no room for.
+
+    Else they would take the room from the names of rows.
+
+    Args:
+        made: As `table` makes it; it is changed.
+        console: Where it goes.
+        spare: The headings of columns that may be left out, in this order.
+        files: Which files have all columns.
+    """
+    unlimited = console.options.update(width=sys.maxsize)
+    columns = {str(column.header): column for column in made.columns}
+    left_out: set[str] = set()
+    for heading in (each for each in spare if each in columns):
+        if Measurement.get(console, unlimited, made).maximum <= console.width:
+            break
+        made.columns.remove(columns[heading])
+        left_out.add(heading)
+    console.print(made)
+    if left_out:
+        named = ", ".join(heading for heading in columns if heading in left_out)
+        line = f"no room for {named}: see {files}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _figure(value: float | Interval | None, form: str) -> str:

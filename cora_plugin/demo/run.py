@@ -12,7 +12,15 @@ from torch import Tensor
 
 from cora_plugin.compare.experiment import Arm, Variant, variants
 from cora_plugin.compare.html import Page, write_html
-from cora_plugin.compare.rows import MENU, NONE, Row, method_name, settings, table
+from cora_plugin.compare.rows import (
+    MENU,
+    NONE,
+    Row,
+    method_name,
+    settings,
+    show,
+    table,
+)
 from cora_plugin.compare.task import Task
 from cora_plugin.config import Budget, CoRaConfig, RefineConfig
 from cora_plugin.demo.data import calibration_images, test_images
@@ -105,7 +113,7 @@ def run_demo(
     title = (
         f"{task.name}, {len(task.test)} crops of labelled ImageNet photos, KL to float"
     )
-    console.print(table(rows, {"model": "label"}, title))
+    show(table(rows, {"model": "label"}, title), console)
     page = Page(
         title=f"The demo of cora-plugin: {task.name}",
         rows=rows,

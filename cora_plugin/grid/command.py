@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
 from cora_plugin.adapters.errors import ConfigError
 from cora_plugin.compare.html import Failed
 from cora_plugin.compare.machine import machine, versions
-from cora_plugin.compare.rows import DETAILS, FIGURES, NONE, Row, table
+from cora_plugin.compare.rows import (
+    DETAILS,
+    ERROR,
+    FIGURES,
+    NONE,
+    Row,
+    show,
+    table,
+)
 from cora_plugin.document import Document
 from cora_plugin.grid.cells import Cell, cells
 from cora_plugin.grid.folder import Folder
@@ -33,6 +39,12 @@ MANY = 64
 
 FIRST = ("top-1", "KL", "distance", "bits")
 """Columns of figures that a narrow console shows, too."""
+
+SPARE = (
+    ERROR,
+    *(h for h in reversed([*FIGURES, *DETAILS]) if h not in (*FIRST, ERROR)),
+)
+"""The others, in the order in which they are left out."""
 
 Runner = Callable[[Sequence[Cell], Folder, Done, Tell], None]
 """Measures cells into a folder, and tells of each."""
@@ -141,7 +153,8 @@ def _measured(
         facts = versions() | machine()
         write(result, folder.path, _title(document), document.values, facts, note)
     if result.rows:
-        _show(table(result.rows, names(result.rows), _title(document)), console)
+        made = table(result.rows, names(result.rows), _title(document))
+        show(made, console, SPARE, "comparison.md or report.html")
     for each in result.failed:
         console.print(
             f"{each.name}: {each.reason}", highlight=False, markup=False, soft_wrap=True
@@ -153,24 +166,6 @@ def _measured(
         reason = "no cell could be measured; the reasons are above"
         raise document.error(("compare",), reason)
     return result
-
-
-def _show(made: Table, console: Console) -> None:
-    """Print a table without the columns that a narrow console has no room for.
-
-    Else it would take the room from the names of rows.
-    """
-    unlimited = console.options.update(width=sys.maxsize)
-    spare = [c for c in made.columns if c.header in (*FIGURES, *DETAILS)]
-    spare = [c for c in spare if c.header not in FIRST]
-    left_out: list[str] = []
-    while spare and Measurement.get(console, unlimited, made).maximum > console.width:
-        made.columns.remove(spare[-1])
-        left_out.insert(0, str(spare.pop().header))
-    console.print(made)
-    if left_out:
-        line = f"no room for {', '.join(left_out)}: see comparison.md or report.html"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Document:

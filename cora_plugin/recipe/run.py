@@ -22,6 +22,7 @@ from cora_plugin.adapters.errors import (
     Key,
     ToolkitError,
 )
+from cora_plugin.compare.rows import show
 from cora_plugin.integrations.doing import doing, in_a_line
 from cora_plugin.integrations.toolkit import ADAPTERS, Export
 from cora_plugin.progress import timed
@@ -166,7 +167,7 @@ def run(recipe: Recipe, console: Console | None = None) -> Results:
         results.example = example
         _export(results, toolkit.exports, model, results.example, folder, console)
         results.write(folder)
-    console.print(results.table())
+    show(results.table(), console)
     for line in results.lines():
         console.print(line, highlight=False, markup=False)
     return results

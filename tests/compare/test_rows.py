@@ -16,6 +16,7 @@ from cora_plugin.compare.rows import (
     judge,
     method_name,
     settings,
+    show,
     table,
     top1,
 )
@@ -123,3 +124,13 @@ def test_outputs_without_classes_are_judged_by_their_own_distance():
     )
     wide = judge(reference.repeat(1, 3), reference.repeat(1, 3), objective=Cosine())
     assert wide.objective == "cosine"
+
+
+def test_a_narrow_console_has_no_room_for_errors():
+    row = Row(label="+ adapters", top1=0.5, agreement=0.5, kl=0.25, error=0.0123)
+    for width, shown in ((50, False), (80, True)):
+        text = io.StringIO()
+        show(table([row], {"model": "label"}), Console(file=text, width=width))
+        made, _, left_out = text.getvalue().partition("no room for")
+        assert "+ adapters" in made and ("0.012" in made) is shown
+        assert left_out == ("" if shown else " ±: see report.html\n")
