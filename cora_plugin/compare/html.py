@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from cora_plugin.adapters.files import whole_file
 from cora_plugin.compare.machine import machine, versions
-from cora_plugin.compare.rows import DETAILS, FIGURES, Row
+from cora_plugin.compare.rows import DETAILS, FIGURES, Row, written
 from cora_plugin.compare.scatter import Point, Scatter, scatter
 from cora_plugin.objective import TITLES
 from cora_plugin.report import Report
@@ -186,7 +186,7 @@ def _figure(value: Any, form: str) -> Cell:
         return Cell("")
     # What is not finite is shown, but there is no order for it.
     number = float(value)
-    return Cell(format(value, form), number if math.isfinite(number) else None)
+    return Cell(written(value, form), number if math.isfinite(number) else None)
 
 
 def _plots(page: Page) -> list[Scatter]:

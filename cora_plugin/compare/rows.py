@@ -313,4 +313,15 @@ def show(
 
 def _figure(value: float | Interval | None, form: str) -> str:
     # No iterations are nothing to show; any other zero is a figure.
-    return "" if value is None or (form == "d" and not value) else format(value, form)
+    return "" if value is None or (form == "d" and not value) else written(value, form)
+
+
+def written(value: float | Interval, form: str) -> str:
+    """A figure in the form of its column, but for a distance that is no zero as 0.0000.
+
+    Args:
+        value: The figure.
+        form: What `FIGURES` and `DETAILS` say.
+    """
+    text = format(value, form)
+    return format(value, ".2g") if value and text == "0.0000" else text

@@ -103,7 +103,9 @@ def test_the_table_leaves_out_what_no_row_has():
     text = printed(table(rows, {"model": "label"}, "title"))
     assert "title" in text and "agreement" in text
     assert not any(word in text for word in ("top-1", "bits", "iterations"))
-    assert "0.1235" in text and "50.0%" in text
+    assert "0.1235" in text and "50.0%" in text and "0.0000" in text
+    near = Row(label="near", top1=None, agreement=1.0, kl=2.45e-6)
+    assert "2.4e-06" in printed(table([near], {"model": "label"}))
     labelled = [*rows, Row(top1=0.25, agreement=0.0, kl=1.0, equivalent_bits=4.5)]
     text = printed(table(labelled, {"model": "label", "adapters": "method"}))
     assert "25.0%" in text and "4.50" in text
