@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cora_plugin.adapters.errors import FileError
-from cora_plugin.compare.rows import FIGURES, NONE, SHORT
+from cora_plugin.compare.rows import FIGURES, NONE, SHORT, written
 
 FOLDER = Path(__file__).parent
 
@@ -93,7 +93,7 @@ def cell(row: Mapping[str, Any], heading: str) -> str:
     """A figure as every table has it, by its heading; empty if it is not known."""
     field, form = FIGURES[heading]
     value = row.get(field)
-    return "" if value is None else format(value, form)
+    return "" if value is None else written(value, form)
 
 
 def bold(text: str, when: bool = True) -> str:

@@ -200,13 +200,13 @@ def _check_cells(document: Document, found: Sequence[Cell]) -> None:
     Settings of adapters stand in cells with adapters alone, and may not suit each
     budget: all of them are read.
     """
-    differing = {
-        (cell.toolkit, json.dumps(cell.values["cora"], default=str)): cell
-        for cell in reversed(found)
-        if not cell.absent
-    }
+    differing: dict[tuple[str, str], Cell] = {}
+    for cell in found:
+        if not cell.absent:
+            settings = json.dumps(cell.values["cora"], default=str)
+            differing.setdefault((cell.toolkit, settings), cell)
     checked = set()
-    for cell in reversed(differing.values()):
+    for cell in differing.values():
         one = copy.deepcopy(document)  # It knows the lines of what the cell shares.
         one.values = {**cell.values, "output": str(Path(cell.values["output"]).parent)}
         recipe = Recipe.of(one)

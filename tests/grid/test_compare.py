@@ -123,6 +123,7 @@ def test_settings_of_adapters_are_looked_at_where_the_first_cells_have_none(
     path = recipe(tmp_path, {"methods": ["none", "default"]}, cora={"dampning": 1})
     with pytest.raises(ConfigError, match="cora: unknown key 'dampning'"):
         compare(path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_of_adapters_are_looked_at_with_each_budget(plain, tmp_path):
